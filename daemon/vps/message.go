@@ -1,0 +1,47 @@
+package vps
+
+import "time"
+
+// MessageKind names what a message is about; stable, for filters.
+type MessageKind string
+
+const (
+	MessageOperationStarted   MessageKind = "operation_started"
+	MessageOperationSucceeded MessageKind = "operation_succeeded"
+	MessageOperationFailed    MessageKind = "operation_failed"
+	MessageOperationCancelled MessageKind = "operation_cancelled"
+	MessageNeedsAttention     MessageKind = "needs_attention"
+	MessageOptionChanged      MessageKind = "option_changed"
+	MessageUndoEnded          MessageKind = "undo_ended"
+	MessageWarning            MessageKind = "warning"
+)
+
+// Message is one line of the journal that customers and operators read. Append-only.
+type Message struct {
+	ID  int64
+	At  time.Time
+	VPS string
+	// VPSName is the name at that time.
+	VPSName   string
+	Kind      MessageKind
+	Actor     Actor
+	Operation string // id; "" when none
+	// Text is written for a customer: no host paths, no internals.
+	Text string
+	// Detail is for operators only.
+	Detail string
+}
+
+// MessageQuery selects messages, newest first.
+type MessageQuery struct {
+	VPS    string // "" for all
+	Kind   MessageKind
+	Before int64 // cursor: ids below this; 0 for the newest
+	Limit  int
+}
+
+// MessagePage is one page; Next is 0 on the last.
+type MessagePage struct {
+	Messages []Message
+	Next     int64
+}

@@ -1,0 +1,3 @@
+module vpssnapd
+
+go 1.26.8

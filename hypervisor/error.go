@@ -1,0 +1,30 @@
+package hypervisor
+
+import "errors"
+
+// What can go wrong on a host, told apart with errors.Is. The texts around them
+// are for logs: they may hold host paths.
+var (
+	// ErrUnavailable: libvirt does not answer. Of a changing call the outcome is unknown.
+	ErrUnavailable = errors.New("the hypervisor does not answer")
+	// ErrNotFound: no such domain or disk.
+	ErrNotFound = errors.New("no such domain or disk")
+	// ErrOff: the domain is not active.
+	ErrOff = errors.New("the domain is off")
+	// ErrBusy: another job or process holds the disk or domain.
+	ErrBusy = errors.New("busy")
+	// ErrNotReady: the merge is not ready to pivot.
+	ErrNotReady = errors.New("the merge is not ready")
+	// ErrAgent: the guest agent is missing, refused, or did not answer in time.
+	ErrAgent = errors.New("the guest agent did not do it")
+	// ErrUnsupported: the host or the domain cannot do this at all.
+	ErrUnsupported = errors.New("not supported")
+	// ErrDenied: host confinement (AppArmor, SELinux, permissions) forbids it.
+	ErrDenied = errors.New("denied by the host")
+	// ErrNoSpace: the file system is full.
+	ErrNoSpace = errors.New("no space left")
+	// ErrReplaced: another file lies where ours should be.
+	ErrReplaced = errors.New("the file was replaced")
+	// ErrPersistence: libvirt could not save the definition.
+	ErrPersistence = errors.New("the definition could not be saved")
+)

@@ -1,0 +1,329 @@
+// Package hypervisor is what the daemon asks of a host, as intent: switch these
+// disks to overlays, merge that overlay, exchange these files. It has its own
+// types; nothing of libvirt or QEMU shows in it, and it imports nothing of ours.
+//
+// Implementations: hypervisor/libvirt with hypervisor/qemuimg (the real host),
+// and hypervisor/fake. The suite in hypervisor/hypervisortest holds both to
+// what is written here.
+package hypervisor
+
+import (
+	"context"
+	"time"
+)
+
+// Host is everything asked of one KVM host.
+type Host interface {
+	Domains
+	Images
+	// Close gives up the connection. Guests and running merges are left alone.
+	Close() error
+}
+
+// Domains is what is asked of libvirt.
+//
+// Unless said otherwise a call returns ErrNotFound for an unknown domain and
+// ErrUnavailable when libvirt does not answer. After ErrUnavailable from a call
+// that changes something its outcome is unknown and must be read with Domain.
+// A call may outlive its context on the server; ctx bounds only the waiting.
+type Domains interface {
+	// Info tells versions. ErrUnavailable when not connected.
+	Info(ctx context.Context) (Info, error)
+	// List returns every domain, persistent or not. Sizes may be missing.
+	List(ctx context.Context) ([]Domain, error)
+	// Domain reads one domain anew from its live and its inactive definition.
+	Domain(ctx context.Context, id string) (Domain, error)
+	// Events delivers what happens on the host, from the first connection to
+	// Close. One consumer. When it is slow, events of the same domain and kind
+	// are merged, never silently lost.
+	Events() <-chan Event
+
+	// Freeze freezes the guest's file systems through its agent. It returns
+	// after at most limit. After an error the guest may be frozen, now or
+	// later: Thaw until Thaw succeeds. ErrAgent when there is no agent, or it
+	// refused or did not answer.
+	Freeze(ctx context.Context, id string, limit time.Duration) error
+	// Thaw thaws the guest's file systems; not being frozen is no error. It
+	// uses a connection of its own and waits at most limit. May be repeated.
+	Thaw(ctx context.Context, id string, limit time.Duration) error
+	// PingAgent succeeds when the guest agent answers within limit, else ErrAgent.
+	PingAgent(ctx context.Context, id string, limit time.Duration) error
+
+	// SwitchToOverlays makes all named disks write to their overlays, in one
+	// atomic act, running or off. The overlays exist already, made by
+	// CreateOverlay on the very image each disk uses now. Disks not named are
+	// untouched. No snapshot object is left in libvirt. On an error other than
+	// ErrUnavailable no disk was switched.
+	SwitchToOverlays(ctx context.Context, id string, disks []DiskSwitch) error
+
+	// StartMerge begins to copy Top into Base while the guest runs (active or
+	// paused). ErrBusy when the disk has a job already, ErrOff when the domain
+	// is not active, ErrDenied when host confinement forbids writing the base.
+	StartMerge(ctx context.Context, id string, m Merge) error
+	// MergeJob reads the job of one disk. No job is Job{}, not an error.
+	MergeJob(ctx context.Context, id, target string) (Job, error)
+	// Pivot makes the guest use the base of a Ready merge. ErrNotReady when
+	// the job is not ready; the job and the overlay are then left as they are.
+	Pivot(ctx context.Context, id, target string) error
+	// AbortMerge ends a job; the overlay stays complete. No job is no error.
+	AbortMerge(ctx context.Context, id, target string) error
+
+	// PointDisks rewrites the named disks' sources in the persistent definition
+	// (all else, secrets included, is kept) and makes the definition durable,
+	// directory included. ErrPersistence when it cannot be saved.
+	PointDisks(ctx context.Context, id string, disks []DiskSource) error
+	// SyncDefinition makes the persistent definition durable, directory included.
+	SyncDefinition(ctx context.Context, id string) error
+	// SetMetadata stores our XML element in the domain's definition (live and
+	// persistent); "" removes it.
+	SetMetadata(ctx context.Context, id, xml string) error
+
+	// Suspend stops the guest's processors; paused already is no error. ErrOff when off.
+	Suspend(ctx context.Context, id string) error
+	// Resume lets them run again; running already is no error. ErrOff when off.
+	Resume(ctx context.Context, id string) error
+	// PowerOff ends the QEMU process and returns when it is gone; off already is no error.
+	PowerOff(ctx context.Context, id string) error
+	// Start boots the domain, ignoring and removing any managed save image; active already is
+	// no error. With paused its processors stay stopped.
+	Start(ctx context.Context, id string, paused bool) error
+	// RemoveManagedSave removes the memory image that a start would resume; none is no error.
+	RemoveManagedSave(ctx context.Context, id string) error
+}
+
+// Images is what is asked of the file system and qemu-img. Formats are always
+// stated by the caller, never probed. Missing files give an error that
+// satisfies errors.Is(err, fs.ErrNotExist); a full file system ErrNoSpace.
+type Images interface {
+	// Inspect reads an image's own header. Safe while a guest uses the image.
+	Inspect(ctx context.Context, path, format string) (Image, error)
+	// CreateOverlay makes a new qcow2 overlay, exclusive, mode 0600, owner as
+	// the base, verified and durable (file and directory) when it returns.
+	CreateOverlay(ctx context.Context, o Overlay) (File, error)
+	// Copy makes dst an exact copy of src, exclusive, mode and owner as src, durable.
+	Copy(ctx context.Context, src, dst string) (File, error)
+	// MergeOffline copies what overlay holds into its base, which nobody else
+	// may have open (ErrBusy). The overlay is left as it is. May be repeated after any
+	// failure. progress may be nil.
+	MergeOffline(ctx context.Context, m OfflineMerge, progress func(done, total int64)) error
+	// Rebase makes overlay's header name a new backing file, without copying.
+	Rebase(ctx context.Context, overlay, backing, backingFormat string) error
+	// Exchange swaps two files of one directory in one atomic act, durable when it returns.
+	Exchange(ctx context.Context, a, b string) error
+	// Remove unlinks path if it is still the file with that inode, and makes that
+	// durable. A file that is gone already is no error; another file there is
+	// ErrReplaced and is left alone.
+	Remove(ctx context.Context, path string, inode uint64) error
+	// Stat reads a file's identity and allocation.
+	Stat(ctx context.Context, path string) (File, error)
+	// Space reads the file system that holds dir.
+	Space(ctx context.Context, dir string) (Space, error)
+}
+
+// Info is what runs on the host.
+type Info struct {
+	Hostname          string
+	LibvirtVersion    string // "9.0.0"
+	HypervisorVersion string // QEMU's, "7.2.22"
+}
+
+// State is a domain's state.
+type State string
+
+const (
+	Running   State = "running"
+	Paused    State = "paused"
+	Off       State = "off"
+	Suspended State = "suspended" // guest asleep (S3)
+	Crashed   State = "crashed"
+	Unknown   State = "unknown"
+)
+
+// PauseReason tells why a domain is paused, as far as that matters here.
+type PauseReason string
+
+const (
+	PausedByUser  PauseReason = "user"
+	PausedByIO    PauseReason = "io_error" // werror=stop or enospc
+	PausedByOther PauseReason = "other"
+)
+
+// AgentState is what is known of the guest agent's channel.
+type AgentState string
+
+const (
+	AgentNone         AgentState = "none"
+	AgentDisconnected AgentState = "disconnected"
+	AgentConnected    AgentState = "connected"
+)
+
+// Domain is one libvirt domain.
+type Domain struct {
+	ID          string // UUID, lower case
+	Name        string
+	State       State
+	PauseReason PauseReason // when Paused
+	Persistent  bool
+	Autostart   bool
+	Agent       AgentState
+	ManagedSave bool
+	// Disks is what the domain uses: the live definition when active, else the persistent one.
+	Disks []Disk
+	// PersistentDisks is what the next boot will use. Empty for a transient domain.
+	PersistentDisks []Disk
+	// NVRAM is the file with the UEFI variables; "" when there is none.
+	NVRAM string
+	// NVRAMOther says that there are UEFI variables which are not a plain local file.
+	NVRAMOther bool
+	// TPM says that the domain has an emulated TPM with state of its own.
+	TPM bool
+	// ForeignSnapshots counts libvirt snapshot objects, which we never make.
+	ForeignSnapshots int
+	// Checkpoints counts libvirt checkpoints (dirty bitmaps).
+	Checkpoints int
+	// Metadata is our XML element as stored in the persistent definition; "" when there is none.
+	Metadata string
+}
+
+// Disk is one disk of a domain, as the definition says.
+type Disk struct {
+	Target string // vda
+	Device string // disk, cdrom, floppy, lun
+	// Type of the source: file, block, network, volume, nvme, vhostuser, dir, vhostvdpa.
+	Type   string
+	Path   string // of a file source; "" when empty
+	Format string // qcow2, raw, ...; as stated by the definition
+	// Chain is what lies below Path, nearest first, as the live definition
+	// states it. When the definition does not state it (ChainKnown is false)
+	// the image headers are the authority.
+	Chain      []Layer
+	ChainKnown bool
+	ReadOnly   bool
+	Shareable  bool
+	Transient  bool
+	Encrypted  bool
+	// Slice says that only a part of the file is the disk.
+	Slice bool
+	// SizeBytes is the virtual size, 0 when it was not read.
+	SizeBytes int64
+	// Job says that a block job runs on the disk.
+	Job bool
+}
+
+// Layer is one image of a chain.
+type Layer struct {
+	Path   string
+	Format string
+}
+
+// DiskSwitch names a disk and the qcow2 overlay it shall write to.
+type DiskSwitch struct {
+	Target  string
+	Overlay string
+}
+
+// DiskSource names a disk and the image it shall use.
+type DiskSource struct {
+	Target string
+	Path   string
+	Format string
+}
+
+// Merge names two layers of a disk's chain. When Top is the image the guest
+// writes to, the job becomes Ready and waits for Pivot; when it lies below, the
+// job ends by itself and the layer above then names Base.
+type Merge struct {
+	Target string
+	Top    string
+	Base   string
+	// Active says that Top is the image the guest writes to.
+	Active bool
+	// BytesPerSecond limits the copying; 0: unlimited.
+	BytesPerSecond int64
+}
+
+// Job is a running block job. Done equal to Total does not mean Ready.
+type Job struct {
+	Found bool
+	Ready bool
+	Done  int64
+	Total int64
+	// Foreign says that it is not a merge of ours by its kind (a copy, a pull, a backup).
+	Foreign bool
+}
+
+// Image is what an image's header says.
+type Image struct {
+	Path          string
+	Format        string
+	VirtualSize   int64
+	AllocatedSize int64
+	Backing       string // as written in the header; "" when none
+	BackingFormat string
+	DataFile      bool
+	Encrypted     bool
+	// InternalSnapshots counts snapshots inside a qcow2 file.
+	InternalSnapshots int
+	// Bitmaps counts persistent dirty bitmaps.
+	Bitmaps int
+	// Dirty says that the header has the corrupt or dirty flag set.
+	Corrupt bool
+}
+
+// Overlay says what CreateOverlay makes.
+type Overlay struct {
+	Path       string // absolute, does not exist
+	Base       string // absolute
+	BaseFormat string
+	SizeBytes  int64 // virtual size; never left to the base
+}
+
+// OfflineMerge names an overlay and the base directly below it.
+type OfflineMerge struct {
+	Overlay    string
+	Base       string
+	BaseFormat string
+}
+
+// File identifies a file and tells how much it holds.
+type File struct {
+	Inode     uint64
+	Size      int64
+	Allocated int64
+	Modified  time.Time
+}
+
+// Space is the room on a file system, in bytes, as an unprivileged writer sees it.
+type Space struct {
+	Total int64
+	Free  int64
+	// Device tells file systems apart.
+	Device uint64
+}
+
+// EventKind is what an Event is about.
+type EventKind string
+
+const (
+	// EventConnected: libvirt answers (again); everything must be read anew.
+	EventConnected EventKind = "connected"
+	// EventDisconnected: libvirt does not answer.
+	EventDisconnected EventKind = "disconnected"
+	// EventChanged: a domain's state, definition or device set changed; read it anew.
+	EventChanged EventKind = "changed"
+	// EventDefined: somebody defined the domain, perhaps anew. Also EventChanged's meaning.
+	EventDefined EventKind = "defined"
+	// EventUndefined: the domain's persistent definition was removed.
+	EventUndefined EventKind = "undefined"
+	// EventResumed: the guest's processors began to run, whoever caused it.
+	EventResumed EventKind = "resumed"
+	// EventJob: a block job became ready, ended or failed; read it with MergeJob.
+	EventJob EventKind = "job"
+)
+
+// Event is something that happened on the host.
+type Event struct {
+	Kind   EventKind
+	Domain string // UUID; "" for connection events
+	Name   string
+}
