@@ -1,0 +1,329 @@
+// Package lab gives tests, the demo and benchmarks a private libvirtd with tiny
+// guests, which the machine's own libvirtd never notices. It needs root and the
+// packages that packaging/install-deps installs, and imports nothing of ours.
+//
+// A lab is a mount and pid namespace. Its first process (init.go) is this very
+// binary started again, which supervises libvirtd: guests survive the death of
+// libvirtd, and nothing survives the death of the lab's owner.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// readyWithin bounds how long libvirtd may take until it answers. It probes
+// QEMU when it first starts, which is slow on a loaded machine.
+const readyWithin = 60 * time.Second
+
+// maxSocketPath is what fits into a struct sockaddr_un with its final NUL.
+const maxSocketPath = 107
+
+// Options say where a lab lives.
+type Options struct {
+	// Parent is where the lab makes its own directory; "" is the system's
+	// temporary directory. Not below /run, which is hidden inside a lab.
+	Parent string
+	// ImageDir holds the images; "" is a directory of the lab's own. One given
+	// here outlives the lab, may be shared by several labs, and may be a mount
+	// of its own if it is mounted before Start.
+	ImageDir string
+}
+
+// Lab is one private libvirtd and its guests.
+type Lab struct {
+	dir      string
+	imageDir string
+	init     *exec.Cmd
+
+	mu       sync.Mutex // one request to init at a time
+	requests io.WriteCloser
+	replies  *json.Decoder
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Start makes a lab and returns when its libvirtd answers. ctx bounds only the
+// start; the lab lives until Close or until its owner's process ends.
+func Start(ctx context.Context, o Options) (*Lab, error) {
+	if !mainCalled.Load() {
+		return nil, errors.New("cannot start a lab: lab.Main was not called at the start of main or TestMain")
+	}
+	dir, err := os.MkdirTemp(o.Parent, "lab-")
+	if err != nil {
+		return nil, fmt.Errorf("cannot start a lab: %w", err)
+	}
+	l := &Lab{dir: dir, imageDir: o.ImageDir}
+	if err := l.start(ctx); err != nil {
+		return nil, fmt.Errorf("cannot start a lab: %w", errors.Join(err, l.Close()))
+	}
+	return l, nil
+}
+
+func (l *Lab) start(ctx context.Context) error {
+	if n := len(l.socket()); n > maxSocketPath {
+		return fmt.Errorf("%s is too long for a socket's path", l.socket())
+	}
+	if l.imageDir == "" {
+		l.imageDir = filepath.Join(l.dir, "images")
+	}
+	dirs := []string{l.imageDir, l.consoleDir(), filepath.Dir(l.socket())}
+	for _, hidden := range replacedDirs {
+		dirs = append(dirs, filepath.Join(l.dir, hidden))
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := l.writeConfig(); err != nil {
+		return err
+	}
+	if err := l.startInit(); err != nil {
+		return err
+	}
+	return l.StartLibvirtd(ctx)
+}
+
+// startInit starts this binary again as the first process of new namespaces.
+func (l *Lab) startInit() error {
+	log, err := os.Create(filepath.Join(l.dir, "lab.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := &exec.Cmd{
+		Path:   "/proc/self/exe",
+		Args:   []string{initName, l.dir},
+		Dir:    "/",
+		Stderr: log,
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
+			Setsid:     true, // the terminal's ^C is the owner's affair
+		},
+	}
+	requests, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	replies, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("new namespaces: %w", err)
+	}
+	l.init, l.requests, l.replies = cmd, requests, json.NewDecoder(replies)
+	return nil
+}
+
+func (l *Lab) writeConfig() error {
+	files := map[string]string{
+		"qemu.conf": `cgroup_controllers = []
+security_driver = "none"
+user = "root"
+group = "root"
+stdio_handler = "file"
+namespaces = []
+`,
+		"libvirtd.conf": fmt.Sprintf(`unix_sock_dir = %q
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+`, filepath.Dir(l.socket())),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(l.ConfigDir(), name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close kills libvirtd and every guest and removes the lab's directory. It may
+// be called again.
+func (l *Lab) Close() error {
+	l.closing.Do(func() {
+		if l.init != nil {
+			l.requests.Close()
+			l.closeErr = l.init.Wait()
+		}
+		l.closeErr = errors.Join(l.closeErr, os.RemoveAll(l.dir))
+	})
+	return l.closeErr
+}
+
+// URI is where libvirt clients connect to.
+func (l *Lab) URI() string { return "qemu+unix:///system?socket=" + l.socket() }
+
+// Dir is the lab's own directory. Inside the lab, etc/libvirt, var/lib/libvirt,
+// var/log/libvirt and var/cache/libvirt of it replace those of the machine.
+func (l *Lab) Dir() string { return l.dir }
+
+// ImageDir is where the guests' images are; its path is the same inside.
+func (l *Lab) ImageDir() string { return l.imageDir }
+
+// ConfigDir is what libvirtd sees as /etc/libvirt. libvirtd looks for new
+// scripts in hooks/ only when it starts.
+func (l *Lab) ConfigDir() string { return filepath.Join(l.dir, "etc/libvirt") }
+
+// LogDir is what libvirtd sees as /var/log/libvirt.
+func (l *Lab) LogDir() string { return filepath.Join(l.dir, "var/log/libvirt") }
+
+func (l *Lab) consoleDir() string { return filepath.Join(l.dir, "console") }
+
+func (l *Lab) socket() string { return filepath.Join(l.dir, "sock/libvirt-sock") }
+
+// StartLibvirtd starts libvirtd and returns when it answers.
+func (l *Lab) StartLibvirtd(ctx context.Context) error {
+	if _, err := l.ask(request{Do: doStart}); err != nil {
+		return err
+	}
+	return l.waitReady(ctx)
+}
+
+// waitReady connects until libvirtd answers. There is no event for a socket
+// that is about to be made, so this polls.
+func (l *Lab) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	for {
+		_, err := l.Virsh(ctx, "version")
+		if err == nil {
+			return nil
+		}
+		if _, gone := l.LibvirtdPID(); gone != nil {
+			return fmt.Errorf("libvirtd ended: %s", l.initLog())
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("libvirtd does not answer: %w: %s", err, l.initLog())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// initLog is what init and libvirtd had to say.
+func (l *Lab) initLog() string {
+	text, err := os.ReadFile(filepath.Join(l.dir, "lab.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// KillLibvirtd kills libvirtd with SIGKILL and returns when it is gone. Guests live on.
+func (l *Lab) KillLibvirtd() error { return l.signal("", syscall.SIGKILL) }
+
+// StopLibvirtd stops libvirtd (SIGSTOP): calls to it hang.
+func (l *Lab) StopLibvirtd() error { return l.signal("", syscall.SIGSTOP) }
+
+// ContinueLibvirtd lets a stopped libvirtd go on.
+func (l *Lab) ContinueLibvirtd() error { return l.signal("", syscall.SIGCONT) }
+
+// KillQEMU kills the domain's QEMU with SIGKILL and returns when it is gone.
+func (l *Lab) KillQEMU(name string) error { return l.signal(name, syscall.SIGKILL) }
+
+// StopQEMU stops the domain's QEMU (SIGSTOP): its monitor hangs.
+func (l *Lab) StopQEMU(name string) error { return l.signal(name, syscall.SIGSTOP) }
+
+// ContinueQEMU lets a stopped QEMU go on.
+func (l *Lab) ContinueQEMU(name string) error { return l.signal(name, syscall.SIGCONT) }
+
+// LibvirtdPID is libvirtd's process id as the lab's owner sees it.
+func (l *Lab) LibvirtdPID() (int, error) { return l.pid("") }
+
+// QEMUPID is the process id of the domain's QEMU as the lab's owner sees it.
+func (l *Lab) QEMUPID(name string) (int, error) { return l.pid(name) }
+
+func (l *Lab) signal(domain string, sig syscall.Signal) error {
+	_, err := l.ask(request{Do: doSignal, Domain: domain, Signal: sig})
+	return err
+}
+
+func (l *Lab) pid(domain string) (int, error) {
+	r, err := l.ask(request{Do: doPID, Domain: domain})
+	if err != nil {
+		return 0, err
+	}
+	return outerPID(l.init.Process.Pid, r.PID)
+}
+
+// outerPID finds the process that is called inner in the pid namespace of first.
+func outerPID(first, inner int) (int, error) {
+	namespace := func(pid string) string {
+		link, err := os.Readlink(filepath.Join("/proc", pid, "ns/pid"))
+		if err != nil {
+			return ""
+		}
+		return link
+	}
+	want := namespace(fmt.Sprint(first))
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		status, err := os.ReadFile(filepath.Join("/proc", e.Name(), "status"))
+		if err != nil || namespace(e.Name()) != want {
+			continue
+		}
+		var outer, seen int
+		_, ids, _ := strings.Cut(string(status), "NSpid:")
+		if _, err := fmt.Sscan(ids, &outer, &seen); err == nil && seen == inner {
+			return outer, nil
+		}
+	}
+	return 0, fmt.Errorf("process %d of the lab is gone", inner)
+}
+
+// ask sends one request to init and waits for its answer.
+func (l *Lab) ask(r request) (reply, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.init == nil {
+		return reply{}, errors.New("the lab did not start")
+	}
+	if err := json.NewEncoder(l.requests).Encode(r); err != nil {
+		return reply{}, fmt.Errorf("the lab is gone: %w: %s", err, l.initLog())
+	}
+	var answer reply
+	if err := l.replies.Decode(&answer); err != nil {
+		return reply{}, fmt.Errorf("the lab is gone: %w: %s", err, l.initLog())
+	}
+	if answer.Error != "" {
+		return reply{}, errors.New(answer.Error)
+	}
+	return answer, nil
+}
+
+// Virsh runs virsh against the lab and returns what it printed.
+func (l *Lab) Virsh(ctx context.Context, args ...string) (string, error) {
+	return run(ctx, "virsh", append([]string{"--quiet", "--connect", l.URI()}, args...)...)
+}
+
+// run runs a program to its end and returns its standard output.
+func run(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	// A grandchild that holds the pipes must not hang a cancelled caller.
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("cannot run %s %s: %w: %s", program, strings.Join(args, " "), err,
+			strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
