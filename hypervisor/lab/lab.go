@@ -27,6 +27,9 @@ import (
 // QEMU when it first starts, which is slow on a loaded machine.
 const readyWithin = 60 * time.Second
 
+// stopExportWithin bounds how long QEMU may take to end an export of a disk.
+const stopExportWithin = 10 * time.Second
+
 // maxSocketPath is what fits into a struct sockaddr_un with its final NUL.
 const maxSocketPath = 107
 
@@ -39,6 +42,8 @@ type Options struct {
 	// here outlives the lab, may be shared by several labs, and may be a mount
 	// of its own if it is mounted before Start.
 	ImageDir string
+	// CacheDir keeps the guests' kernel and initramfs; see Build.
+	CacheDir string
 }
 
 // Lab is one private libvirtd and its guests.
@@ -50,6 +55,9 @@ type Lab struct {
 	mu       sync.Mutex // one request to init at a time
 	requests io.WriteCloser
 	replies  *json.Decoder
+
+	exporting sync.Mutex // one export of a guest's disk at a time
+	cacheDir  string
 
 	closing  sync.Once
 	closeErr error
@@ -65,7 +73,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", err)
 	}
-	l := &Lab{dir: dir, imageDir: o.ImageDir}
+	l := &Lab{dir: dir, imageDir: o.ImageDir, cacheDir: o.CacheDir}
 	if err := l.start(ctx); err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", errors.Join(err, l.Close()))
 	}
