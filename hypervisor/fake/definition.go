@@ -1,0 +1,36 @@
+package fake
+
+import (
+	"context"
+
+	"vpssnapd/hypervisor"
+)
+
+// PointDisks rewrites the named disks' sources in the persistent definition.
+func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.DiskSource) error {
+	return h.call(ctx, "PointDisks", id, func(d *domain) error {
+		for _, s := range disks {
+			disk, err := find(d.PersistentDisks, s.Target)
+			if err != nil {
+				return err
+			}
+			disk.Path, disk.Format = s.Path, s.Format
+			disk.Chain, disk.ChainKnown = nil, false
+		}
+		d.tell(hypervisor.EventDefined)
+		return nil
+	})
+}
+
+// SyncDefinition has nothing to do: a fake host never loses power.
+func (h *Host) SyncDefinition(ctx context.Context, id string) error {
+	return h.call(ctx, "SyncDefinition", id, func(*domain) error { return nil })
+}
+
+// SetMetadata stores our XML element; "" removes it.
+func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
+	return h.call(ctx, "SetMetadata", id, func(d *domain) error {
+		d.Metadata = xml
+		return nil
+	})
+}

@@ -1,0 +1,283 @@
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"vpssnapd/hypervisor"
+)
+
+// domain is one domain as kept in its file. Of the embedded Domain, Disks is
+// the live definition: nil while the domain is off.
+type domain struct {
+	hypervisor.Domain
+	// Panel is the definition that a panel keeps and may define anew.
+	Panel []hypervisor.Disk
+	// Open are the images that the guest's QEMU has open, by path with their inode.
+	Open  map[string]uint64
+	Jobs  map[string]job
+	Guest Guest
+	Mind  AgentMind
+	// Freezing: the agent accepted a freeze late and will do it at the next chance.
+	Freezing bool
+
+	events []hypervisor.EventKind
+	gone   bool
+}
+
+func (d *domain) active() bool { return d.State != hypervisor.Off }
+
+func (d *domain) tell(kinds ...hypervisor.EventKind) { d.events = append(d.events, kinds...) }
+
+// live returns the disk of the live definition, or ErrOff or ErrNotFound.
+func (d *domain) live(target string) (*hypervisor.Disk, error) {
+	if !d.active() {
+		return nil, hypervisor.ErrOff
+	}
+	return find(d.Disks, target)
+}
+
+func find(disks []hypervisor.Disk, target string) (*hypervisor.Disk, error) {
+	for i := range disks {
+		if disks[i].Target == target {
+			return &disks[i], nil
+		}
+	}
+	return nil, fmt.Errorf("%w: disk %s", hypervisor.ErrNotFound, target)
+}
+
+// layers returns a disk's images, the top first: as the definition states them,
+// else as the headers do.
+func layers(d *hypervisor.Disk) ([]hypervisor.Layer, error) {
+	if d.Type != "file" || d.Path == "" {
+		return nil, nil
+	}
+	if d.ChainKnown {
+		return append([]hypervisor.Layer{{Path: d.Path, Format: d.Format}}, d.Chain...), nil
+	}
+	return headerChain(d.Path, d.Format)
+}
+
+// reopen notes which images the guest has open now.
+func (d *domain) reopen() error {
+	d.Open = map[string]uint64{}
+	for i := range d.Disks {
+		chain, err := layers(&d.Disks[i])
+		if err != nil {
+			return err
+		}
+		for _, l := range chain {
+			if d.Open[l.Path], err = inodeOf(l.Path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// off is what remains when the QEMU process is gone.
+func (d *domain) off() {
+	d.State, d.PauseReason = hypervisor.Off, ""
+	d.Disks, d.Open, d.Jobs = nil, nil, nil
+	d.Guest.Frozen, d.Freezing = false, false
+	d.gone = !d.Persistent
+	d.tell(hypervisor.EventChanged)
+}
+
+func (h *Host) domainFile(id string) string {
+	return filepath.Join(h.dir, "domains", id+".json")
+}
+
+// load reads one domain. Every id is a file name here, so only names that were
+// given out are looked at.
+func (h *Host) load(id string) (*domain, error) {
+	if id == "" || strings.ContainsAny(id, "/\\.\x00") {
+		return nil, hypervisor.ErrNotFound
+	}
+	data, err := os.ReadFile(h.domainFile(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hypervisor.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := &domain{}
+	if err := json.Unmarshal(data, d); err != nil {
+		return nil, fmt.Errorf("cannot read fake domain %s: %w", id, err)
+	}
+	return d, nil
+}
+
+func (h *Host) loadAll() ([]*domain, error) {
+	entries, err := os.ReadDir(filepath.Join(h.dir, "domains"))
+	if err != nil {
+		return nil, err
+	}
+	var all []*domain
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		d, err := h.load(id)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+func (h *Host) save(d *domain) error {
+	file := h.domainFile(d.ID)
+	if d.gone {
+		return os.Remove(file)
+	}
+	data, err := json.MarshalIndent(d, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// update changes one domain, or leaves it as it was when change fails.
+func (h *Host) update(id string, change func(d *domain) error) error {
+	var events []hypervisor.Event
+	err := h.locked(func() error {
+		d, err := h.load(id)
+		if err != nil {
+			return err
+		}
+		if err := change(d); err != nil {
+			return err
+		}
+		for _, k := range d.events {
+			events = append(events, hypervisor.Event{Kind: k, Domain: d.ID, Name: d.Name})
+		}
+		return h.save(d)
+	})
+	if err == nil {
+		h.emit(events)
+	}
+	return err
+}
+
+// look reads one domain.
+func (h *Host) look(id string, see func(d *domain) error) error {
+	return h.locked(func() error {
+		d, err := h.load(id)
+		if err != nil {
+			return err
+		}
+		return see(d)
+	})
+}
+
+// call runs one Domains call between its two points.
+func (h *Host) call(ctx context.Context, call, id string, change func(d *domain) error) error {
+	err := h.reach(ctx, call+".before", id)
+	if err == nil {
+		err = h.update(id, change)
+	}
+	if err == nil {
+		err = h.reach(ctx, call+".after", id)
+	}
+	if err != nil {
+		return fmt.Errorf("%s of domain %s failed: %w", call, id, err)
+	}
+	return nil
+}
+
+// unused is ErrBusy when a domain other than except has one of the images open.
+func (h *Host) unused(except string, paths ...string) error {
+	all, err := h.loadAll()
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		for _, p := range paths {
+			if _, ok := d.Open[p]; ok && d.ID != except {
+				return fmt.Errorf("%w: %s has %s open", hypervisor.ErrBusy, d.Name, p)
+			}
+		}
+	}
+	return nil
+}
+
+// Info tells versions.
+func (h *Host) Info(ctx context.Context) (hypervisor.Info, error) {
+	if err := h.reach(ctx, "Info.before", ""); err != nil {
+		return hypervisor.Info{}, fmt.Errorf("cannot read versions: %w", err)
+	}
+	return hypervisor.Info{Hostname: "fake", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.0"}, nil
+}
+
+// List returns every domain, without sizes.
+func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
+	if err := h.reach(ctx, "List.before", ""); err != nil {
+		return nil, fmt.Errorf("cannot list domains: %w", err)
+	}
+	var list []hypervisor.Domain
+	err := h.locked(func() error {
+		all, err := h.loadAll()
+		for _, d := range all {
+			list = append(list, d.shown())
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot list domains: %w", err)
+	}
+	return list, nil
+}
+
+// Domain reads one domain anew.
+func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error) {
+	if err := h.reach(ctx, "Domain.before", id); err != nil {
+		return hypervisor.Domain{}, fmt.Errorf("cannot read domain %s: %w", id, err)
+	}
+	var shown hypervisor.Domain
+	err := h.look(id, func(d *domain) error {
+		shown = d.shown()
+		size(shown.Disks)
+		size(shown.PersistentDisks)
+		return nil
+	})
+	if err != nil {
+		return hypervisor.Domain{}, fmt.Errorf("cannot read domain %s: %w", id, err)
+	}
+	return shown, nil
+}
+
+// shown is the domain as a caller sees it.
+func (d *domain) shown() hypervisor.Domain {
+	s := d.Domain
+	if !d.active() {
+		s.Disks = slices.Clone(s.PersistentDisks)
+	}
+	for i := range s.Disks {
+		_, s.Disks[i].Job = d.Jobs[s.Disks[i].Target]
+	}
+	s.Agent = d.agentState()
+	return s
+}
+
+// size reads the virtual sizes of the disks that have an image.
+func size(disks []hypervisor.Disk) {
+	for i := range disks {
+		disks[i].SizeBytes = 0
+		if l, err := readLayer(disks[i].Path, disks[i].Format); err == nil {
+			disks[i].SizeBytes = l.header.Size
+		}
+	}
+}

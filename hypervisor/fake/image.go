@@ -1,0 +1,340 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/hypervisor"
+)
+
+// Inspect reads an image's own header.
+func (h *Host) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
+	var l layer
+	err := h.image(ctx, "Inspect", path, func() (err error) {
+		l, err = readLayer(path, format)
+		return err
+	})
+	if err != nil {
+		return hypervisor.Image{}, fmt.Errorf("cannot inspect %s: %w", path, err)
+	}
+	return hypervisor.Image{
+		Path:          path,
+		Format:        l.header.Format,
+		VirtualSize:   l.header.Size,
+		AllocatedSize: l.allocated(),
+		Backing:       l.header.Backing,
+		BackingFormat: l.header.BackingFormat,
+	}, nil
+}
+
+// image runs one Images call between its two points.
+func (h *Host) image(ctx context.Context, call, path string, effect func() error) error {
+	if err := h.fate(ctx, call+".before", path); err != nil {
+		return err
+	}
+	if err := h.locked(effect); err != nil {
+		return err
+	}
+	return h.fate(ctx, call+".after", path)
+}
+
+// CreateOverlay makes a new qcow2 overlay.
+func (h *Host) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
+	file, err := h.createOverlay(ctx, o)
+	if err != nil {
+		return hypervisor.File{}, fmt.Errorf("cannot create overlay %s: %w", o.Path, err)
+	}
+	return file, nil
+}
+
+func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
+	if err := h.fate(ctx, "CreateOverlay.before", o.Path); err != nil {
+		return hypervisor.File{}, err
+	}
+	if !filepath.IsAbs(o.Path) || !filepath.IsAbs(o.Base) || o.SizeBytes <= 0 {
+		return hypervisor.File{}, errors.New("paths must be absolute and the size positive")
+	}
+	if _, err := headerChain(o.Base, o.BaseFormat); err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := createLike(o.Path, o.Base, 0o600); err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := h.fate(ctx, "CreateOverlay.half", o.Path); err != nil {
+		return hypervisor.File{}, err
+	}
+	header := record{Format: "qcow2", Size: o.SizeBytes, Backing: o.Base, BackingFormat: o.BaseFormat}
+	if err := appendTo(o.Path, header); err != nil {
+		return hypervisor.File{}, err
+	}
+	file, err := statFile(o.Path)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
+	return file, h.fate(ctx, "CreateOverlay.after", o.Path)
+}
+
+// createLike makes an empty file with the owner of model.
+func createLike(path, model string, mode os.FileMode) error {
+	var st unix.Stat_t
+	if err := unix.Stat(model, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: model, Err: err}
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(mode), f.Close())
+}
+
+// Copy makes dst an exact copy of src.
+func (h *Host) Copy(ctx context.Context, src, dst string) (hypervisor.File, error) {
+	file, err := h.copy(ctx, src, dst)
+	if err != nil {
+		return hypervisor.File{}, fmt.Errorf("cannot copy %s to %s: %w", src, dst, err)
+	}
+	return file, nil
+}
+
+func (h *Host) copy(ctx context.Context, src, dst string) (hypervisor.File, error) {
+	if err := h.fate(ctx, "Copy.before", dst); err != nil {
+		return hypervisor.File{}, err
+	}
+	info, err := os.Stat(src)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
+	data, err := os.ReadFile(src)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := createLike(dst, src, info.Mode().Perm()); err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := os.WriteFile(dst, data[:len(data)/2], 0o600); err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := h.fate(ctx, "Copy.half", dst); err != nil {
+		return hypervisor.File{}, err
+	}
+	if err := os.WriteFile(dst, data, 0o600); err != nil {
+		return hypervisor.File{}, err
+	}
+	file, err := statFile(dst)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
+	return file, h.fate(ctx, "Copy.after", dst)
+}
+
+// MergeOffline copies what the overlay holds into its base.
+func (h *Host) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
+	if err := h.mergeOffline(ctx, m, progress); err != nil {
+		return fmt.Errorf("cannot merge %s into %s: %w", m.Overlay, m.Base, err)
+	}
+	return nil
+}
+
+func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
+	if err := h.fate(ctx, "MergeOffline.before", m.Overlay); err != nil {
+		return err
+	}
+	top := hypervisor.Layer{Path: m.Overlay, Format: "qcow2"}
+	base := hypervisor.Layer{Path: m.Base, Format: m.BaseFormat}
+	l, err := readLayer(top.Path, top.Format)
+	if err != nil {
+		return err
+	}
+	if _, err := readLayer(base.Path, base.Format); err != nil {
+		return err
+	}
+	if l.header.Backing != base.Path || l.header.BackingFormat != base.Format {
+		return fmt.Errorf("the overlay's header names %s as its base", l.header.Backing)
+	}
+	var held []*os.File
+	defer func() { letGo(held) }()
+	err = h.locked(func() (err error) {
+		if err := h.unused("", top.Path, base.Path); err != nil {
+			return err
+		}
+		held, err = hold(unix.LOCK_EX, top.Path, base.Path)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	total := l.allocated()
+	for part := 1; part <= 2; part++ {
+		if err := mergeInto(top, base, part, 2); err != nil {
+			return err
+		}
+		if progress != nil {
+			progress(total*int64(part)/2, total)
+		}
+		if part == 1 {
+			if err := h.fate(ctx, "MergeOffline.half", m.Overlay); err != nil {
+				return err
+			}
+		}
+	}
+	return h.fate(ctx, "MergeOffline.after", m.Overlay)
+}
+
+// hold locks image files against everybody who also holds; ErrBusy when someone does.
+func hold(how int, paths ...string) ([]*os.File, error) {
+	var held []*os.File
+	for _, p := range paths {
+		f, err := os.Open(p)
+		if err == nil {
+			held = append(held, f)
+			err = flock(f, how|unix.LOCK_NB)
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%w: another process has %s open", hypervisor.ErrBusy, p)
+		}
+		if err != nil {
+			letGo(held)
+			return nil, err
+		}
+	}
+	return held, nil
+}
+
+// letGo closes, and thereby unlocks, what hold returned.
+func letGo(held []*os.File) {
+	for _, f := range held {
+		_ = f.Close()
+	}
+}
+
+// Rebase makes the overlay's header name a new backing file.
+func (h *Host) Rebase(ctx context.Context, overlay, backing, backingFormat string) error {
+	err := h.image(ctx, "Rebase", overlay, func() error {
+		if _, err := readLayer(backing, backingFormat); err != nil {
+			return err
+		}
+		if err := h.unused("", overlay); err != nil {
+			return err
+		}
+		return rebase(overlay, "qcow2", backing, backingFormat)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot rebase %s onto %s: %w", overlay, backing, err)
+	}
+	return nil
+}
+
+func rebase(overlay, format, backing, backingFormat string) error {
+	l, err := readLayer(overlay, format)
+	if err != nil {
+		return err
+	}
+	l.header.Backing, l.header.BackingFormat = backing, backingFormat
+	return appendTo(overlay, l.header)
+}
+
+// Exchange swaps two files of one directory.
+func (h *Host) Exchange(ctx context.Context, a, b string) error {
+	err := h.image(ctx, "Exchange", a, func() error {
+		if filepath.Dir(a) != filepath.Dir(b) {
+			return errors.New("they are not in one directory")
+		}
+		return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot exchange %s and %s: %w", a, b, err)
+	}
+	return nil
+}
+
+// Remove unlinks path if it is still the file with that inode.
+func (h *Host) Remove(ctx context.Context, path string, inode uint64) error {
+	err := h.image(ctx, "Remove", path, func() error {
+		found, err := inodeOf(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case found != inode:
+			return hypervisor.ErrReplaced
+		}
+		return os.Remove(path)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot remove %s: %w", path, err)
+	}
+	return nil
+}
+
+// Stat reads a file's identity and allocation.
+func (h *Host) Stat(ctx context.Context, path string) (file hypervisor.File, err error) {
+	err = h.image(ctx, "Stat", path, func() error {
+		file, err = statFile(path)
+		return err
+	})
+	if err != nil {
+		return hypervisor.File{}, fmt.Errorf("cannot stat %s: %w", path, err)
+	}
+	return file, nil
+}
+
+// statFile tells of an image what it would hold were it real.
+func statFile(path string) (hypervisor.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return hypervisor.File{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	file := hypervisor.File{
+		Inode:     st.Ino,
+		Size:      st.Size,
+		Allocated: st.Blocks * 512,
+		Modified:  time.Unix(st.Mtim.Unix()),
+	}
+	for _, format := range []string{"qcow2", "raw"} {
+		if l, err := readLayer(path, format); err == nil {
+			file.Allocated = l.allocated() + cluster
+			file.Size = file.Allocated
+			if format == "raw" {
+				file.Size = l.header.Size
+			}
+		}
+	}
+	return file, nil
+}
+
+// Space reads the file system that holds dir.
+func (h *Host) Space(ctx context.Context, dir string) (space hypervisor.Space, err error) {
+	err = h.image(ctx, "Space", dir, func() error {
+		var fsys unix.Statfs_t
+		if err := unix.Statfs(dir, &fsys); err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return err
+		}
+		space = hypervisor.Space{
+			Total:  int64(fsys.Blocks) * fsys.Bsize,
+			Free:   int64(fsys.Bavail) * fsys.Bsize,
+			Device: st.Dev,
+		}
+		return nil
+	})
+	if err != nil {
+		return hypervisor.Space{}, fmt.Errorf("cannot read the space of %s: %w", dir, err)
+	}
+	h.faultMu.Lock()
+	defer h.faultMu.Unlock()
+	if h.faults.free >= 0 {
+		space.Free = h.faults.free
+	}
+	return space, nil
+}

@@ -1,0 +1,241 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vpssnapd/hypervisor"
+)
+
+// job is a block job of one disk.
+type job struct {
+	hypervisor.Merge
+	Ready   bool
+	Foreign bool
+	Polls   int // calls of MergeJob until it is ready
+	Left    int // of them; negative: never by itself
+	Total   int64
+}
+
+// StartMerge begins to copy Top into Base. Half of it is in the base at once:
+// from here on the base is not what it was.
+func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) error {
+	return h.call(ctx, "StartMerge", id, func(d *domain) error {
+		disk, err := d.live(m.Target)
+		if err != nil {
+			return err
+		}
+		if _, busy := d.Jobs[m.Target]; busy {
+			return fmt.Errorf("%w: %s has a block job", hypervisor.ErrBusy, m.Target)
+		}
+		span, err := span(disk, m)
+		if err != nil {
+			return err
+		}
+		if err := h.unused(d.ID, m.Base); err != nil {
+			return err
+		}
+		j := job{Merge: m, Polls: h.mergePolls()}
+		j.Left = j.Polls
+		for _, l := range span[:len(span)-1] {
+			upper, err := readLayer(l.Path, l.Format)
+			if err != nil {
+				return err
+			}
+			j.Total += upper.allocated()
+		}
+		if err := copyDown(span, 1, 2); err != nil {
+			return err
+		}
+		if d.Jobs == nil {
+			d.Jobs = map[string]job{}
+		}
+		d.Jobs[m.Target] = j
+		if j.Left == 0 {
+			return d.finish(m.Target)
+		}
+		return nil
+	})
+}
+
+// span returns the layers from Top to Base.
+func span(disk *hypervisor.Disk, m hypervisor.Merge) ([]hypervisor.Layer, error) {
+	chain, err := layers(disk)
+	if err != nil {
+		return nil, err
+	}
+	top := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
+	base := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
+	if top < 0 || base <= top || m.Active != (top == 0) {
+		return nil, fmt.Errorf("disk %s has no such layers to merge", m.Target)
+	}
+	return chain[top : base+1], nil
+}
+
+// copyDown copies part/parts of every layer of span into the last one.
+func copyDown(span []hypervisor.Layer, part, parts int) error {
+	base := span[len(span)-1]
+	for i := len(span) - 2; i >= 0; i-- {
+		if err := mergeInto(span[i], base, part, parts); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish makes an active merge ready and ends a merge lower in the chain.
+func (d *domain) finish(target string) error {
+	j := d.Jobs[target]
+	d.tell(hypervisor.EventJob)
+	if j.Active {
+		j.Ready = true
+		d.Jobs[target] = j
+		return nil
+	}
+	disk, err := d.live(target)
+	if err != nil {
+		return err
+	}
+	span, err := span(disk, j.Merge)
+	if err != nil {
+		return err
+	}
+	if err := copyDown(span, 1, 1); err != nil {
+		return err
+	}
+	delete(d.Jobs, target)
+	if err := dropLayers(disk, j.Merge, true); err != nil {
+		return err
+	}
+	if p, err := find(d.PersistentDisks, target); err == nil {
+		if err := dropLayers(p, j.Merge, false); err != nil {
+			return err
+		}
+	}
+	return d.reopen()
+}
+
+// dropLayers takes what lies between the layer above Top and Base out of a
+// stated chain, and out of the header above when asked.
+func dropLayers(disk *hypervisor.Disk, m hypervisor.Merge, header bool) error {
+	top := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
+	base := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
+	if top < 0 || base < top {
+		return nil
+	}
+	above := hypervisor.Layer{Path: disk.Path, Format: disk.Format}
+	if top > 0 {
+		above = disk.Chain[top-1]
+	}
+	format := disk.Chain[base].Format
+	disk.Chain = slices.Delete(disk.Chain, top, base)
+	if !header {
+		return nil
+	}
+	return rebase(above.Path, above.Format, m.Base, format)
+}
+
+// MergeJob reads the job of one disk. While it is not ready its progress runs
+// up to the full amount, which does not mean ready.
+func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job, error) {
+	var seen hypervisor.Job
+	err := h.call(ctx, "MergeJob", id, func(d *domain) error {
+		j, ok := d.Jobs[target]
+		if !ok {
+			return nil
+		}
+		seen = hypervisor.Job{Found: true, Ready: j.Ready, Foreign: j.Foreign, Total: j.Total}
+		switch {
+		case j.Ready:
+			seen.Done = j.Total
+		case j.Left > 0:
+			j.Left--
+			seen.Done = j.Total * int64(j.Polls-j.Left) / int64(j.Polls)
+			d.Jobs[target] = j
+			if j.Left == 0 {
+				return d.finish(target)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return hypervisor.Job{}, err
+	}
+	return seen, nil
+}
+
+// Pivot makes the guest use the base of a ready merge.
+func (h *Host) Pivot(ctx context.Context, id, target string) error {
+	if err := h.pivot(ctx, id, target); err != nil {
+		return fmt.Errorf("cannot pivot %s of domain %s: %w", target, id, err)
+	}
+	return nil
+}
+
+func (h *Host) pivot(ctx context.Context, id, target string) error {
+	if err := h.reach(ctx, "Pivot.before", id); err != nil {
+		return err
+	}
+	var pivoted hypervisor.Disk
+	var top string
+	err := h.update(id, func(d *domain) error {
+		disk, err := d.live(target)
+		if err != nil {
+			return err
+		}
+		j := d.Jobs[target]
+		if !j.Ready {
+			return hypervisor.ErrNotReady
+		}
+		span, err := span(disk, j.Merge)
+		if err != nil {
+			return err
+		}
+		if err := copyDown(span, 1, 1); err != nil {
+			return err
+		}
+		chain, err := layers(disk)
+		if err != nil {
+			return err
+		}
+		delete(d.Jobs, target)
+		top = disk.Path
+		disk.Path, disk.Format = j.Base, span[len(span)-1].Format
+		disk.Chain, disk.ChainKnown = chain[len(span):], true
+		pivoted = *disk
+		d.tell(hypervisor.EventJob)
+		return d.reopen()
+	})
+	if err != nil {
+		return err
+	}
+	if err := h.reach(ctx, "Pivot.half", id); err != nil {
+		return err
+	}
+	err = h.update(id, func(d *domain) error {
+		disk, err := find(d.PersistentDisks, target)
+		if errors.Is(err, hypervisor.ErrNotFound) || disk.Path != top {
+			return nil
+		}
+		disk.Path, disk.Format = pivoted.Path, pivoted.Format
+		disk.Chain, disk.ChainKnown = pivoted.Chain, true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return h.reach(ctx, "Pivot.after", id)
+}
+
+// AbortMerge ends a job; what it wrote stays in the base.
+func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
+	return h.call(ctx, "AbortMerge", id, func(d *domain) error {
+		if _, ok := d.Jobs[target]; ok {
+			delete(d.Jobs, target)
+			d.tell(hypervisor.EventJob)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,130 @@
+package fake
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/hypervisor"
+)
+
+// Suspend stops the guest's processors.
+func (h *Host) Suspend(ctx context.Context, id string) error {
+	return h.call(ctx, "Suspend", id, func(d *domain) error {
+		switch d.State {
+		case hypervisor.Off:
+			return hypervisor.ErrOff
+		case hypervisor.Running:
+			d.State, d.PauseReason = hypervisor.Paused, hypervisor.PausedByUser
+			d.tell(hypervisor.EventChanged)
+		}
+		return nil
+	})
+}
+
+// Resume lets them run again.
+func (h *Host) Resume(ctx context.Context, id string) error {
+	return h.call(ctx, "Resume", id, func(d *domain) error {
+		switch d.State {
+		case hypervisor.Off:
+			return hypervisor.ErrOff
+		case hypervisor.Paused:
+			d.State, d.PauseReason = hypervisor.Running, ""
+			d.tell(hypervisor.EventChanged, hypervisor.EventResumed)
+		case hypervisor.Suspended, hypervisor.Crashed:
+			return fmt.Errorf("%w: the domain is %s", hypervisor.ErrUnsupported, d.State)
+		}
+		return nil
+	})
+}
+
+// PowerOff ends the QEMU process.
+func (h *Host) PowerOff(ctx context.Context, id string) error {
+	return h.call(ctx, "PowerOff", id, func(d *domain) error {
+		if d.active() {
+			d.off()
+		}
+		return nil
+	})
+}
+
+// Start boots the domain, without any managed save image.
+func (h *Host) Start(ctx context.Context, id string, paused bool) error {
+	return h.call(ctx, "Start", id, func(d *domain) error {
+		if d.active() {
+			return nil
+		}
+		return h.boot(d, paused)
+	})
+}
+
+func (h *Host) boot(d *domain, paused bool) error {
+	live := slices.Clone(d.PersistentDisks)
+	for i := range live {
+		disk := &live[i]
+		chain, err := layers(disk)
+		if err != nil {
+			return err
+		}
+		if len(chain) > 0 {
+			disk.Chain, disk.ChainKnown = chain[1:], true
+		}
+	}
+	d.Disks = live
+	if err := d.reopen(); err != nil {
+		return err
+	}
+	if err := h.lockable(d); err != nil {
+		return err
+	}
+	d.ManagedSave = false
+	d.Guest.Boots++
+	d.State, d.PauseReason = hypervisor.Running, ""
+	d.tell(hypervisor.EventChanged)
+	if paused {
+		d.State, d.PauseReason = hypervisor.Paused, hypervisor.PausedByUser
+	} else {
+		d.tell(hypervisor.EventResumed)
+	}
+	return nil
+}
+
+// lockable is ErrBusy when QEMU's image locks would refuse the start: a disk
+// written by two, a base written by another, or a merge off-line under way.
+func (h *Host) lockable(d *domain) error {
+	all, err := h.loadAll()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.ID == d.ID {
+			continue
+		}
+		for p := range d.Open {
+			if _, shared := o.Open[p]; shared && (d.writes(p) || o.writes(p)) {
+				return fmt.Errorf("%w: %s has %s open", hypervisor.ErrBusy, o.Name, p)
+			}
+		}
+	}
+	held, err := hold(unix.LOCK_SH, slices.Collect(maps.Keys(d.Open))...)
+	letGo(held)
+	return err
+}
+
+// writes says whether the guest writes to path alone.
+func (d *domain) writes(path string) bool {
+	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
+		return disk.Path == path && !disk.ReadOnly && !disk.Shareable
+	})
+}
+
+// RemoveManagedSave removes the memory image that a start would resume.
+func (h *Host) RemoveManagedSave(ctx context.Context, id string) error {
+	return h.call(ctx, "RemoveManagedSave", id, func(d *domain) error {
+		d.ManagedSave = false
+		return nil
+	})
+}
