@@ -1,0 +1,142 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/labstack/echo/v4"
+	validator "github.com/oapi-codegen/echo-middleware"
+)
+
+const (
+	maxBody = 64 << 10
+	// bodyTime is how long a caller may take to send a whole request.
+	bodyTime = 10 * time.Second
+)
+
+// validation compares a request with openapi.yaml.
+func validation(spec *openapi3.T) echo.MiddlewareFunc {
+	return validator.OapiRequestValidatorWithOptions(spec, &validator.Options{
+		Options:      openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc},
+		ErrorHandler: func(_ echo.Context, err *echo.HTTPError) error { return explain(err) },
+	})
+}
+
+// explain says what is wrong without the schema and the value that the
+// validator would print.
+func explain(err *echo.HTTPError) error {
+	var request *openapi3filter.RequestError
+	if err.Code != http.StatusBadRequest || !errors.As(err.Internal, &request) {
+		return err
+	}
+	where := "the body"
+	if request.Parameter != nil {
+		where = "the parameter " + request.Parameter.Name
+	}
+	reason := request.Reason
+	var schema *openapi3.SchemaError
+	if errors.As(request.Err, &schema) {
+		reason = schema.Reason
+		if field := strings.Join(schema.JSONPointer(), "."); field != "" {
+			where = "the field " + field
+		}
+	} else if reason == "" && request.Err != nil {
+		reason = request.Err.Error()
+	}
+	return invalid("%s is not accepted: %s", clip(where), clip(reason))
+}
+
+func clip(s string) string {
+	const most = 200
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return s
+}
+
+// checkQuery refuses unknown and repeated parameters: a mistyped one must not
+// be taken for its absence.
+func checkQuery(op *openapi3.Operation, shared openapi3.Parameters, next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		query, err := url.ParseQuery(c.Request().URL.RawQuery)
+		if err != nil {
+			return invalid("the query is malformed")
+		}
+		for name, values := range query {
+			known := op.Parameters.GetByInAndName("query", name) != nil || shared.GetByInAndName("query", name) != nil
+			if !known {
+				return invalid("the query parameter %q is not known here", clip(name))
+			}
+			if len(values) != 1 {
+				return invalid("the query parameter %q was given %d times", name, len(values))
+			}
+		}
+		return next(c)
+	}
+}
+
+// readBody reads the whole body within its limits of size and time, so that
+// everything after it works on one complete JSON value.
+func readBody(op *openapi3.Operation, next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		body, err := readAll(c.Response().Writer, r)
+		if err != nil {
+			return err
+		}
+		if len(body) > 0 {
+			if op.RequestBody == nil {
+				return invalid("this call takes no body")
+			}
+			if err := checkJSON(r.Header, body); err != nil {
+				return err
+			}
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.ContentLength = int64(len(body))
+		r.TransferEncoding = nil
+		return next(c)
+	}
+}
+
+func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, invalidStatus(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, invalidStatus(http.StatusRequestTimeout, "the body did not arrive within %s", bodyTime)
+	case err != nil:
+		return nil, invalid("the body could not be read")
+	}
+	// The request is complete. From here on the connection may be silent, as
+	// in a long wait for an operation.
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return nil, err
+	}
+	return body, nil
+}
+
+func checkJSON(h http.Header, body []byte) error {
+	kind, params, err := mime.ParseMediaType(h.Get(echo.HeaderContentType))
+	charset := strings.ToLower(params["charset"])
+	if err != nil || kind != echo.MIMEApplicationJSON || (charset != "" && charset != "utf-8") {
+		return invalidStatus(http.StatusUnsupportedMediaType, "the body must be application/json")
+	}
+	if !json.Valid(body) || !utf8.Valid(body) {
+		return invalid("the body is not one JSON value in UTF-8")
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package server
+
+import (
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+// each converts a list; the result is never nil, so that JSON has [].
+func each[A, B any](list []A, convert func(A) B) []B {
+	out := make([]B, 0, len(list))
+	for _, a := range list {
+		out = append(out, convert(a))
+	}
+	return out
+}
+
+func utc(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	u := t.UTC()
+	return &u
+}
+
+func wireVPS(v vps.VPS, operator bool) api.VPS {
+	w := api.VPS{
+		ID:         v.ID,
+		Name:       v.Name,
+		State:      api.VPSState(v.State),
+		Agent:      api.AgentState(v.Agent),
+		Persistent: v.Persistent,
+		Disks:      each(v.Disks, func(d vps.Disk) api.Disk { return wireDisk(d, operator) }),
+		Actions: api.Actions{
+			Take:        wireVerdict(v.Actions.Take),
+			Restore:     wireVerdict(v.Actions.Restore),
+			UndoRestore: wireVerdict(v.Actions.UndoRestore),
+			Delete:      wireVerdict(v.Actions.Delete),
+		},
+	}
+	if v.Option != nil {
+		o := wireOption(*v.Option)
+		w.Option = &o
+	}
+	if v.Snapshot != nil {
+		s := wireSnapshot(*v.Snapshot)
+		w.Snapshot = &s
+	}
+	if v.Operation != nil {
+		op := wireOperation(*v.Operation)
+		w.Operation = &op
+	}
+	return w
+}
+
+func wireDisk(d vps.Disk, operator bool) api.Disk {
+	w := api.Disk{
+		Target:    d.Target,
+		Format:    d.Format,
+		SizeBytes: d.SizeBytes,
+		Included:  d.Included,
+		Refused:   d.Refused,
+		Reason:    d.Reason,
+	}
+	if operator {
+		w.Path = d.Path
+	}
+	return w
+}
+
+func wireVerdict(v vps.Verdict) api.Verdict {
+	return api.Verdict{Allowed: v.Allowed, Code: api.Code(v.Code), Reason: v.Reason}
+}
+
+func wirePrice(p vps.Price) api.Price {
+	return api.Price{Amount: p.Amount, Currency: p.Currency, Period: api.Period(p.Period)}
+}
+
+func wireOffer(o vps.Offer) api.Offer {
+	return api.Offer{
+		ID:          o.ID,
+		Name:        o.Name,
+		Description: o.Description,
+		Price:       wirePrice(o.Price),
+		Conditions:  each(o.Conditions, func(s string) string { return s }),
+	}
+}
+
+func wireOption(o vps.Option) api.Option {
+	return api.Option{
+		ID:           o.ID,
+		VPS:          o.VPS,
+		State:        api.OptionState(o.State),
+		OrderRef:     o.OrderRef,
+		Price:        wirePrice(o.Price),
+		ContactEmail: o.ContactEmail,
+		Locale:       o.Locale,
+		OrderedAt:    o.OrderedAt.UTC(),
+		ActivatedAt:  utc(o.ActivatedAt),
+		EndsAt:       utc(o.EndsAt),
+		CancelledAt:  utc(o.CancelledAt),
+		GraceUntil:   utc(o.GraceUntil),
+		ReleasedAt:   utc(o.ReleasedAt),
+		UpdatedAt:    o.UpdatedAt.UTC(),
+	}
+}
+
+// wireSnapshot leaves out the disks and the NVRAM: they are the daemon's.
+func wireSnapshot(s vps.Snapshot) api.Snapshot {
+	return api.Snapshot{
+		ID:          s.ID,
+		VPS:         s.VPS,
+		State:       api.SnapshotState(s.State),
+		Reason:      s.Reason,
+		Description: s.Description,
+		CreatedAt:   s.CreatedAt.UTC(),
+		Consistency: api.Consistency(s.Consistency),
+		FreezeMS:    s.FreezeMS,
+		SizeBytes:   s.SizeBytes,
+		DeltaBytes:  s.DeltaBytes,
+		RestoredAt:  utc(s.RestoredAt),
+		UndoUntil:   utc(s.UndoUntil),
+		UpdatedAt:   s.UpdatedAt.UTC(),
+	}
+}
+
+func wireOperation(o vps.Operation) api.Operation {
+	w := api.Operation{
+		ID:              o.ID,
+		VPS:             o.VPS,
+		VPSName:         o.VPSName,
+		Kind:            api.OperationKind(o.Kind),
+		Status:          api.OperationStatus(o.Status),
+		Step:            o.Step,
+		Cancellable:     !o.Irrevocable && !o.Status.Final(),
+		CancelRequested: o.CancelRequested,
+		Progress: api.Progress{
+			DoneBytes:  o.Progress.DoneBytes,
+			TotalBytes: o.Progress.TotalBytes,
+			Percent:    o.Progress.Percent,
+			ETASeconds: o.Progress.ETASeconds,
+		},
+		Actor:      wireActor(o.Actor),
+		SnapshotID: o.SnapshotID,
+		CreatedAt:  o.CreatedAt.UTC(),
+		StartedAt:  utc(o.StartedAt),
+		EndedAt:    utc(o.EndedAt),
+		Result:     o.Result,
+	}
+	if o.Error != nil {
+		w.Error = &api.Failure{Code: api.Code(o.Error.Code), Detail: o.Error.Detail, Remedy: o.Error.Remedy}
+	}
+	return w
+}
+
+func wireActor(a vps.Actor) api.Actor {
+	return api.Actor{Name: a.Name, Way: api.Way(a.Way)}
+}
+
+func wireMessage(m vps.Message, operator bool) api.Message {
+	w := api.Message{
+		ID:          m.ID,
+		At:          m.At.UTC(),
+		VPS:         m.VPS,
+		VPSName:     m.VPSName,
+		Kind:        api.MessageKind(m.Kind),
+		Actor:       wireActor(m.Actor),
+		OperationID: m.Operation,
+		Text:        m.Text,
+	}
+	if operator {
+		w.Detail = m.Detail
+	}
+	return w
+}
+
+func wireHost(h vps.Host) api.Host {
+	return api.Host{
+		Hostname:          h.Hostname,
+		Version:           h.Version,
+		LibvirtVersion:    h.LibvirtVersion,
+		HypervisorVersion: h.HypervisorVersion,
+		Connected:         h.Connected,
+		VPSCount:          h.VPSCount,
+		SnapshotCount:     h.SnapshotCount,
+		ActiveOperations:  h.ActiveOperations,
+		ParkedOperations:  h.ParkedOperations,
+		Storage:           each(h.Storage, wireStorage),
+	}
+}
+
+func wireStorage(s vps.Storage) api.Storage {
+	return api.Storage{
+		Path:           s.Path,
+		TotalBytes:     s.TotalBytes,
+		FreeBytes:      s.FreeBytes,
+		HeadroomBytes:  s.HeadroomBytes,
+		OverlayBytes:   s.OverlayBytes,
+		TakesPermitted: s.TakesPermitted,
+	}
+}

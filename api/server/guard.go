@@ -1,0 +1,82 @@
+package server
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+
+	"vpssnapd/daemon/vps"
+)
+
+// guard lets a request through when its caller has the scope that is needed.
+func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
+	if need == ScopeNone {
+		return next
+	}
+	return func(c echo.Context) error {
+		who, err := s.identify(c)
+		if err != nil {
+			return err
+		}
+		c.Set(actorKey, who.actor.Name)
+		if !who.may(need) {
+			return vps.Errorf(vps.CodeForbidden, "the token %q lacks the scope %q", who.actor.Name, need)
+		}
+		r := c.Request()
+		c.SetRequest(r.WithContext(withCaller(r.Context(), who)))
+		return next(c)
+	}
+}
+
+// identify tells who calls: on the Unix socket the kernel says so and tokens
+// mean nothing, everywhere else a token does.
+func (s *Server) identify(c echo.Context) (*caller, error) {
+	if p, ok := c.Request().Context().Value(peerKey{}).(peer); ok {
+		return operatorOf(p, s.operatorGroup)
+	}
+	secret, err := bearer(c.Request())
+	if err != nil {
+		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd"`)
+		return nil, err
+	}
+	addr := c.RealIP()
+	if wait := s.failures.wait(addr); wait > 0 {
+		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(int(wait.Seconds())))
+		return nil, vps.Errorf(vps.CodeRateLimited, "too many wrong tokens came from this address").
+			WithRemedy("wait %d s, then use a valid token", int(wait.Seconds()))
+	}
+	who := s.tokens.find(secret)
+	if who == nil {
+		s.failures.failed(addr)
+		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd", error="invalid_token"`)
+		return nil, vps.Errorf(vps.CodeUnauthenticated, "the token is not valid")
+	}
+	return who, nil
+}
+
+// bearer reads the token from the one Authorization header. A token in the URL
+// ends up in logs and is refused, even beside a valid header.
+func bearer(r *http.Request) (string, error) {
+	query := r.URL.Query()
+	if query.Has("token") || query.Has("access_token") {
+		return "", vps.Errorf(vps.CodeUnauthenticated, "a token in the URL is not accepted").
+			WithRemedy("send it in the Authorization header, and replace it: it may be in a log by now")
+	}
+	values := r.Header.Values(echo.HeaderAuthorization)
+	if len(values) != 1 {
+		return "", errNoToken()
+	}
+	scheme, secret, _ := strings.Cut(values[0], " ")
+	secret = strings.TrimSpace(secret)
+	if !strings.EqualFold(scheme, "Bearer") || secret == "" {
+		return "", errNoToken()
+	}
+	return secret, nil
+}
+
+func errNoToken() error {
+	return vps.Errorf(vps.CodeUnauthenticated, "the call needs exactly one token").
+		WithRemedy("send it as: Authorization: Bearer TOKEN")
+}

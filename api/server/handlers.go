@@ -1,0 +1,74 @@
+package server
+
+import (
+	"bytes"
+	"context"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+// handlers implements the generated StrictServerInterface. A handler runs only
+// after guard, checkQuery, readBody and validation let the request through.
+type handlers struct {
+	service Service
+	// closing ends when the server shuts down.
+	closing context.Context
+}
+
+var _ StrictServerInterface = (*handlers)(nil)
+
+func (h *handlers) ListVPS(ctx context.Context, _ ListVPSRequestObject) (ListVPSResponseObject, error) {
+	all, err := h.service.ListVPS(ctx)
+	if err != nil {
+		return nil, err
+	}
+	who := callerOf(ctx)
+	list := ListVPS200JSONResponse{VPS: []api.VPS{}}
+	for _, v := range all {
+		if who.sees(v) {
+			list.VPS = append(list.VPS, wireVPS(v, who.operator()))
+		}
+	}
+	return list, nil
+}
+
+func (h *handlers) ShowVPS(ctx context.Context, r ShowVPSRequestObject) (ShowVPSResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	v, err := h.service.ShowVPS(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return ShowVPS200JSONResponse(wireVPS(v, callerOf(ctx).operator())), nil
+}
+
+func (h *handlers) ListOffers(context.Context, ListOffersRequestObject) (ListOffersResponseObject, error) {
+	return ListOffers200JSONResponse{Offers: each(h.service.Offers(), wireOffer)}, nil
+}
+
+func (h *handlers) ShowHost(ctx context.Context, _ ShowHostRequestObject) (ShowHostResponseObject, error) {
+	host, err := h.service.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return ShowHost200JSONResponse(wireHost(host)), nil
+}
+
+func (h *handlers) ShowHealth(context.Context, ShowHealthRequestObject) (ShowHealthResponseObject, error) {
+	return ShowHealth200JSONResponse{Status: "ok"}, nil
+}
+
+// ShowReadiness is open to everybody, and so gives no reason.
+func (h *handlers) ShowReadiness(ctx context.Context, _ ShowReadinessRequestObject) (ShowReadinessResponseObject, error) {
+	if err := h.service.Ready(ctx); err != nil {
+		return nil, vps.Errorf(vps.CodeHypervisorUnavailable, "vpssnapd is not ready").Because(err)
+	}
+	return ShowReadiness200JSONResponse{Status: "ready"}, nil
+}
+
+func (h *handlers) ShowSpec(context.Context, ShowSpecRequestObject) (ShowSpecResponseObject, error) {
+	return ShowSpec200ApplicationYamlResponse{Body: bytes.NewReader(api.Spec), ContentLength: int64(len(api.Spec))}, nil
+}

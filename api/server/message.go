@@ -1,0 +1,64 @@
+package server
+
+import (
+	"context"
+	"strconv"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequestObject) (ListVPSMessagesResponseObject, error) {
+	id, err := h.find(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.messages(ctx, id, r.Params.Kind, r.Params.Cursor, r.Params.Limit)
+	if err == nil && len(list.Messages) == 0 {
+		// Nothing is known of it: is there such a VPS at all?
+		_, err = h.service.ShowVPS(ctx, id)
+	}
+	return ListVPSMessages200JSONResponse(list), err
+}
+
+func (h *handlers) ListMessages(ctx context.Context, r ListMessagesRequestObject) (ListMessagesResponseObject, error) {
+	list, err := h.messages(ctx, "", r.Params.Kind, r.Params.Cursor, r.Params.Limit)
+	return ListMessages200JSONResponse(list), err
+}
+
+// messages reads one page, of all VPS when id is "".
+func (h *handlers) messages(ctx context.Context, id string, kind *api.MessageKind, cursor *string, most *int) (api.MessageList, error) {
+	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(kind)), Limit: limit(most)}
+	if text := value(cursor); text != "" {
+		before, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || before < 1 {
+			return api.MessageList{}, invalid("the parameter cursor is not one that was given out")
+		}
+		q.Before = before
+	}
+	mine, err := h.visible(ctx)
+	if err != nil {
+		return api.MessageList{}, err
+	}
+	operator := callerOf(ctx).operator()
+	list := api.MessageList{Messages: []api.Message{}}
+	for range mostPages {
+		page, err := h.service.Messages(ctx, q)
+		if err != nil {
+			return api.MessageList{}, err
+		}
+		for _, m := range page.Messages {
+			if mine(m.VPS) {
+				list.Messages = append(list.Messages, wireMessage(m, operator))
+			}
+		}
+		list.Next, q.Before = "", page.Next
+		if page.Next != 0 {
+			list.Next = strconv.FormatInt(page.Next, 10)
+		}
+		if len(list.Messages) > 0 || page.Next == 0 {
+			break
+		}
+	}
+	return list, nil
+}

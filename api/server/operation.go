@@ -1,0 +1,134 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+const (
+	defaultLimit = 50
+	// mostPages bounds the reading for a bound caller who owns little of it.
+	mostPages = 20
+)
+
+func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestObject) (ListOperationsResponseObject, error) {
+	q := vps.OperationQuery{
+		Status: vps.Status(value(r.Params.Status)),
+		Before: value(r.Params.Cursor),
+		Limit:  limit(r.Params.Limit),
+	}
+	if ref := value(r.Params.VPS); ref != "" {
+		id, err := h.find(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		q.VPS = id
+	}
+	mine, err := h.visible(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
+	for range mostPages {
+		page, err := h.service.Operations(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		for _, op := range page.Operations {
+			if mine(op.VPS) {
+				list.Operations = append(list.Operations, wireOperation(op))
+			}
+		}
+		list.Next, q.Before = page.Next, page.Next
+		if len(list.Operations) > 0 || page.Next == "" {
+			break
+		}
+	}
+	return list, nil
+}
+
+func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObject) (ShowOperationResponseObject, error) {
+	op, err := h.operation(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if text := value(r.Params.Wait); text != "" {
+		wait, err := time.ParseDuration(text)
+		if err != nil {
+			return nil, invalid("the parameter wait is no duration")
+		}
+		if op, err = h.await(ctx, r.ID, min(wait, maxWait)); err != nil {
+			return nil, err
+		}
+	}
+	return ShowOperation200JSONResponse(wireOperation(op)), nil
+}
+
+// await answers early when the server shuts down: the caller asks again, and
+// finds the next daemon.
+func (h *handlers) await(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.closing, cancel)()
+	op, err := h.service.WaitOperation(waiting, id, limit)
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		return h.service.Operation(ctx, id)
+	}
+	return op, err
+}
+
+func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequestObject) (CancelOperationResponseObject, error) {
+	if _, err := h.operation(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	op, err := h.service.CancelOperation(ctx, r.ID, callerOf(ctx).actor)
+	return CancelOperation202JSONResponse{accepted(op)}, err
+}
+
+func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequestObject) (ResumeOperationResponseObject, error) {
+	if _, err := h.operation(ctx, r.ID); err != nil {
+		return nil, err
+	}
+	op, err := h.service.ResumeOperation(ctx, r.ID, callerOf(ctx).actor)
+	return ResumeOperation202JSONResponse{accepted(op)}, err
+}
+
+// operation reads one that the caller may see. Somebody else's and an unknown
+// one give the same error.
+func (h *handlers) operation(ctx context.Context, id string) (vps.Operation, error) {
+	mine, err := h.visible(ctx)
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	op, err := h.service.Operation(ctx, id)
+	if vps.CodeOf(err) == vps.CodeNotFound {
+		return vps.Operation{}, errNoOperation()
+	}
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	if !mine(op.VPS) {
+		return vps.Operation{}, errNoOperation()
+	}
+	return op, nil
+}
+
+// limit is the size of a page.
+func limit(asked *int) int {
+	if asked == nil {
+		return defaultLimit
+	}
+	return *asked
+}
+
+func value[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}

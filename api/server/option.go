@@ -1,0 +1,59 @@
+package server
+
+import (
+	"context"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+func (h *handlers) ShowOption(ctx context.Context, r ShowOptionRequestObject) (ShowOptionResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	o, err := h.service.Option(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return ShowOption200JSONResponse(wireOption(o)), nil
+}
+
+func (h *handlers) PutOption(ctx context.Context, r PutOptionRequestObject) (PutOptionResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	o, err := h.service.PutOption(ctx, id, orderOf(*r.Body), callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return PutOption200JSONResponse(wireOption(o)), nil
+}
+
+func orderOf(b api.OptionOrder) vps.OptionOrder {
+	o := vps.OptionOrder{
+		State:        vps.OptionState(b.State),
+		OrderRef:     b.OrderRef,
+		ContactEmail: b.ContactEmail,
+		Locale:       b.Locale,
+		EndsAt:       utc(b.EndsAt),
+	}
+	if b.Price != nil {
+		o.Price = &vps.Price{Amount: b.Price.Amount, Currency: b.Price.Currency, Period: vps.Period(b.Price.Period)}
+	}
+	return o
+}
+
+func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject) (CancelOptionResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	now := r.Params.Now != nil && *r.Params.Now
+	o, err := h.service.CancelOption(ctx, id, now, callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return CancelOption200JSONResponse(wireOption(o)), nil
+}

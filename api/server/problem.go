@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+// statusError is an error with a finer status than its code has in the table.
+type statusError struct {
+	status int
+	err    *vps.Error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+func invalid(format string, args ...any) error {
+	return vps.Errorf(vps.CodeInvalid, format, args...)
+}
+
+func invalidStatus(status int, format string, args ...any) error {
+	return &statusError{status, vps.Errorf(vps.CodeInvalid, format, args...)}
+}
+
+// fail is Echo's error handler, the only place that turns an error into an answer.
+func (s *Server) fail(err error, c echo.Context) {
+	if c.Response().Committed {
+		s.log.Warn("cannot send the answer", "request_id", requestID(c), "error", err)
+		return
+	}
+	p := problemOf(err)
+	c.Set(codeKey, string(p.Code))
+	if p.Status >= http.StatusInternalServerError {
+		// Elsewhere it is left out: an unknown VPS and another customer's get
+		// the same answer to the byte.
+		p.RequestID = requestID(c)
+		s.log.Log(c.Request().Context(), severity(err), "request failed",
+			"request_id", p.RequestID, "code", p.Code, "error", err)
+	}
+	body, err := json.Marshal(p)
+	if err == nil {
+		err = c.Blob(p.Status, "application/problem+json", body)
+	}
+	if err != nil {
+		s.log.Warn("cannot send the answer", "request_id", requestID(c), "error", err)
+	}
+}
+
+// severity spares the log of callers who went away.
+func severity(err error) slog.Level {
+	if errors.Is(err, context.Canceled) {
+		return slog.LevelDebug
+	}
+	return slog.LevelError
+}
+
+func problemOf(err error) api.Problem {
+	var (
+		fine  *statusError
+		plain *vps.Error
+		web   *echo.HTTPError
+	)
+	switch {
+	case errors.As(err, &fine):
+		return problem(fine.status, fine.err)
+	case errors.As(err, &plain):
+		return problem(api.Code(plain.Code).HTTPStatus(), plain)
+	case errors.As(err, &web):
+		return problem(web.Code, webError(web))
+	case errors.Is(err, context.DeadlineExceeded):
+		e := vps.Errorf(vps.CodeHypervisorUnavailable, "it took too long").WithRemedy("try again")
+		return problem(http.StatusServiceUnavailable, e)
+	}
+	return problem(http.StatusInternalServerError, vps.Errorf(vps.CodeInternal, ""))
+}
+
+func problem(status int, e *vps.Error) api.Problem {
+	code := api.Code(e.Code)
+	p := api.Problem{
+		Type:   "urn:vpssnapd:problem:" + string(code),
+		Title:  http.StatusText(status),
+		Status: status,
+		Code:   code,
+		Detail: e.Detail,
+		Remedy: e.Remedy,
+	}
+	if !code.Valid() || code == api.CodeInternal {
+		// Whatever it says was not written for a caller.
+		p.Type = "urn:vpssnapd:problem:internal"
+		p.Code = api.CodeInternal
+		p.Detail = "something went wrong inside vpssnapd; its log says what"
+		p.Remedy = "give the request id to the operator of this host"
+	}
+	return p
+}
+
+// webError gives Echo's own errors a code. Their texts are not repeated: they
+// can hold names of Go types.
+func webError(e *echo.HTTPError) *vps.Error {
+	switch e.Code {
+	case http.StatusNotFound:
+		return vps.Errorf(vps.CodeNotFound, "no such path")
+	case http.StatusMethodNotAllowed:
+		return vps.Errorf(vps.CodeInvalid, "the path does not know this method")
+	case http.StatusUnsupportedMediaType:
+		return vps.Errorf(vps.CodeInvalid, "the body must be application/json")
+	}
+	if e.Code >= http.StatusInternalServerError {
+		return vps.Errorf(vps.CodeInternal, "")
+	}
+	return vps.Errorf(vps.CodeInvalid, "the request is malformed")
+}

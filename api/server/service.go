@@ -1,0 +1,37 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"vpssnapd/daemon/vps"
+)
+
+// Service is what the API offers to the outside; *daemon.Daemon is one. A ref
+// is the id or the name of a VPS. Errors that a caller may read are *vps.Error.
+type Service interface {
+	ListVPS(ctx context.Context) ([]vps.VPS, error)
+	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
+
+	Offers() []vps.Offer
+	Option(ctx context.Context, ref string) (vps.Option, error)
+	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
+	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
+
+	Snapshot(ctx context.Context, ref string) (vps.Snapshot, error)
+	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)
+	Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error)
+	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
+	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+
+	Operation(ctx context.Context, id string) (vps.Operation, error)
+	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)
+	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
+	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+
+	Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error)
+	Host(ctx context.Context) (vps.Host, error)
+	Ready(ctx context.Context) error
+}

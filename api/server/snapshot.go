@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject) (ShowSnapshotResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.service.Snapshot(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return ShowSnapshot200JSONResponse(wireSnapshot(s)), nil
+}
+
+func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotRequestObject) (DescribeSnapshotResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.service.DescribeSnapshot(ctx, id, r.Body.Description, callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return DescribeSnapshot200JSONResponse(wireSnapshot(s)), nil
+}
+
+func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error) {
+	var b api.TakeRequest
+	if r.Body != nil {
+		b = *r.Body
+	}
+	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
+		return h.service.Take(ctx, id, vps.TakeRequest{
+			Description: b.Description,
+			Quiesce:     vps.Quiesce(b.Quiesce),
+			Replace:     b.Replace,
+		}, a)
+	})
+	return TakeSnapshot202JSONResponse{done}, err
+}
+
+func (h *handlers) RestoreSnapshot(ctx context.Context, r RestoreSnapshotRequestObject) (RestoreSnapshotResponseObject, error) {
+	var b api.RestoreRequest
+	if r.Body != nil {
+		b = *r.Body
+	}
+	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
+		return h.service.Restore(ctx, id, vps.RestoreRequest{
+			Confirm:    b.Confirm,
+			PowerAfter: vps.PowerAfter(b.PowerAfter),
+		}, a)
+	})
+	return RestoreSnapshot202JSONResponse{done}, err
+}
+
+func (h *handlers) UndoRestore(ctx context.Context, r UndoRestoreRequestObject) (UndoRestoreResponseObject, error) {
+	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
+		return h.service.UndoRestore(ctx, id, a)
+	})
+	return UndoRestore202JSONResponse{done}, err
+}
+
+func (h *handlers) DeleteSnapshot(ctx context.Context, r DeleteSnapshotRequestObject) (DeleteSnapshotResponseObject, error) {
+	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
+		return h.service.Delete(ctx, id, a)
+	})
+	return DeleteSnapshot202JSONResponse{done}, err
+}
+
+// begin starts long work on the VPS behind ref and answers with the operation.
+func (h *handlers) begin(ctx context.Context, ref string, start func(id string, a vps.Actor) (vps.Operation, error)) (AcceptedJSONResponse, error) {
+	id, err := h.resolve(ctx, ref)
+	if err != nil {
+		return AcceptedJSONResponse{}, err
+	}
+	op, err := start(id, callerOf(ctx).actor)
+	return accepted(op), err
+}
+
+func accepted(op vps.Operation) AcceptedJSONResponse {
+	return AcceptedJSONResponse{
+		Body:    wireOperation(op),
+		Headers: AcceptedResponseHeaders{Location: "/v1/operations/" + op.ID},
+	}
+}
