@@ -27,8 +27,8 @@ type HttpRequestDoer interface {
 	Do(req *http.Request) (*http.Response, error)
 }
 
-// Client which conforms to the OpenAPI3 specification for this service.
-type Client struct {
+// rest which conforms to the OpenAPI3 specification for this service.
+type rest struct {
 	// The endpoint of the server conforming to this interface, with scheme,
 	// https://api.deepmap.com for example. This can contain a path relative
 	// to the server, such as https://api.deepmap.com/dev-test, and all the
@@ -45,12 +45,12 @@ type Client struct {
 }
 
 // ClientOption allows setting custom parameters during construction
-type ClientOption func(*Client) error
+type ClientOption func(*rest) error
 
-// Creates a new Client, with reasonable defaults
-func NewClient(server string, opts ...ClientOption) (*Client, error) {
+// Creates a new rest, with reasonable defaults
+func NewClient(server string, opts ...ClientOption) (*rest, error) {
 	// create a client with sane default values
-	client := Client{
+	client := rest{
 		Server: server,
 	}
 	// mutate client and add all optional params
@@ -73,7 +73,7 @@ func NewClient(server string, opts ...ClientOption) (*Client, error) {
 // WithHTTPClient allows overriding the default Doer, which is
 // automatically created using http.Client. This is useful for tests.
 func WithHTTPClient(doer HttpRequestDoer) ClientOption {
-	return func(c *Client) error {
+	return func(c *rest) error {
 		c.Client = doer
 		return nil
 	}
@@ -82,7 +82,7 @@ func WithHTTPClient(doer HttpRequestDoer) ClientOption {
 // WithRequestEditorFn allows setting up a callback function, which will be
 // called right before sending the request. This can be used to mutate the request.
 func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
-	return func(c *Client) error {
+	return func(c *rest) error {
 		c.RequestEditors = append(c.RequestEditors, fn)
 		return nil
 	}
@@ -256,7 +256,7 @@ type ClientInterface interface {
 // ShowHealth Is the daemon alive?
 //
 // Corresponds with GET /healthz (the `ShowHealth` operationId).
-func (c *Client) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowHealthRequest(c.Server)
 	if err != nil {
 		return nil, err
@@ -271,7 +271,7 @@ func (c *Client) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) 
 // ShowReadiness Can the daemon work? Its database and libvirt answer
 //
 // Corresponds with GET /readyz (the `ShowReadiness` operationId).
-func (c *Client) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowReadinessRequest(c.Server)
 	if err != nil {
 		return nil, err
@@ -286,7 +286,7 @@ func (c *Client) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorF
 // ShowHost Show versions, capacity, headroom and counts
 //
 // Corresponds with GET /v1/host (the `ShowHost` operationId).
-func (c *Client) ShowHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowHostRequest(c.Server)
 	if err != nil {
 		return nil, err
@@ -301,7 +301,7 @@ func (c *Client) ShowHost(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // ListMessages Read the journal of all VPS
 //
 // Corresponds with GET /v1/messages (the `ListMessages` operationId).
-func (c *Client) ListMessages(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ListMessages(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListMessagesRequest(c.Server, params)
 	if err != nil {
 		return nil, err
@@ -316,7 +316,7 @@ func (c *Client) ListMessages(ctx context.Context, params *ListMessagesParams, r
 // ListOffers List the options on sale with price and conditions
 //
 // Corresponds with GET /v1/offers (the `ListOffers` operationId).
-func (c *Client) ListOffers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ListOffers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListOffersRequest(c.Server)
 	if err != nil {
 		return nil, err
@@ -331,7 +331,7 @@ func (c *Client) ListOffers(ctx context.Context, reqEditors ...RequestEditorFn) 
 // ListOperations List operations
 //
 // Corresponds with GET /v1/operations (the `ListOperations` operationId).
-func (c *Client) ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListOperationsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
@@ -346,7 +346,7 @@ func (c *Client) ListOperations(ctx context.Context, params *ListOperationsParam
 // ShowOperation Show an operation, on request when it has ended
 //
 // Corresponds with GET /v1/operations/{id} (the `ShowOperation` operationId).
-func (c *Client) ShowOperation(ctx context.Context, id OperationID, params *ShowOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowOperation(ctx context.Context, id OperationID, params *ShowOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowOperationRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
@@ -361,7 +361,7 @@ func (c *Client) ShowOperation(ctx context.Context, id OperationID, params *Show
 // CancelOperation Ask an operation to stop at the next safe point
 //
 // Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
-func (c *Client) CancelOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) CancelOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelOperationRequest(c.Server, id)
 	if err != nil {
 		return nil, err
@@ -376,7 +376,7 @@ func (c *Client) CancelOperation(ctx context.Context, id OperationID, reqEditors
 // ResumeOperation Take up an operation that was parked for an operator
 //
 // Corresponds with POST /v1/operations/{id}/resume (the `ResumeOperation` operationId).
-func (c *Client) ResumeOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ResumeOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewResumeOperationRequest(c.Server, id)
 	if err != nil {
 		return nil, err
@@ -391,7 +391,7 @@ func (c *Client) ResumeOperation(ctx context.Context, id OperationID, reqEditors
 // ListVPS List the VPS of this host
 //
 // Corresponds with GET /v1/vps (the `ListVPS` operationId).
-func (c *Client) ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListVPSRequest(c.Server)
 	if err != nil {
 		return nil, err
@@ -406,7 +406,7 @@ func (c *Client) ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 // ShowVPS Show one VPS with its option, snapshot and possible actions
 //
 // Corresponds with GET /v1/vps/{vps} (the `ShowVPS` operationId).
-func (c *Client) ShowVPS(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowVPS(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowVPSRequest(c.Server, vps)
 	if err != nil {
 		return nil, err
@@ -421,7 +421,7 @@ func (c *Client) ShowVPS(ctx context.Context, vps VPSRef, reqEditors ...RequestE
 // ListVPSMessages Read the journal of one VPS
 //
 // Corresponds with GET /v1/vps/{vps}/messages (the `ListVPSMessages` operationId).
-func (c *Client) ListVPSMessages(ctx context.Context, vps VPSRef, params *ListVPSMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ListVPSMessages(ctx context.Context, vps VPSRef, params *ListVPSMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListVPSMessagesRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
@@ -440,7 +440,7 @@ func (c *Client) ListVPSMessages(ctx context.Context, vps VPSRef, params *ListVP
 // released. With `now` that happens at once.
 //
 // Corresponds with DELETE /v1/vps/{vps}/option (the `CancelOption` operationId).
-func (c *Client) CancelOption(ctx context.Context, vps VPSRef, params *CancelOptionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) CancelOption(ctx context.Context, vps VPSRef, params *CancelOptionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelOptionRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
@@ -455,7 +455,7 @@ func (c *Client) CancelOption(ctx context.Context, vps VPSRef, params *CancelOpt
 // ShowOption Show the option of a VPS
 //
 // Corresponds with GET /v1/vps/{vps}/option (the `ShowOption` operationId).
-func (c *Client) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowOptionRequest(c.Server, vps)
 	if err != nil {
 		return nil, err
@@ -474,7 +474,7 @@ func (c *Client) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...Reque
 // Takes any type of body and a specified content type.
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *Client) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewPutOptionRequestWithBody(c.Server, vps, contentType, body)
 	if err != nil {
 		return nil, err
@@ -493,7 +493,7 @@ func (c *Client) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType 
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *Client) PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewPutOptionRequest(c.Server, vps, body)
 	if err != nil {
 		return nil, err
@@ -508,7 +508,7 @@ func (c *Client) PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRe
 // DeleteSnapshot Delete the snapshot; the VPS keeps running
 //
 // Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
-func (c *Client) DeleteSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) DeleteSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDeleteSnapshotRequest(c.Server, vps)
 	if err != nil {
 		return nil, err
@@ -523,7 +523,7 @@ func (c *Client) DeleteSnapshot(ctx context.Context, vps VPSRef, reqEditors ...R
 // ShowSnapshot Show the snapshot of a VPS
 //
 // Corresponds with GET /v1/vps/{vps}/snapshot (the `ShowSnapshot` operationId).
-func (c *Client) ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowSnapshotRequest(c.Server, vps)
 	if err != nil {
 		return nil, err
@@ -540,7 +540,7 @@ func (c *Client) ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...Req
 // Takes any type of body and a specified content type.
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *Client) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDescribeSnapshotRequestWithBody(c.Server, vps, contentType, body)
 	if err != nil {
 		return nil, err
@@ -557,7 +557,7 @@ func (c *Client) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, conte
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *Client) DescribeSnapshot(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) DescribeSnapshot(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDescribeSnapshotRequest(c.Server, vps, body)
 	if err != nil {
 		return nil, err
@@ -576,7 +576,7 @@ func (c *Client) DescribeSnapshot(ctx context.Context, vps VPSRef, body Describe
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *Client) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewTakeSnapshotRequestWithBody(c.Server, vps, contentType, body)
 	if err != nil {
 		return nil, err
@@ -595,7 +595,7 @@ func (c *Client) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentTy
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *Client) TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewTakeSnapshotRequest(c.Server, vps, body)
 	if err != nil {
 		return nil, err
@@ -616,7 +616,7 @@ func (c *Client) TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshot
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *Client) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRestoreSnapshotRequestWithBody(c.Server, vps, contentType, body)
 	if err != nil {
 		return nil, err
@@ -637,7 +637,7 @@ func (c *Client) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, conten
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *Client) RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRestoreSnapshotRequest(c.Server, vps, body)
 	if err != nil {
 		return nil, err
@@ -652,7 +652,7 @@ func (c *Client) RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSn
 // UndoRestore Put the VPS back to before its last restore
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
-func (c *Client) UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *rest) UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUndoRestoreRequest(c.Server, vps)
 	if err != nil {
 		return nil, err
@@ -1600,7 +1600,7 @@ func NewUndoRestoreRequest(server string, vps VPSRef) (*http.Request, error) {
 	return req, nil
 }
 
-func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
+func (c *rest) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
 			return err
@@ -1631,7 +1631,7 @@ func NewClientWithResponses(server string, opts ...ClientOption) (*ClientWithRes
 
 // WithBaseURL overrides the baseURL.
 func WithBaseURL(baseURL string) ClientOption {
-	return func(c *Client) error {
+	return func(c *rest) error {
 		newBaseURL, err := url.Parse(baseURL)
 		if err != nil {
 			return err

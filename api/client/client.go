@@ -1,0 +1,205 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"vpssnapd/api"
+)
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 64 << 20
+
+// Client calls one vpssnapd. Every method returns *Error when the daemon
+// refused, *UnreachableError when it could not be asked, or ctx's error. A ref
+// is the id or the name of a VPS.
+type Client struct {
+	rest    *rest
+	address string
+}
+
+// Unix returns a client that talks over a Unix socket, as an operator.
+func Unix(socket string) (*Client, error) {
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}
+	return newClient(socket, "http://vpssnapd", transport, "")
+}
+
+// HTTP returns a client that talks to server, as in https://host1:8443, with a token.
+func HTTP(server, token string) (*Client, error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("%q is no http or https URL", server)
+	}
+	return newClient(server, server, http.DefaultTransport, token)
+}
+
+func newClient(address, server string, transport http.RoundTripper, token string) (*Client, error) {
+	web := &http.Client{
+		Transport: transport,
+		// The API never redirects. A token must not follow one that it was lured into.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	r, err := NewClient(server, WithHTTPClient(web), WithRequestEditorFn(func(_ context.Context, req *http.Request) error {
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		return nil
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("cannot talk to %s: %w", address, err)
+	}
+	return &Client{rest: r, address: address}, nil
+}
+
+func (c *Client) ListVPS(ctx context.Context) ([]api.VPS, error) {
+	list, err := read[api.VPSList](c)(c.rest.ListVPS(ctx))
+	return list.VPS, err
+}
+
+func (c *Client) VPS(ctx context.Context, ref string) (api.VPS, error) {
+	return read[api.VPS](c)(c.rest.ShowVPS(ctx, ref))
+}
+
+func (c *Client) Offers(ctx context.Context) ([]api.Offer, error) {
+	list, err := read[api.OfferList](c)(c.rest.ListOffers(ctx))
+	return list.Offers, err
+}
+
+func (c *Client) Option(ctx context.Context, ref string) (api.Option, error) {
+	return read[api.Option](c)(c.rest.ShowOption(ctx, ref))
+}
+
+// PutOption orders or activates the option. It may be repeated.
+func (c *Client) PutOption(ctx context.Context, ref string, o api.OptionOrder) (api.Option, error) {
+	return read[api.Option](c)(c.rest.PutOption(ctx, ref, o))
+}
+
+// CancelOption puts the option into grace or, with now, releases it and
+// deletes the snapshot at once.
+func (c *Client) CancelOption(ctx context.Context, ref string, now bool) (api.Option, error) {
+	return read[api.Option](c)(c.rest.CancelOption(ctx, ref, &api.CancelOptionParams{Now: &now}))
+}
+
+func (c *Client) Snapshot(ctx context.Context, ref string) (api.Snapshot, error) {
+	return read[api.Snapshot](c)(c.rest.ShowSnapshot(ctx, ref))
+}
+
+func (c *Client) Describe(ctx context.Context, ref, description string) (api.Snapshot, error) {
+	return read[api.Snapshot](c)(c.rest.DescribeSnapshot(ctx, ref, api.SnapshotPatch{Description: description}))
+}
+
+func (c *Client) Take(ctx context.Context, ref string, r api.TakeRequest) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.TakeSnapshot(ctx, ref, r))
+}
+
+func (c *Client) Restore(ctx context.Context, ref string, r api.RestoreRequest) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.RestoreSnapshot(ctx, ref, r))
+}
+
+func (c *Client) UndoRestore(ctx context.Context, ref string) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.UndoRestore(ctx, ref))
+}
+
+func (c *Client) Delete(ctx context.Context, ref string) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.DeleteSnapshot(ctx, ref))
+}
+
+// Messages reads one page of the journal of the VPS ref, or of all when ref is "".
+func (c *Client) Messages(ctx context.Context, ref string, p api.ListMessagesParams) (api.MessageList, error) {
+	if ref == "" {
+		return read[api.MessageList](c)(c.rest.ListMessages(ctx, &p))
+	}
+	one := api.ListVPSMessagesParams(p)
+	return read[api.MessageList](c)(c.rest.ListVPSMessages(ctx, ref, &one))
+}
+
+// Operations reads one page.
+func (c *Client) Operations(ctx context.Context, p api.ListOperationsParams) (api.OperationList, error) {
+	return read[api.OperationList](c)(c.rest.ListOperations(ctx, &p))
+}
+
+func (c *Client) Operation(ctx context.Context, id string) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.ShowOperation(ctx, id, nil))
+}
+
+// WaitOperation returns the operation when it has ended, or after limit as it then is.
+func (c *Client) WaitOperation(ctx context.Context, id string, limit time.Duration) (api.Operation, error) {
+	wait := fmt.Sprintf("%dms", limit.Milliseconds())
+	return read[api.Operation](c)(c.rest.ShowOperation(ctx, id, &api.ShowOperationParams{Wait: &wait}))
+}
+
+func (c *Client) CancelOperation(ctx context.Context, id string) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.CancelOperation(ctx, id))
+}
+
+// ResumeOperation takes up an operation that was parked. For operators.
+func (c *Client) ResumeOperation(ctx context.Context, id string) (api.Operation, error) {
+	return read[api.Operation](c)(c.rest.ResumeOperation(ctx, id))
+}
+
+func (c *Client) Host(ctx context.Context) (api.Host, error) {
+	return read[api.Host](c)(c.rest.ShowHost(ctx))
+}
+
+// Ready returns nil when the daemon can work.
+func (c *Client) Ready(ctx context.Context) error {
+	_, err := read[api.Health](c)(c.rest.ShowReadiness(ctx))
+	return err
+}
+
+// read returns a function that turns an answer into a T, or into an error.
+func read[T any](c *Client) func(*http.Response, error) (T, error) {
+	return func(resp *http.Response, err error) (out T, _ error) {
+		if err != nil {
+			return out, c.unreachable(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		if err != nil {
+			return out, c.unreachable(err)
+		}
+		if resp.StatusCode >= http.StatusMultipleChoices {
+			return out, refusal(resp, body)
+		}
+		if err := json.Unmarshal(body, &out); err != nil {
+			return out, fmt.Errorf("%s did not answer as vpssnapd does: %w", c.address, err)
+		}
+		return out, nil
+	}
+}
+
+func (c *Client) unreachable(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return &UnreachableError{Address: c.address, Err: err}
+}
+
+// refusal reads the problem document, or makes do with the status when
+// something else, such as a proxy, has answered.
+func refusal(resp *http.Response, body []byte) error {
+	e := &Error{
+		Code:      api.CodeForStatus(resp.StatusCode),
+		Status:    resp.StatusCode,
+		Detail:    "the answer was " + resp.Status,
+		RequestID: resp.Header.Get("X-Request-Id"),
+	}
+	var p api.Problem
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if kind == "application/problem+json" && json.Unmarshal(body, &p) == nil && p.Code != "" {
+		e.Code, e.Detail, e.Remedy = p.Code, p.Detail, p.Remedy
+	}
+	return e
+}

@@ -1,0 +1,68 @@
+package servertest
+
+import (
+	"context"
+
+	"vpssnapd/daemon/vps"
+)
+
+func (s *Service) Offers() []vps.Offer {
+	return []vps.Offer{{
+		ID: "snapshot", Name: "Snapshot",
+		Price:      vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth},
+		Conditions: []string{"A snapshot is no backup."},
+	}}
+}
+
+func (s *Service) Option(_ context.Context, ref string) (vps.Option, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ref)
+	if err != nil {
+		return vps.Option{}, err
+	}
+	if v.Option == nil {
+		return vps.Option{}, vps.Errorf(vps.CodeNotFound, "the VPS has no option")
+	}
+	return *v.Option, nil
+}
+
+func (s *Service) PutOption(_ context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ref)
+	if err != nil {
+		return vps.Option{}, err
+	}
+	s.called(string(o.State), v.Name, a)
+	v.Option = s.option(v.ID, o.State)
+	v.Option.OrderRef, v.Option.ContactEmail, v.Option.Locale, v.Option.EndsAt = o.OrderRef, o.ContactEmail, o.Locale, o.EndsAt
+	if o.Price != nil {
+		v.Option.Price = *o.Price
+	}
+	return *v.Option, nil
+}
+
+func (s *Service) CancelOption(_ context.Context, ref string, now bool, a vps.Actor) (vps.Option, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ref)
+	if err != nil {
+		return vps.Option{}, err
+	}
+	if v.Option == nil {
+		return vps.Option{}, vps.Errorf(vps.CodeNotFound, "the VPS has no option")
+	}
+	s.called("cancel-option", v.Name, a)
+	until := Epoch.AddDate(0, 0, 30)
+	v.Option.State, v.Option.CancelledAt, v.Option.GraceUntil = vps.OptionGrace, &Epoch, &until
+	if now {
+		v.Option.State, v.Option.GraceUntil, v.Option.ReleasedAt = vps.OptionReleased, nil, &Epoch
+		v.Snapshot = nil
+	}
+	o := *v.Option
+	if now {
+		v.Option = nil
+	}
+	return o, nil
+}

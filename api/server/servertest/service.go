@@ -1,0 +1,189 @@
+// Package servertest is a small daemon in memory: enough of one to try the API
+// and the CLI on, with none of the disks.
+package servertest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"vpssnapd/api/server"
+	"vpssnapd/daemon/vps"
+)
+
+// The VPS that New makes.
+const (
+	// Web1 runs and has an active option, but no snapshot.
+	Web1 = "11111111-1111-4111-8111-111111111111"
+	// Web2 runs and has no option.
+	Web2 = "22222222-2222-4222-8222-222222222222"
+	// Web3 is off and has an option and a snapshot.
+	Web3 = "33333333-3333-4333-8333-333333333333"
+)
+
+// Epoch is the time at which everything that New makes was made.
+var Epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// Service is a server.Service. Its fields may be set before it is used.
+type Service struct {
+	// Outcome is how the next operations end; "" means succeeded.
+	Outcome vps.Status
+	// Hold makes operations stay as they are, so that a wait lasts.
+	Hold bool
+	// Err is returned by every call that can fail, when it is set.
+	Err error
+	// Panic makes Host panic.
+	Panic bool
+
+	mu       sync.Mutex
+	vps      []*vps.VPS
+	ops      []*vps.Operation
+	messages []vps.Message
+	calls    []string
+}
+
+var _ server.Service = (*Service)(nil)
+
+// New returns a service with Web1, Web2 and Web3.
+func New() *Service {
+	s := &Service{}
+	for i, id := range []string{Web1, Web2, Web3} {
+		s.vps = append(s.vps, &vps.VPS{
+			ID: id, Name: fmt.Sprintf("web%d", i+1),
+			State: vps.StateRunning, Agent: vps.AgentConnected, Persistent: true,
+			Disks: []vps.Disk{{Target: "vda", Path: "/srv/images/web.qcow2", Format: "qcow2", SizeBytes: 20 << 30, Included: true}},
+		})
+	}
+	s.vps[0].Option = s.option(Web1, vps.OptionActive)
+	s.vps[2].Option = s.option(Web3, vps.OptionActive)
+	s.vps[2].State = vps.StateOff
+	s.vps[2].Snapshot = s.snapshot(Web3, "before the upgrade")
+	for _, v := range s.vps {
+		s.say(v, vps.MessageWarning, vps.Actor{Name: "vpssnapd", Way: vps.WayRecovery}, "This is a test.")
+		s.refresh(v)
+	}
+	return s
+}
+
+func (s *Service) option(id string, state vps.OptionState) *vps.Option {
+	return &vps.Option{
+		ID: "opt-1", VPS: id, State: state, OrderRef: "order-1",
+		Price:     vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth},
+		OrderedAt: Epoch, ActivatedAt: &Epoch, UpdatedAt: Epoch,
+	}
+}
+
+func (s *Service) snapshot(id, description string) *vps.Snapshot {
+	return &vps.Snapshot{
+		ID: "abcdef012345", VPS: id, State: vps.SnapshotAvailable, Description: description,
+		CreatedAt: Epoch, Consistency: vps.ConsistencyFilesystem, FreezeMS: 205,
+		SizeBytes: 20 << 30, DeltaBytes: 3 << 30, UpdatedAt: Epoch,
+		Disks: []vps.SnapshotDisk{{Target: "vda", Base: "/srv/images/web.qcow2", Overlay: "/srv/images/web.overlay"}},
+	}
+}
+
+func (s *Service) say(v *vps.VPS, kind vps.MessageKind, a vps.Actor, text string) {
+	s.messages = append(s.messages, vps.Message{
+		ID: int64(len(s.messages) + 1), At: Epoch, VPS: v.ID, VPSName: v.Name,
+		Kind: kind, Actor: a, Text: text, Detail: "for operators: /srv/images",
+	})
+}
+
+// refresh works out the actions of v, and its running operation.
+func (s *Service) refresh(v *vps.VPS) {
+	v.Operation = nil
+	for _, op := range s.ops {
+		if op.VPS == v.ID && !op.Status.Final() {
+			v.Operation = op
+		}
+	}
+	none := vps.Verdict{Code: vps.CodeNotFound, Reason: "there is no snapshot"}
+	v.Actions = vps.Actions{Take: vps.Verdict{Allowed: true}, Restore: none, UndoRestore: none, Delete: none}
+	if v.Snapshot != nil {
+		v.Actions.Restore, v.Actions.Delete = vps.Verdict{Allowed: true}, vps.Verdict{Allowed: true}
+		v.Actions.Take = vps.Verdict{Code: vps.CodeSnapshotExists, Reason: "the VPS has a snapshot"}
+	}
+	if v.Option == nil {
+		v.Actions.Take = vps.Verdict{Code: vps.CodeOptionRequired, Reason: "the VPS has no active option"}
+	}
+}
+
+// called records a call that changes something, with its author.
+func (s *Service) called(what, ref string, a vps.Actor) {
+	s.calls = append(s.calls, fmt.Sprintf("%s %s by %s (%s)", what, ref, a.Name, a.Way))
+}
+
+// Calls lists the changing calls that came, as in "take web1 by root (operator)".
+func (s *Service) Calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.calls...)
+}
+
+func (s *Service) find(ref string) (*vps.VPS, error) {
+	if s.Err != nil {
+		return nil, s.Err
+	}
+	for _, v := range s.vps {
+		if v.ID == strings.ToLower(ref) || v.Name == ref {
+			s.refresh(v)
+			return v, nil
+		}
+	}
+	return nil, vps.Errorf(vps.CodeNotFound, "no such VPS")
+}
+
+// ListVPS and the methods below are those of the daemon.
+func (s *Service) ListVPS(context.Context) ([]vps.VPS, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []vps.VPS
+	for _, v := range s.vps {
+		s.refresh(v)
+		list = append(list, *v)
+	}
+	return list, s.Err
+}
+
+func (s *Service) ShowVPS(_ context.Context, ref string) (vps.VPS, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ref)
+	if err != nil {
+		return vps.VPS{}, err
+	}
+	return *v, nil
+}
+
+func (s *Service) Host(context.Context) (vps.Host, error) {
+	if s.Panic {
+		panic("the test asked for it")
+	}
+	return vps.Host{
+		Hostname: "host1", Version: "1.0", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.22", Connected: true,
+		VPSCount: 3, SnapshotCount: 1,
+		Storage: []vps.Storage{{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true}},
+	}, s.Err
+}
+
+func (s *Service) Ready(context.Context) error { return s.Err }
+
+func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var page vps.MessagePage
+	for i := len(s.messages) - 1; i >= 0; i-- {
+		m := s.messages[i]
+		if q.VPS != "" && m.VPS != q.VPS || q.Kind != "" && m.Kind != q.Kind || q.Before != 0 && m.ID >= q.Before {
+			continue
+		}
+		if len(page.Messages) == q.Limit {
+			page.Next = page.Messages[q.Limit-1].ID
+			break
+		}
+		page.Messages = append(page.Messages, m)
+	}
+	return page, s.Err
+}
