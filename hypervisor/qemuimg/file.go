@@ -1,0 +1,232 @@
+package qemuimg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/hypervisor"
+)
+
+// Stat reads a file's identity and allocation.
+func (i *Images) Stat(_ context.Context, path string) (hypervisor.File, error) {
+	what := fmt.Sprintf("cannot stat %q", path)
+	if err := checkPath(path); err != nil {
+		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return hypervisor.File{}, fileError(what, err)
+	}
+	return hypervisor.File{
+		Inode:     st.Ino,
+		Size:      st.Size,
+		Allocated: st.Blocks * 512,
+		Modified:  time.Unix(st.Mtim.Unix()).UTC(),
+	}, nil
+}
+
+// Space reads the file system that holds dir.
+func (i *Images) Space(_ context.Context, dir string) (hypervisor.Space, error) {
+	what := fmt.Sprintf("cannot read the space left in %q", dir)
+	if err := checkPath(dir); err != nil {
+		return hypervisor.Space{}, fmt.Errorf("%s: %w", what, err)
+	}
+	var st unix.Stat_t
+	var fsys unix.Statfs_t
+	if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(dir, &fsys)); err != nil {
+		return hypervisor.Space{}, fileError(what, err)
+	}
+	return hypervisor.Space{
+		Total:  int64(fsys.Blocks) * fsys.Frsize,
+		Free:   int64(fsys.Bavail) * fsys.Frsize,
+		Device: st.Dev,
+	}, nil
+}
+
+// Exchange swaps two files of one directory in one atomic act.
+func (i *Images) Exchange(_ context.Context, a, b string) error {
+	what := fmt.Sprintf("cannot exchange %q and %q", a, b)
+	if err := errors.Join(checkPath(a), checkPath(b)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if filepath.Dir(a) != filepath.Dir(b) {
+		return fmt.Errorf("%s: %w: they lie in different directories", what, hypervisor.ErrUnsupported)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("%s: %w: the file system cannot: %w", what, hypervisor.ErrUnsupported, err)
+	case err != nil:
+		return fileError(what, err)
+	}
+	return syncDirectoryOf(a)
+}
+
+// Remove unlinks path if it is still the file with that inode. The directory is
+// synced even when the file is gone: an earlier Remove may have died before that.
+func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
+	what := fmt.Sprintf("cannot remove %q", path)
+	if err := checkPath(path); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return syncDirectoryOf(path)
+	case err != nil:
+		return fileError(what, err)
+	case st.Ino != inode || st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fmt.Errorf("%s: %w: inode %d instead of %d", what, hypervisor.ErrReplaced, st.Ino, inode)
+	}
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fileError(what, err)
+	}
+	return syncDirectoryOf(path)
+}
+
+// Copy makes dst an exact copy of src. It is meant for small files (UEFI variables).
+func (i *Images) Copy(ctx context.Context, src, dst string) (hypervisor.File, error) {
+	what := fmt.Sprintf("cannot copy %q to %q", src, dst)
+	if err := errors.Join(checkPath(src), checkPath(dst)); err != nil {
+		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
+	}
+	from, err := os.Open(src)
+	if err != nil {
+		return hypervisor.File{}, fileError(what, err)
+	}
+	defer from.Close()
+	info, err := from.Stat()
+	if err != nil {
+		return hypervisor.File{}, fileError(what, err)
+	}
+	if !info.Mode().IsRegular() {
+		return hypervisor.File{}, fmt.Errorf("%s: %w: not a regular file", what, hypervisor.ErrUnsupported)
+	}
+	to, err := createLike(dst, info)
+	if err != nil {
+		return hypervisor.File{}, fileError(what, err)
+	}
+	defer to.Close()
+	if err := fillCopy(ctx, from, to, info.Mode().Perm()); err != nil {
+		return hypervisor.File{}, errors.Join(fileError(what, err), discard(to))
+	}
+	return i.Stat(ctx, dst)
+}
+
+func fillCopy(ctx context.Context, from, to *os.File, mode fs.FileMode) error {
+	if _, err := io.Copy(to, &contextReader{ctx: ctx, from: from}); err != nil {
+		return err
+	}
+	if err := to.Chmod(mode); err != nil {
+		return err
+	}
+	if err := syncFile(to); err != nil {
+		return err
+	}
+	return syncDirectoryOf(to.Name())
+}
+
+// contextReader reads until its context ends.
+type contextReader struct {
+	ctx  context.Context
+	from io.Reader
+}
+
+func (r *contextReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.from.Read(p)
+}
+
+// createLike makes an empty file that only its owner can read and gives it the owner of like.
+func createLike(path string, like fs.FileInfo) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := giveTo(file, like); err != nil {
+		return nil, errors.Join(err, discard(file), file.Close())
+	}
+	return file, nil
+}
+
+func giveTo(file *os.File, like fs.FileInfo) error {
+	// The umask may have taken bits away.
+	if err := file.Chmod(0o600); err != nil {
+		return err
+	}
+	owner, known := like.Sys().(*syscall.Stat_t)
+	if !known {
+		return fmt.Errorf("the owner of %q is unknown", like.Name())
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if mine, known := info.Sys().(*syscall.Stat_t); known && mine.Uid == owner.Uid && mine.Gid == owner.Gid {
+		return nil
+	}
+	return file.Chown(int(owner.Uid), int(owner.Gid))
+}
+
+// discard unlinks a file that was made here and failed, unless another has taken its name.
+func discard(file *os.File) error {
+	opened, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Lstat(file.Name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(opened, named) {
+		return fmt.Errorf("%w: %q", hypervisor.ErrReplaced, file.Name())
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return err
+	}
+	return syncDirectoryOf(file.Name())
+}
+
+func syncFile(file *os.File) error {
+	if err := file.Sync(); err != nil {
+		return fileError(fmt.Sprintf("cannot sync %q", file.Name()), err)
+	}
+	return nil
+}
+
+// syncPath makes a file's content and its directory entry durable.
+func syncPath(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fileError(fmt.Sprintf("cannot sync %q", path), err)
+	}
+	defer file.Close()
+	if err := syncFile(file); err != nil {
+		return err
+	}
+	return syncDirectoryOf(path)
+}
+
+func syncDirectoryOf(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fileError(fmt.Sprintf("cannot sync the directory of %q", path), err)
+	}
+	defer dir.Close()
+	return syncFile(dir)
+}

@@ -1,0 +1,129 @@
+package qemuimg
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vpssnapd/hypervisor"
+)
+
+// maxChain bounds how far a chain of backing files is followed; libvirt's own bound is 200.
+const maxChain = 200
+
+// info is what qemu-img info says, as far as it is used.
+type info struct {
+	Format        string            `json:"format"`
+	VirtualSize   int64             `json:"virtual-size"`
+	ActualSize    int64             `json:"actual-size"`
+	Backing       string            `json:"backing-filename"`
+	BackingFormat string            `json:"backing-filename-format"`
+	Encrypted     bool              `json:"encrypted"`
+	Snapshots     []json.RawMessage `json:"snapshots"`
+	Specific      struct {
+		Data struct {
+			Corrupt  bool              `json:"corrupt"`
+			DataFile string            `json:"data-file"`
+			Bitmaps  []json.RawMessage `json:"bitmaps"`
+			Encrypt  json.RawMessage   `json:"encrypt"`
+		} `json:"data"`
+	} `json:"format-specific"`
+}
+
+// Inspect reads an image's own header, nothing below it.
+func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
+	what := fmt.Sprintf("cannot read the header of %q", path)
+	if err := checkNames(path, format); err != nil {
+		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return hypervisor.Image{}, fileError(what, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, shortTime)
+	defer cancel()
+	out := &limitedBuffer{limit: infoLimit}
+	if err := i.run(ctx, out, "info", "--output=json", "-U", "-f", format, path); err != nil {
+		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
+	}
+	if out.truncated {
+		return hypervisor.Image{}, fmt.Errorf("%s: %w: it describes more than can be right", what, hypervisor.ErrUnsupported)
+	}
+	image, err := parseInfo(out.Bytes(), format)
+	if err != nil {
+		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
+	}
+	image.Path = path
+	return image, nil
+}
+
+func parseInfo(data []byte, format string) (hypervisor.Image, error) {
+	var in info
+	if err := json.Unmarshal(data, &in); err != nil {
+		return hypervisor.Image{}, fmt.Errorf("qemu-img's answer: %w", err)
+	}
+	if in.Format != format || in.VirtualSize < 0 || in.ActualSize < 0 {
+		return hypervisor.Image{}, fmt.Errorf("%w: qemu-img's answer is of format %q and size %d", hypervisor.ErrUnsupported, in.Format, in.VirtualSize)
+	}
+	specific := in.Specific.Data
+	return hypervisor.Image{
+		Format:            in.Format,
+		VirtualSize:       in.VirtualSize,
+		AllocatedSize:     in.ActualSize,
+		Backing:           in.Backing,
+		BackingFormat:     in.BackingFormat,
+		DataFile:          specific.DataFile != "",
+		Encrypted:         in.Encrypted || len(specific.Encrypt) > 0,
+		InternalSnapshots: len(in.Snapshots),
+		Bitmaps:           len(specific.Bitmaps),
+		Corrupt:           specific.Corrupt,
+	}, nil
+}
+
+// checkNames checks a path and the format stated for it.
+func checkNames(path, format string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	return checkFormat(format)
+}
+
+// checkChain follows the headers from an image down before a tool opens the
+// whole chain: every layer must be a local file of stated format without a data
+// file. A header is only data that a customer may have supplied, and a missing
+// format would be probed.
+func (i *Images) checkChain(ctx context.Context, path, format string) error {
+	for range maxChain {
+		image, err := i.Inspect(ctx, path, format)
+		if err != nil {
+			return err
+		}
+		if image.DataFile {
+			return fmt.Errorf("%w: %q keeps its data in another file", hypervisor.ErrUnsupported, path)
+		}
+		if image.Backing == "" {
+			return nil
+		}
+		if image.BackingFormat == "" {
+			return fmt.Errorf("%w: %q does not state the format of its backing file", hypervisor.ErrUnsupported, path)
+		}
+		if path, err = backingPath(path, image.Backing); err != nil {
+			return err
+		}
+		format = image.BackingFormat
+	}
+	return fmt.Errorf("%w: more than %d layers", hypervisor.ErrUnsupported, maxChain)
+}
+
+// backingPath resolves a header's backing name against the image's own directory, as QEMU does.
+func backingPath(path, backing string) (string, error) {
+	if filepath.IsAbs(backing) {
+		return filepath.Clean(backing), nil
+	}
+	if first, _, _ := strings.Cut(backing, "/"); strings.Contains(first, ":") {
+		return "", fmt.Errorf("%w: the backing of %q is no local file: %q", hypervisor.ErrUnsupported, path, backing)
+	}
+	return filepath.Join(filepath.Dir(path), backing), nil
+}

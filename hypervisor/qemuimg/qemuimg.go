@@ -1,0 +1,153 @@
+// Package qemuimg works on disk images for the real host: it is the only place
+// that runs qemu-img, and it does the file work around it (identity, exchange,
+// copy, removal). It implements hypervisor.Images.
+//
+// Three rules hold for every call. Formats are stated, never probed. A name is
+// an absolute path of a local file, never one of QEMU's pseudo names such as
+// json: or nbd:. Whatever is said to be durable has been synced, and so has its
+// directory.
+package qemuimg
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/hypervisor"
+)
+
+// binaryDirs is where qemu-img is looked for. $PATH is the caller's, not ours.
+var binaryDirs = []string{"/usr/bin", "/usr/local/bin", "/bin"}
+
+const (
+	// infoLimit bounds what is read of qemu-img's answer; an image can hold any
+	// number of internal snapshots with names of any length.
+	infoLimit = 4 << 20
+	// errorLimit bounds what is kept of its error output.
+	errorLimit = 4 << 10
+	// shortTime bounds calls that only read or write an image's header.
+	shortTime = 20 * time.Second
+)
+
+// Images implements hypervisor.Images. It holds no state.
+type Images struct {
+	binary string
+}
+
+var _ hypervisor.Images = (*Images)(nil)
+
+// New finds qemu-img in the system's own directories.
+func New() (*Images, error) {
+	for _, dir := range binaryDirs {
+		path := filepath.Join(dir, "qemu-img")
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return &Images{binary: path}, nil
+		}
+	}
+	return nil, fmt.Errorf("cannot find qemu-img in %s", strings.Join(binaryDirs, ", "))
+}
+
+// run runs qemu-img and hands its standard output to read. The process gets a
+// fixed environment, and dies with ctx and with the daemon: a merge that goes
+// on unattended would keep the image lock and with it the recovery waiting.
+func (i *Images) run(ctx context.Context, read io.Writer, args ...string) error {
+	// The death signal is tied to the thread that starts the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	stderr := &limitedBuffer{limit: errorLimit}
+	cmd := exec.CommandContext(ctx, i.binary, args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.Stdout = read
+	cmd.Stderr = stderr
+	cmd.WaitDelay = 5 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("qemu-img %s was stopped: %w", args[0], context.Cause(ctx))
+	}
+	return classify(fmt.Sprintf("qemu-img %s", args[0]), err, stderr.String())
+}
+
+// classify turns qemu-img's words into the errors of the contract. It has no
+// error codes; its environment fixes the language.
+func classify(what string, err error, text string) error {
+	text = strings.TrimSpace(text)
+	for _, c := range []struct {
+		words string
+		kind  error
+	}{
+		{"No space left on device", hypervisor.ErrNoSpace},
+		{"Disk quota exceeded", hypervisor.ErrNoSpace},
+		{"Failed to get ", hypervisor.ErrBusy}, // Failed to get "write" lock
+		{"Permission denied", hypervisor.ErrDenied},
+		{"Operation not permitted", hypervisor.ErrDenied},
+		{"Unknown driver", hypervisor.ErrUnsupported},
+		{"No such file or directory", fs.ErrNotExist},
+	} {
+		if strings.Contains(text, c.words) {
+			return fmt.Errorf("%s: %w: %s", what, c.kind, text)
+		}
+	}
+	return fmt.Errorf("%s: %w: %s", what, err, text)
+}
+
+// fileError gives a system call's error its meaning in the contract.
+func fileError(what string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%s: %w: %w", what, hypervisor.ErrNoSpace, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: %w: %w", what, hypervisor.ErrDenied, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// checkPath refuses whatever is not plainly the absolute path of a local file.
+// QEMU takes a colon before the first slash for a protocol, so an absolute path
+// cannot be mistaken for one, whatever else it holds.
+func checkPath(path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0) {
+		return fmt.Errorf("%w: %q is not a clean absolute path", hypervisor.ErrUnsupported, path)
+	}
+	return nil
+}
+
+// checkFormat refuses what cannot be the name of an image format.
+func checkFormat(format string) error {
+	if format == "" || len(format) > 32 || strings.Trim(format, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+		return fmt.Errorf("%w: image format %q", hypervisor.ErrUnsupported, format)
+	}
+	return nil
+}
+
+// limitedBuffer keeps the first limit bytes and notes that there were more.
+type limitedBuffer struct {
+	bytes.Buffer
+	limit     int
+	truncated bool
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	keep := p
+	if room := b.limit - b.Len(); len(keep) > room {
+		keep, b.truncated = keep[:room], true
+	}
+	b.Buffer.Write(keep)
+	return len(p), nil
+}
