@@ -1,7 +1,311 @@
 package lab
 
-import "context"
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+)
 
-type Boot struct{ Kernel, Initramfs, Arguments string }
+// Boot is what a guest with OS boots.
+type Boot struct {
+	Kernel    string
+	Initramfs string
+	Arguments string
+}
 
-func Build(ctx context.Context, dir string) (Boot, error) { return Boot{}, nil }
+// bootArguments keep the boot short: it runs under emulation.
+const bootArguments = "console=ttyS0 quiet nokaslr mitigations=off random.trust_cpu=on"
+
+// cacheVariable names the directory that keeps what Build makes.
+const cacheVariable = "VPSSNAP_LAB_CACHE"
+
+//go:embed guest
+var guestFiles embed.FS
+
+// modules are what the guest needs to see its disks and its agent's channel, in
+// the order in which they load. All else is built into Debian's cloud kernel.
+var modules = []string{
+	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
+	"virtio_blk", "virtio_console",
+}
+
+// building lets one Build at a time run in this process. Others are kept apart by rename.
+var building sync.Mutex
+
+// Build makes the guest's kernel and initramfs from Debian packages, or finds
+// them in dir from an earlier time. dir "" is $VPSSNAP_LAB_CACHE, else build/lab
+// in the Go module around the working directory.
+func Build(ctx context.Context, dir string) (Boot, error) {
+	building.Lock()
+	defer building.Unlock()
+	dir, err := cacheDir(dir)
+	if err != nil {
+		return Boot{}, fmt.Errorf("cannot build the lab's guest: %w", err)
+	}
+	packages, err := findPackages(ctx)
+	if err != nil {
+		return Boot{}, fmt.Errorf("cannot build the lab's guest: %w", err)
+	}
+	key, err := buildKey(packages)
+	if err != nil {
+		return Boot{}, err
+	}
+	finished := filepath.Join(dir, key)
+	if _, err := os.Stat(finished); errors.Is(err, fs.ErrNotExist) {
+		if err := buildInto(ctx, finished, packages); err != nil {
+			return Boot{}, fmt.Errorf("cannot build the lab's guest: %w", err)
+		}
+	} else if err != nil {
+		return Boot{}, err
+	}
+	return Boot{
+		Kernel:    filepath.Join(finished, "vmlinuz"),
+		Initramfs: filepath.Join(finished, "initramfs"),
+		Arguments: bootArguments,
+	}, nil
+}
+
+func cacheDir(dir string) (string, error) {
+	if dir == "" {
+		dir = os.Getenv(cacheVariable)
+	}
+	if dir != "" {
+		return filepath.Abs(dir)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for at := wd; ; at = filepath.Dir(at) {
+		if _, err := os.Stat(filepath.Join(at, "go.mod")); err == nil {
+			return filepath.Join(at, "build/lab"), nil
+		}
+		if at == filepath.Dir(at) {
+			return "", fmt.Errorf("no Go module around %s: set %s", wd, cacheVariable)
+		}
+	}
+}
+
+// debian is one package, in the version that apt would install.
+type debian struct {
+	Name, Version string
+}
+
+var (
+	packageLine = regexp.MustCompile(`(?m)^Package: (\S+)$`)
+	versionLine = regexp.MustCompile(`(?m)^Version: (\S+)$`)
+	kernelLine  = regexp.MustCompile(`(?m)^Depends:.*\b(linux-image-[0-9][^ ,]*-cloud-amd64) \(= ([^)]+)\)`)
+)
+
+// found keeps what findPackages found, which takes apt a second.
+var found []debian
+
+// findPackages tells which packages make the guest; the kernel is the first.
+func findPackages(ctx context.Context) ([]debian, error) {
+	if found != nil {
+		return found, nil
+	}
+	const kernel, agent, busybox = "linux-image-cloud-amd64", "qemu-guest-agent", "busybox-static"
+	text, err := run(ctx, "apt-cache", "show", "--no-all-versions", kernel, agent, busybox)
+	if err != nil {
+		return nil, fmt.Errorf("%w (is an apt-get update due?)", err)
+	}
+	stanzas := map[string]string{}
+	for _, stanza := range strings.Split(text, "\n\n") {
+		if name := packageLine.FindStringSubmatch(stanza); name != nil {
+			stanzas[name[1]] = stanza
+		}
+	}
+	// The package of that name is empty and depends on today's kernel.
+	today := kernelLine.FindStringSubmatch(stanzas[kernel])
+	if today == nil {
+		return nil, fmt.Errorf("apt names no kernel for %s", kernel)
+	}
+	packages := []debian{{today[1], today[2]}}
+	for _, name := range []string{agent, busybox} {
+		version := versionLine.FindStringSubmatch(stanzas[name])
+		if version == nil {
+			return nil, fmt.Errorf("apt tells no version of %s", name)
+		}
+		packages = append(packages, debian{name, version[1]})
+	}
+	found = packages
+	return packages, nil
+}
+
+// buildKey changes with everything that goes into the guest, but for the
+// libraries, which are the machine's.
+func buildKey(packages []debian) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, packages, modules)
+	for _, name := range []string{"init", "shutdown", "fsfreeze-hook", "record"} {
+		text, err := guestFiles.ReadFile("guest/" + name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%s %q\n", name, text)
+	}
+	return hex.EncodeToString(h.Sum(nil))[:16], nil
+}
+
+// buildInto makes the finished directory appear in one act.
+func buildInto(ctx context.Context, finished string, packages []debian) error {
+	if err := os.MkdirAll(filepath.Dir(finished), 0o755); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(finished), "building-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	root, out := filepath.Join(work, "root"), filepath.Join(work, "out")
+	for _, p := range packages {
+		if err := unpack(ctx, work, root, p); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(out, 0o755); err != nil {
+		return err
+	}
+	kernel := strings.TrimPrefix(packages[0].Name, "linux-image-")
+	if err := os.Rename(filepath.Join(root, "boot/vmlinuz-"+kernel), filepath.Join(out, "vmlinuz")); err != nil {
+		return err
+	}
+	image, err := initramfs(ctx, root)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(out, "initramfs"), image, 0o644); err != nil {
+		return err
+	}
+	err = os.Rename(out, finished)
+	if _, there := os.Stat(filepath.Join(finished, "initramfs")); there == nil {
+		return nil // another process was faster
+	}
+	return err
+}
+
+func unpack(ctx context.Context, work, root string, p debian) error {
+	cmd := exec.CommandContext(ctx, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", p.Name+"="+p.Version)
+	cmd.Dir = work
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot download %s %s, perhaps for want of an update: %w: %s", p.Name, p.Version, err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(work, p.Name+"_*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(files) != 1 {
+		return fmt.Errorf("apt left %d files for %s", len(files), p.Name)
+	}
+	_, err = run(ctx, "dpkg-deb", "--extract", files[0], root)
+	return err
+}
+
+// initramfs packs the guest's root file system. It is not compressed: unpacking
+// under emulation takes longer than loading.
+func initramfs(ctx context.Context, root string) ([]byte, error) {
+	var a archive
+	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "mnt", "modules", "etc"} {
+		a.dir(dir)
+	}
+	a.charDevice("dev/console", 5, 1)
+	a.charDevice("dev/null", 1, 3)
+	for name, from := range map[string]string{"init": "init", "sbin/shutdown": "shutdown",
+		"sbin/fsfreeze-hook": "fsfreeze-hook", "bin/record": "record"} {
+		text, err := guestFiles.ReadFile("guest/" + from)
+		if err != nil {
+			return nil, err
+		}
+		a.file(name, 0o755, text)
+	}
+	agent := filepath.Join(root, "usr/sbin/qemu-ga")
+	programs := map[string]string{"bin/busybox": filepath.Join(root, "bin/busybox"), "bin/qemu-ga": agent}
+	libraries, err := libraries(ctx, agent)
+	if err != nil {
+		return nil, err
+	}
+	made := map[string]bool{}
+	for _, library := range libraries {
+		name := strings.TrimPrefix(library, "/")
+		a.parents(name, made)
+		programs[name] = library
+	}
+	for name, from := range programs {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return nil, err
+		}
+		a.file(name, 0o755, data)
+	}
+	if err := a.modules(root); err != nil {
+		return nil, err
+	}
+	return a.end(), nil
+}
+
+// parents adds the directories above name that are not in made yet.
+func (a *archive) parents(name string, made map[string]bool) {
+	dir := filepath.Dir(name)
+	if dir == "." || made[dir] {
+		return
+	}
+	a.parents(dir, made)
+	made[dir] = true
+	a.dir(dir)
+}
+
+// modules adds the kernel modules, and the order in which to load them.
+func (a *archive) modules(root string) error {
+	paths := map[string]string{}
+	err := filepath.WalkDir(filepath.Join(root, "lib/modules"), func(path string, _ fs.DirEntry, err error) error {
+		paths[filepath.Base(path)] = path
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var order strings.Builder
+	for _, module := range modules {
+		name := module + ".ko"
+		if paths[name] == "" {
+			return fmt.Errorf("the kernel has no module %s", module)
+		}
+		data, err := os.ReadFile(paths[name])
+		if err != nil {
+			return err
+		}
+		a.file("modules/"+name, 0o644, data)
+		fmt.Fprintln(&order, name)
+	}
+	a.file("modules/order", 0o644, []byte(order.String()))
+	return nil
+}
+
+var libraryPath = regexp.MustCompile(`(/\S+) \(0x`)
+
+// libraries are the shared libraries of a program, the loader among them.
+func libraries(ctx context.Context, program string) ([]string, error) {
+	out, err := run(ctx, "ldd", program)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(out, "not found") {
+		return nil, fmt.Errorf("libraries are missing: %s", out)
+	}
+	var paths []string
+	for _, match := range libraryPath.FindAllStringSubmatch(out, -1) {
+		paths = append(paths, match[1])
+	}
+	return paths, nil
+}

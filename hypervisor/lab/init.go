@@ -18,8 +18,11 @@ import (
 // initName is argv[0] of a binary that shall be a lab's first process.
 const initName = "vpssnap-lab-init"
 
+// capabilitiesDir is where libvirtd keeps what it found out about QEMU.
+const capabilitiesDir = "/var/cache/libvirt"
+
 // replacedDirs are the machine's directories that a lab replaces by its own.
-var replacedDirs = []string{"/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"}
+var replacedDirs = []string{"/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", capabilitiesDir}
 
 // mainCalled guards against a binary that would run itself again and again.
 var mainCalled atomic.Bool

@@ -88,13 +88,19 @@ func (l *Lab) start(ctx context.Context) error {
 		l.imageDir = filepath.Join(l.dir, "images")
 	}
 	dirs := []string{l.imageDir, l.consoleDir(), filepath.Dir(l.socket())}
-	for _, hidden := range replacedDirs {
-		dirs = append(dirs, filepath.Join(l.dir, hidden))
+	for _, replaced := range replacedDirs {
+		dirs = append(dirs, filepath.Join(l.dir, filepath.Dir(replaced)))
+		if replaced != capabilitiesDir {
+			dirs = append(dirs, filepath.Join(l.dir, replaced))
+		}
 	}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := l.shareCapabilities(); err != nil {
+		return err
 	}
 	if err := l.writeConfig(); err != nil {
 		return err
@@ -103,6 +109,21 @@ func (l *Lab) start(ctx context.Context) error {
 		return err
 	}
 	return l.StartLibvirtd(ctx)
+}
+
+// shareCapabilities lets all labs use what one libvirtd found out about QEMU,
+// which saves more than a second per lab. Only a place to keep that is needed:
+// libvirt checks what it finds there, and probes again when it is damaged.
+func (l *Lab) shareCapabilities() error {
+	cache, err := cacheDir(l.cacheDir)
+	if err != nil {
+		return os.Mkdir(filepath.Join(l.dir, capabilitiesDir), 0o755)
+	}
+	shared := filepath.Join(cache, "libvirt")
+	if err := os.MkdirAll(shared, 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(shared, filepath.Join(l.dir, capabilitiesDir))
 }
 
 // startInit starts this binary again as the first process of new namespaces.
@@ -175,8 +196,8 @@ func (l *Lab) Close() error {
 // URI is where libvirt clients connect to.
 func (l *Lab) URI() string { return "qemu+unix:///system?socket=" + l.socket() }
 
-// Dir is the lab's own directory. Inside the lab, etc/libvirt, var/lib/libvirt,
-// var/log/libvirt and var/cache/libvirt of it replace those of the machine.
+// Dir is the lab's own directory. Inside the lab its etc/libvirt, var/lib/libvirt
+// and var/log/libvirt replace those of the machine.
 func (l *Lab) Dir() string { return l.dir }
 
 // ImageDir is where the guests' images are; its path is the same inside.
@@ -211,8 +232,8 @@ func (l *Lab) waitReady(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if _, gone := l.LibvirtdPID(); gone != nil {
-			return fmt.Errorf("libvirtd ended: %s", l.initLog())
+		if _, gone := l.ask(request{Do: doPID}); gone != nil {
+			return fmt.Errorf("%w: %s", gone, l.initLog())
 		}
 		select {
 		case <-ctx.Done():
@@ -330,6 +351,9 @@ func run(ctx context.Context, program string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return stdout.String(), fmt.Errorf("cannot run %s %s: %w: %s", program, strings.Join(args, " "), err,
 			strings.TrimSpace(stderr.String()))
 	}
