@@ -60,7 +60,8 @@ type Domains interface {
 	// paused). ErrBusy when the disk has a job already, ErrOff when the domain
 	// is not active, ErrDenied when host confinement forbids writing the base.
 	StartMerge(ctx context.Context, id string, m Merge) error
-	// MergeJob reads the job of one disk. No job is Job{}, not an error.
+	// MergeJob reads the job of one disk. No job, as when the domain is off, is
+	// Job{}, not an error.
 	MergeJob(ctx context.Context, id, target string) (Job, error)
 	// Pivot makes the guest use the base of a Ready merge. ErrNotReady when
 	// the job is not ready; the job and the overlay are then left as they are.
@@ -70,7 +71,9 @@ type Domains interface {
 
 	// PointDisks rewrites the named disks' sources in the persistent definition
 	// (all else, secrets included, is kept) and makes the definition durable,
-	// directory included. ErrPersistence when it cannot be saved.
+	// directory included. What it stated of the layers below a named disk is
+	// dropped: the image headers are the authority then. ErrPersistence when it
+	// cannot be saved.
 	PointDisks(ctx context.Context, id string, disks []DiskSource) error
 	// SyncDefinition makes the persistent definition durable, directory included.
 	SyncDefinition(ctx context.Context, id string) error

@@ -263,8 +263,9 @@ func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error)
 func (d *domain) shown() hypervisor.Domain {
 	s := d.Domain
 	if !d.active() {
-		s.Disks = slices.Clone(s.PersistentDisks)
+		s.Disks = s.PersistentDisks
 	}
+	s.Disks, s.PersistentDisks = slices.Clone(s.Disks), slices.Clone(s.PersistentDisks)
 	for i := range s.Disks {
 		_, s.Disks[i].Job = d.Jobs[s.Disks[i].Target]
 	}

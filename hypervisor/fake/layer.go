@@ -115,9 +115,17 @@ func (l layer) paint(buf []byte, offset int64) {
 	end := offset + int64(len(buf))
 	for _, w := range l.writes {
 		from, to := max(w.Offset, offset), min(w.Offset+w.Length, end)
-		for i := from; i < to; i++ {
-			buf[i-offset] = w.Pattern
+		if from < to {
+			fill(buf[from-offset:to-offset], w.Pattern)
 		}
+	}
+}
+
+// fill doubles what is filled: far faster than byte by byte under the race detector.
+func fill(buf []byte, pattern byte) {
+	buf[0] = pattern
+	for n := 1; n < len(buf); n *= 2 {
+		copy(buf[n:], buf[:n])
 	}
 }
 

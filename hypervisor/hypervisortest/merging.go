@@ -1,0 +1,266 @@
+package hypervisortest
+
+import (
+	"slices"
+
+	"vpssnapd/hypervisor"
+)
+
+var merging = []test{
+	{"A merge becomes ready and is pivoted", mergeAndPivot},
+	{"A merge while the guest is paused", mergePaused},
+	{"A merge of a linked clone leaves the golden image alone", mergeClone},
+	{"Pivot before the merge is ready", pivotTooEarly},
+	{"AbortMerge leaves the overlay whole", abortMerge},
+	{"A disk has one merge at a time", oneMerge},
+	{"No merge is no error, and none is begun on a domain that is off", noMerge},
+	{"A guest killed in a merge has lost nothing", killedInMerge},
+	{"A guest killed when its merge is ready has lost nothing", killedWhenReady},
+	{"A merge outlives libvirtd and the daemon", mergeSurvives},
+	{"A merge below the top ends by itself", mergeBelow},
+}
+
+func mergeAndPivot(s *suite) {
+	g := s.written("qcow2", "raw")
+	g.start()
+	l := g.take("snap")
+	for t := range l {
+		g.write(t, 512*kib, 0x71, mib)
+	}
+	mark := s.mark()
+	for t := range l {
+		s.must(s.host().StartMerge(s.ctx, g.id, l[t].merge(t)))
+	}
+	for t := range l {
+		g.ready(t)
+		if d := g.disk(t); !d.Job || d.Path != l[t].overlay {
+			s.Errorf("with a ready merge %s is %+v", t, d)
+		}
+	}
+	s.await(mark, hypervisor.EventJob, g.id)
+	for t := range l {
+		g.write(t, 5*mib, 0x72, mib)
+	}
+	g.check()
+	g.pivot("vda", "vdb")
+	for t := range l {
+		g.uses(t, l[t].base, l[t].baseFormat)
+		if j, err := s.host().MergeJob(s.ctx, g.id, t); err != nil || j != (hypervisor.Job{}) {
+			s.Errorf("after the pivot there is a job: %+v, %v", j, err)
+		}
+		if d := g.disk(t); d.Job || len(d.Chain) != 0 {
+			s.Errorf("after the pivot %s is %+v", t, d)
+		}
+		g.write(t, 0, 0x73, 64*kib)
+		s.must(s.host().Remove(s.ctx, l[t].overlay, l[t].file.Inode))
+	}
+	g.inState(hypervisor.Running)
+	g.check()
+	g.off()
+	g.check()
+	g.start()
+	g.check()
+}
+
+func mergePaused(s *suite) {
+	g := s.written("qcow2")
+	g.start()
+	l := g.take("snap")["vda"]
+	g.write("vda", mib, 0x74, 2*mib)
+	s.must(s.host().Suspend(s.ctx, g.id))
+	s.must(s.host().StartMerge(s.ctx, g.id, l.merge("vda")))
+	g.ready("vda")
+	s.must(s.host().Pivot(s.ctx, g.id, "vda"))
+	g.inState(hypervisor.Paused)
+	g.uses("vda", l.base, "qcow2")
+	g.check()
+}
+
+func mergeClone(s *suite) {
+	g, golden := s.clone()
+	g.start()
+	l := g.take("snap")["vda"]
+	g.write("vda", 2*mib, 0x75, 2*mib)
+	s.must(s.host().StartMerge(s.ctx, g.id, l.merge("vda")))
+	g.ready("vda")
+	g.pivot("vda")
+	g.uses("vda", l.base, "qcow2")
+	below := []hypervisor.Layer{{Path: golden.disk("vda").Path, Format: "qcow2"}}
+	if d := g.disk("vda"); !slices.Equal(d.Chain, below) {
+		s.Errorf("the chain reads as %+v, want %+v", d.Chain, below)
+	}
+	g.check()
+	golden.check()
+}
+
+// slow brings a guest into a merge that takes its time.
+func (s *suite) slow() (*guest, layer) {
+	s.Helper()
+	g := s.written("qcow2")
+	g.start()
+	l := g.take("snap")["vda"]
+	g.write("vda", 0, 0x76, slowBytes)
+	s.must(s.host().StartMerge(s.ctx, g.id, slowly(l.merge("vda"))))
+	return g, l
+}
+
+func pivotTooEarly(s *suite) {
+	g, l := s.slow()
+	s.is(s.host().Pivot(s.ctx, g.id, "vda"), hypervisor.ErrNotReady)
+	if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found {
+		s.Fatalf("the merge is %+v, %v", j, err)
+	}
+	g.uses("vda", l.overlay, "qcow2")
+	g.check()
+	s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
+}
+
+func abortMerge(s *suite) {
+	g, l := s.slow()
+	for range 2 {
+		s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
+		if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || j.Found {
+			s.Fatalf("after the abort the merge is %+v, %v", j, err)
+		}
+	}
+	g.uses("vda", l.overlay, "qcow2")
+	g.check()
+	g.mergeAgain(l)
+}
+
+// mergeAgain merges after a merge that did not come to its end.
+func (g *guest) mergeAgain(l layer) {
+	g.Helper()
+	g.must(g.host().StartMerge(g.ctx, g.id, l.merge("vda")))
+	g.ready("vda")
+	g.must(g.host().AbortMerge(g.ctx, g.id, "vda"))
+	g.check()
+	g.must(g.host().StartMerge(g.ctx, g.id, l.merge("vda")))
+	g.pivot("vda")
+	g.uses("vda", l.base, l.baseFormat)
+	g.check()
+	g.off()
+	g.check()
+}
+
+func oneMerge(s *suite) {
+	g, l := s.slow()
+	s.is(s.host().StartMerge(s.ctx, g.id, l.merge("vda")), hypervisor.ErrBusy)
+	if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found {
+		s.Fatalf("the merge is %+v, %v", j, err)
+	}
+	s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
+	g.check()
+}
+
+func noMerge(s *suite) {
+	g := s.written("qcow2")
+	l := g.take("snap")["vda"]
+	s.is(s.host().StartMerge(s.ctx, g.id, l.merge("vda")), hypervisor.ErrOff)
+	for _, state := range []hypervisor.State{hypervisor.Off, hypervisor.Running} {
+		g.enter(state)
+		if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || j != (hypervisor.Job{}) {
+			s.Errorf("%s: without a merge it reads as %+v, %v", state, j, err)
+		}
+		s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
+		if err := s.host().Pivot(s.ctx, g.id, "vda"); err == nil {
+			s.Errorf("%s: a pivot without a merge went well", state)
+		}
+		g.uses("vda", l.overlay, "qcow2")
+	}
+	g.check()
+}
+
+func killedInMerge(s *suite) {
+	g, l := s.slow()
+	g.kill()
+	g.uses("vda", l.overlay, "qcow2")
+	g.check()
+	if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || j.Found {
+		s.Errorf("without a guest the merge is %+v, %v", j, err)
+	}
+	g.start()
+	g.check()
+	g.mergeAgain(l)
+}
+
+// kill kills the guest and waits until libvirt has seen it.
+func (g *guest) kill() {
+	g.Helper()
+	mark := g.mark()
+	g.fixture.KillGuest(g, g.id)
+	g.await(mark, hypervisor.EventChanged, g.id)
+	g.poll("the killed guest to be off", func() bool { return g.domain().State == hypervisor.Off })
+}
+
+func killedWhenReady(s *suite) {
+	g := s.written("raw")
+	g.start()
+	l := g.take("snap")["vda"]
+	g.write("vda", mib, 0x78, 2*mib)
+	s.must(s.host().StartMerge(s.ctx, g.id, l.merge("vda")))
+	g.ready("vda")
+	g.write("vda", 4*mib, 0x79, mib)
+	g.kill()
+	g.uses("vda", l.overlay, "qcow2")
+	g.check()
+	s.must(s.host().MergeOffline(s.ctx, hypervisor.OfflineMerge{Overlay: l.overlay, Base: l.base, BaseFormat: "raw"}, nil))
+	g.checkImage(l.base, "raw", g.want["vda"])
+}
+
+func mergeSurvives(s *suite) {
+	g, l := s.slow()
+	found := func(after string) {
+		s.Helper()
+		if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found || j.Foreign {
+			s.Fatalf("after %s the merge is %+v, %v", after, j, err)
+		}
+		g.inState(hypervisor.Running)
+		if !g.disk("vda").Job {
+			s.Errorf("after %s the disk tells no job", after)
+		}
+	}
+	s.restart()
+	found("the restart of libvirtd")
+	s.reopen()
+	found("the restart of the daemon")
+	g.check()
+	g.ready("vda")
+	g.pivot("vda")
+	g.uses("vda", l.base, "qcow2")
+	g.check()
+}
+
+func mergeBelow(s *suite) {
+	g := s.written("raw")
+	g.start()
+	one := g.take("one")["vda"]
+	g.write("vda", mib, 0x7a, 2*mib)
+	taken := g.content()
+	two := g.take("two")["vda"]
+	g.write("vda", 2*mib, 0x7b, 2*mib)
+	mark := s.mark()
+	s.must(s.host().StartMerge(s.ctx, g.id, hypervisor.Merge{Target: "vda", Top: one.overlay, Base: one.base}))
+	s.poll("the merge to end", func() bool {
+		j, err := s.host().MergeJob(s.ctx, g.id, "vda")
+		s.must(err)
+		return !j.Found
+	})
+	s.await(mark, hypervisor.EventJob, g.id)
+	g.uses("vda", two.overlay, "qcow2")
+	if d := g.disk("vda"); !slices.Equal(d.Chain, []hypervisor.Layer{{Path: one.base, Format: "raw"}}) || d.Job {
+		s.Errorf("after the merge vda is %+v", d)
+	}
+	image, err := s.host().Inspect(s.ctx, two.overlay, "qcow2")
+	s.must(err)
+	if image.Backing != one.base || image.BackingFormat != "raw" {
+		s.Errorf("after the merge the header names %s (%s)", image.Backing, image.BackingFormat)
+	}
+	g.check()
+	g.checkImage(one.base, "raw", taken["vda"])
+	s.must(s.host().Remove(s.ctx, one.overlay, one.file.Inode))
+	g.write("vda", 0, 0x7c, mib)
+	g.off()
+	g.start()
+	g.check()
+}

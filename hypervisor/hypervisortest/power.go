@@ -1,0 +1,109 @@
+package hypervisortest
+
+import (
+	"os"
+
+	"vpssnapd/hypervisor"
+)
+
+var power = []test{
+	{"Start, Suspend, Resume and PowerOff may be repeated", powerRepeats},
+	{"A domain that is off cannot be suspended or resumed", offIsTold},
+	{"Start ignores a managed save", startIgnoresManagedSave},
+	{"RemoveManagedSave may be repeated", removeManagedSave},
+	{"Start without an image fails", startWithoutImage},
+	{"A transient domain is gone when it ends", transientEnds},
+}
+
+func powerRepeats(s *suite) {
+	h, ctx := s.host(), s.ctx
+	g := s.written("qcow2")
+	s.must(h.PowerOff(ctx, g.id))
+	for range 2 {
+		s.must(h.Start(ctx, g.id, true))
+		g.inState(hypervisor.Paused)
+	}
+	s.must(h.Start(ctx, g.id, false))
+	for range 2 {
+		s.must(h.Resume(ctx, g.id))
+		g.inState(hypervisor.Running)
+	}
+	s.must(h.Start(ctx, g.id, true))
+	g.inState(hypervisor.Running)
+	for range 2 {
+		s.must(h.Suspend(ctx, g.id))
+		g.inState(hypervisor.Paused)
+	}
+	if d := g.domain(); d.PauseReason != hypervisor.PausedByUser {
+		s.Errorf("paused by %q", d.PauseReason)
+	}
+	for range 2 {
+		s.must(h.PowerOff(ctx, g.id))
+		g.inState(hypervisor.Off)
+	}
+	g.check()
+}
+
+func offIsTold(s *suite) {
+	g := s.written("qcow2")
+	s.is(s.host().Suspend(s.ctx, g.id), hypervisor.ErrOff)
+	s.is(s.host().Resume(s.ctx, g.id), hypervisor.ErrOff)
+	g.inState(hypervisor.Off)
+}
+
+func startIgnoresManagedSave(s *suite) {
+	g := s.saved()
+	g.start()
+	if d := g.domain(); d.ManagedSave || d.State != hypervisor.Running {
+		s.Fatalf("got %+v", d)
+	}
+	g.check()
+}
+
+// saved defines a domain that has a managed save.
+func (s *suite) saved() *guest {
+	s.Helper()
+	g := s.written("qcow2")
+	g.start()
+	s.fixture.ManagedSave(s, g.id)
+	if d := g.domain(); !d.ManagedSave || d.State != hypervisor.Off {
+		s.Fatalf("got %+v", d)
+	}
+	return g
+}
+
+func removeManagedSave(s *suite) {
+	g := s.saved()
+	for range 2 {
+		s.must(s.host().RemoveManagedSave(s.ctx, g.id))
+		if g.domain().ManagedSave {
+			s.Fatal("the managed save is still there")
+		}
+	}
+	g.start()
+	g.check()
+}
+
+func startWithoutImage(s *suite) {
+	g := s.written("qcow2")
+	s.must(os.Rename(g.disk("vda").Path, g.path("away")))
+	if err := s.host().Start(s.ctx, g.id, false); err == nil {
+		s.Error("a domain without its image was started")
+	}
+	g.inState(hypervisor.Off)
+}
+
+func transientEnds(s *suite) {
+	g := s.written("qcow2")
+	g.start()
+	mark := s.mark()
+	s.fixture.Undefine(s, g.id)
+	s.await(mark, hypervisor.EventUndefined, g.id)
+	if d := g.domain(); d.Persistent || len(d.PersistentDisks) != 0 || len(d.Disks) != 1 {
+		s.Fatalf("got %+v", d)
+	}
+	g.off()
+	g.gone = true
+	_, err := s.host().Domain(s.ctx, g.id)
+	s.is(err, hypervisor.ErrNotFound)
+}
