@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ type domain struct {
 	// Freezing: the agent accepted a freeze late and will do it at the next chance.
 	Freezing bool
 
+	stored []byte // as it lies in the file
 	events []hypervisor.EventKind
 	gone   bool
 }
@@ -108,7 +110,7 @@ func (h *Host) load(id string) (*domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &domain{}
+	d := &domain{stored: data}
 	if err := json.Unmarshal(data, d); err != nil {
 		return nil, fmt.Errorf("cannot read fake domain %s: %w", id, err)
 	}
@@ -140,8 +142,8 @@ func (h *Host) save(d *domain) error {
 	if d.gone {
 		return os.Remove(file)
 	}
-	data, err := json.MarshalIndent(d, "", " ")
-	if err != nil {
+	data, err := json.Marshal(d)
+	if err != nil || bytes.Equal(data, d.stored) {
 		return err
 	}
 	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
