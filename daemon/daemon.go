@@ -1,69 +1,194 @@
 // Package daemon is what the product does: it takes, restores and deletes the
 // one snapshot of a VPS, keeps the option that pays for it, and recovers.
+//
+// Read take.go for how an operation is built: a request that checks and
+// records, and a list of steps with their undo.
 package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
 )
 
-type Daemon struct{}
-
-func (d *Daemon) ListVPS(ctx context.Context) ([]vps.VPS, error)           { return nil, nil }
-func (d *Daemon) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) { return vps.VPS{}, nil }
-func (d *Daemon) Offers() []vps.Offer                                      { return nil }
-func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
-	return vps.Option{}, nil
-}
-func (d *Daemon) PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error) {
-	return vps.Option{}, nil
-}
-func (d *Daemon) CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error) {
-	return vps.Option{}, nil
-}
-func (d *Daemon) Snapshot(ctx context.Context, ref string) (vps.Snapshot, error) {
-	return vps.Snapshot{}, nil
-}
-func (d *Daemon) DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error) {
-	return vps.Snapshot{}, nil
-}
-func (d *Daemon) Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) Operation(ctx context.Context, id string) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error) {
-	return vps.OperationPage{}, nil
+// Config is what a Daemon needs. Every field must be set, unless it says otherwise.
+type Config struct {
+	Host hypervisor.Host
+	// StateDir holds the database and the lock; it exists.
+	StateDir string
+	Version  string
+	Offer    vps.Offer
+	// Grace is how long a snapshot outlives its option.
+	Grace time.Duration
+	// UndoKeep is how long a restore can be undone.
+	UndoKeep time.Duration
+	// FreezeLimit is how long a guest may stand frozen, 10 s at most.
+	FreezeLimit time.Duration
+	// AgentWait is how long a restore waits for the guest to answer again.
+	AgentWait time.Duration
+	// MergeLimit is how many merges may copy at the same time.
+	MergeLimit int
+	// Headroom is how many bytes must be free for a take.
+	Headroom int64
+	Logger   *slog.Logger
+	// Now tells the time; nil means time.Now.
+	Now func() time.Time
 }
 
-// WaitOperation returns the operation when it is final or parked, or after limit as it then is.
-func (d *Daemon) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
-	return vps.Operation{}, nil
-}
-func (d *Daemon) CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
+// Daemon is the running product on one host.
+type Daemon struct {
+	Config
+	store     *store.Store
+	runner    *operation.Runner
+	inventory *inventory
+	merges    *slots
+	lock      *os.File
+	stop      context.CancelFunc
+	ctx       context.Context
+	wg        sync.WaitGroup
+	locks     keyedMutex
+	// deadlines is told that an option or an undo got another end.
+	deadlines   chan struct{}
+	expiryTries lastTries
 }
 
-// ResumeOperation takes up a parked operation again.
-func (d *Daemon) ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error) {
-	return vps.Operation{}, nil
+// Open opens the record, recovers what an earlier process left behind, and
+// begins to work. It waits for libvirt up to connectWait; when libvirt does not
+// come, recovery happens at the moment that it does.
+func Open(ctx context.Context, c Config) (*Daemon, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	lock, err := lockState(c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	db, err := store.Open(ctx, filepath.Join(c.StateDir, "vpssnapd.db"))
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	d := &Daemon{Config: c, store: db, lock: lock, merges: newSlots(c.MergeLimit), deadlines: make(chan struct{}, 1)}
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	d.inventory = newInventory(c.Host, c.Logger)
+	d.runner = operation.New(operation.Config{
+		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
+		Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
+	})
+	d.background(d.watchHost)
+	if err := d.recover(ctx); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	d.background(d.watchDeadlines)
+	return d, nil
 }
-func (d *Daemon) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
-	return vps.MessagePage{}, nil
+
+// Close stops working and leaves every operation resumable. Guests run on.
+func (d *Daemon) Close() error {
+	d.stop()
+	d.runner.Close()
+	d.wg.Wait()
+	return errors.Join(d.store.Close(), d.lock.Close())
 }
-func (d *Daemon) Host(ctx context.Context) (vps.Host, error) { return vps.Host{}, nil }
+
+// lockState makes sure that one daemon only works on a state directory.
+func lockState(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another vpssnapd works on %s: stop it first", dir)
+	}
+	return f, nil
+}
+
+// plan names the steps of every kind of operation.
+func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
+	switch op.Kind {
+	case vps.KindTake:
+		return d.takePlan(op)
+	case vps.KindRestore, vps.KindUndoRestore:
+		return d.restorePlan(op), nil
+	case vps.KindDelete:
+		return d.deletePlan(), nil
+	}
+	return nil, fmt.Errorf("operations of kind %q are unknown to this version", op.Kind)
+}
+
+// operationEnded gives back what a run held, and follows it up.
+func (d *Daemon) operationEnded(op vps.Operation) {
+	d.merges.release(op.ID)
+	d.inventory.refresh(d.ctx, op.VPS)
+	d.deadlinesChanged()
+}
+
+func (d *Daemon) background(work func(context.Context)) {
+	d.wg.Add(1)
+	go func() {
+		defer d.wg.Done()
+		work(d.ctx)
+	}()
+}
+
+// now is the time as it is stored: UTC, whole microseconds.
+func (d *Daemon) now() time.Time { return d.Now().UTC().Truncate(time.Microsecond) }
 
 // Ready is nil when the database and libvirt answer.
-func (d *Daemon) Ready(ctx context.Context) error { return nil }
+func (d *Daemon) Ready(ctx context.Context) error {
+	if err := d.store.Ping(ctx); err != nil {
+		return vps.Errorf(vps.CodeInternal, "the daemon's database does not answer").Because(err)
+	}
+	if _, err := d.Config.Host.Info(ctx); err != nil {
+		return vps.Errorf(vps.CodeHypervisorUnavailable, "libvirt does not answer").Because(err)
+	}
+	return nil
+}
+
+// keyedMutex is one mutex per VPS.
+type keyedMutex struct {
+	mu   sync.Mutex
+	held map[string]*keyLock
+}
+
+type keyLock struct {
+	sync.Mutex
+	users int
+}
+
+// acquire locks key and returns the unlock.
+func (k *keyedMutex) acquire(key string) func() {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[string]*keyLock{}
+	}
+	l := k.held[key]
+	if l == nil {
+		l = &keyLock{}
+		k.held[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.held, key)
+		}
+	}
+}

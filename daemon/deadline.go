@@ -1,0 +1,148 @@
+package daemon
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"sync"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// expiry is who acts when a time is over.
+var expiry = vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry}
+
+// deadlineCheck is how often the clock is compared with the deadlines even
+// when none seems near: the clock may have been set.
+const deadlineCheck = time.Minute
+
+// watchDeadlines does what time brings: options end, graces end, undos end. All
+// deadlines are stored as points in time, so it does not matter when the daemon
+// was down, and a clock that goes backwards only makes everything last longer.
+func (d *Daemon) watchDeadlines(ctx context.Context) {
+	for {
+		d.meetDeadlines(ctx)
+		wait := deadlineCheck
+		if next, err := d.store.NextDeadline(ctx); err == nil && next != nil {
+			wait = min(wait, untilDeadline(next.Sub(d.now())))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.deadlines:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// untilDeadline is how long to wait. What is overdue could not be done just
+// now: it has its next turn with the regular check.
+func untilDeadline(left time.Duration) time.Duration {
+	if left < -2*time.Second {
+		return deadlineCheck
+	}
+	return max(left, 50*time.Millisecond)
+}
+
+// deadlinesChanged makes watchDeadlines look anew.
+func (d *Daemon) deadlinesChanged() {
+	select {
+	case d.deadlines <- struct{}{}:
+	default:
+	}
+}
+
+// meetDeadlines does everything that is due.
+func (d *Daemon) meetDeadlines(ctx context.Context) {
+	now := d.now()
+	options, err := d.store.OpenOptions(ctx)
+	if err != nil {
+		d.Logger.Error("options not read", "error", err)
+		return
+	}
+	for _, o := range options {
+		if o.State != vps.OptionGrace && o.EndsAt != nil && !now.Before(*o.EndsAt) {
+			if err := d.toGrace(ctx, o, o.EndsAt.Add(d.Grace), expiry, "its time is over"); err != nil {
+				d.Logger.Error("option not ended", "vps", o.VPS, "error", err)
+			}
+		}
+		d.endGrace(ctx, o.VPS)
+	}
+	snapshots, err := d.store.Snapshots(ctx)
+	if err != nil {
+		d.Logger.Error("snapshots not read", "error", err)
+		return
+	}
+	for _, s := range snapshots {
+		if s.UndoUntil != nil && !now.Before(*s.UndoUntil) {
+			if err := d.expireUndo(ctx, s); err != nil {
+				d.Logger.Error("undo not ended", "vps", s.VPS, "error", err)
+			}
+		}
+	}
+}
+
+// endGrace deletes the snapshot of an option whose grace is over; when there
+// is none (any more), the option is released. Until then it is tried again.
+func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
+	rec, err := readRecord(ctx, d.store, vpsID)
+	if err != nil || rec.option == nil || rec.option.State != vps.OptionGrace || rec.option.GraceUntil == nil ||
+		d.now().Before(*rec.option.GraceUntil) || rec.operation != nil {
+		return
+	}
+	if rec.snapshot == nil {
+		if err := d.releaseOption(ctx, *rec.option); err != nil {
+			d.Logger.Error("option not released", "vps", vpsID, "error", err)
+		}
+		return
+	}
+	if !d.expiryTries.due(vpsID, d.Now()) {
+		return
+	}
+	if _, err := d.Delete(ctx, vpsID, expiry); err != nil {
+		d.Logger.Warn("snapshot of an ended option not deleted", "vps", vpsID, "error", err)
+	}
+}
+
+func (d *Daemon) releaseOption(ctx context.Context, o vps.Option) error {
+	now := d.now()
+	return d.store.Write(ctx, func(tx *store.Tx) error {
+		current, err := tx.OpenOption(ctx, o.VPS)
+		if errors.Is(err, sql.ErrNoRows) || current.State != vps.OptionGrace {
+			return nil // renewed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		current.State, current.ReleasedAt, current.UpdatedAt = vps.OptionReleased, &now, now
+		if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
+			return err
+		}
+		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."})
+	})
+}
+
+// retryExpiry is how long a deletion that failed waits for its next try.
+const retryExpiry = 10 * time.Minute
+
+// lastTries remembers when something was last tried, per VPS.
+type lastTries struct {
+	mu sync.Mutex
+	at map[string]time.Time
+}
+
+// due says whether it is time to try (again), and if so notes the try.
+func (l *lastTries) due(id string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.at[id]; ok && now.Sub(last) < retryExpiry && !now.Before(last) {
+		return false
+	}
+	if l.at == nil {
+		l.at = map[string]time.Time{}
+	}
+	l.at[id] = now
+	return true
+}

@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// definitionChanged looks at a VPS that somebody defined, perhaps anew from a
+// panel's own database. A definition that names the base under our overlay
+// would let the next boot write into the base and ruin both: it is put right.
+func (d *Daemon) definitionChanged(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, hostRead)
+	defer cancel()
+	d.refreshDomain(ctx, id)
+	defer d.locks.acquire(id)()
+	rec, err := readRecord(ctx, d.store, id)
+	if err != nil || rec.operation != nil || rec.snapshot == nil || rec.snapshot.State != vps.SnapshotAvailable {
+		return // a running operation reads and writes the definition itself
+	}
+	dom, err := d.inventory.domain(ctx, id)
+	if err != nil {
+		return
+	}
+	if err := d.repairDefinition(ctx, dom, *rec.snapshot); err != nil {
+		d.Logger.Error("definition not put right", "vps", dom.Name, "error", err)
+	}
+}
+
+// repairDefinition points the definition at the overlays again, and writes the
+// metadata that a definition made elsewhere has wiped.
+func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	var wrong []hypervisor.DiskSource
+	for _, disk := range snap.Disks {
+		next, ok := diskOf(dom.PersistentDisks, disk.Target)
+		if !ok || next.Path != disk.Base {
+			continue
+		}
+		safe, err := d.overlayIsAuthority(ctx, dom, snap, disk)
+		if err != nil || !safe {
+			return err
+		}
+		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+	}
+	if len(wrong) > 0 {
+		if err := d.Config.Host.PointDisks(ctx, dom.ID, wrong); err != nil {
+			return err
+		}
+		d.Logger.Warn("a definition that named the snapshot's base was put right", "vps", dom.Name)
+		err := d.store.Write(ctx, func(tx *store.Tx) error {
+			return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning,
+				Actor:  vps.Actor{Name: "vpssnapd", Way: vps.WayRecovery},
+				Text:   "The VPS was defined anew with its disks of before the snapshot; this was put right.",
+				Detail: "somebody defined " + dom.Name + " with the base image of its snapshot; the definition names the overlay again"})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if dom.Metadata != "" && len(wrong) == 0 {
+		return nil
+	}
+	text, err := metadataOf(snap)
+	if err != nil {
+		return err
+	}
+	return d.Config.Host.SetMetadata(ctx, dom.ID, text)
+}
+
+// overlayIsAuthority says whether the overlay surely holds the VPS's data: it
+// runs on it, or it is off and its base was not written since the snapshot.
+func (d *Daemon) overlayIsAuthority(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, disk vps.SnapshotDisk) (bool, error) {
+	if dom.State != hypervisor.Off {
+		live, ok := diskOf(dom.Disks, disk.Target)
+		return ok && live.Path == disk.Overlay, nil
+	}
+	base, err := d.Config.Host.Stat(ctx, disk.Base)
+	if err != nil {
+		return false, err
+	}
+	return base.Inode == disk.BaseInode && base.Modified.Before(snap.CreatedAt.Add(time.Second)), nil
+}

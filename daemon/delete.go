@@ -1,0 +1,395 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// Delete begins to delete the snapshot: what was written since is merged into
+// the base, and the VPS goes on with the base alone. From the first copied byte
+// the snapshot can never be restored again.
+//
+// Codes: not_found, operation_in_progress, vps_changed, hypervisor_unavailable.
+func (d *Daemon) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.Operation, error) {
+	return d.accept(ctx, ref, request{
+		kind: vps.KindDelete, actor: actor,
+		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
+			if err := refused(deleteVerdict(dom, rec), ""); err != nil {
+				return err
+			}
+			op.SnapshotID = rec.snapshot.ID
+			return setPlan(op, deleteNotes{})
+		},
+	})
+}
+
+// deleteNotes is what the steps of a delete keep for each other.
+type deleteNotes struct {
+	// Merged is when each overlay had last changed as it was merged with the
+	// VPS off, by target. A later change means that the VPS ran in between.
+	Merged map[string]time.Time
+}
+
+// deletePlan is the steps of a delete. The overlay is the authority until
+// "settle" has made durable that the base is.
+func (d *Daemon) deletePlan() operation.Plan {
+	return operation.Plan{
+		{Name: "queue", Do: d.queueMerge},
+		{Name: "end_undo", Do: d.endUndo, Irrevocable: true},
+		{Name: "merge", Do: d.mergeOverlays, Irrevocable: true},
+		{Name: "pivot", Do: d.pivot, Irrevocable: true},
+		{Name: "settle", Do: d.settle, Irrevocable: true},
+		{Name: "resume", Do: d.resumeAfterPivot, Irrevocable: true},
+		{Name: "unlink", Do: d.unlinkOverlays, Irrevocable: true},
+	}
+}
+
+// queueMerge waits for a place among the merges; until then nothing is lost yet.
+func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) error {
+	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+		return err
+	}
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if err := d.checkMergeable(ctx, dom, snap); err != nil {
+		return err
+	}
+	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, d.now()
+	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+// checkMergeable makes sure, before anything irrevocable, that the chain is
+// what the record says and that nothing else works on it.
+func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	for _, disk := range snap.Disks {
+		changed := func(why string) error {
+			return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: %s", disk.Target, dom.Name, why)
+		}
+		now, ok := diskOf(dom.Disks, disk.Target)
+		switch {
+		case disk.Pivoted:
+			continue
+		case !ok:
+			return changed("the VPS has no such disk any more")
+		case now.Path != disk.Overlay:
+			return changed("it uses another image than the overlay that was recorded")
+		}
+		if now.Job && snap.State != vps.SnapshotDeleting {
+			return changed("a block job runs on it already")
+		}
+		img, err := d.Config.Host.Inspect(ctx, disk.Overlay, "qcow2")
+		if err != nil {
+			return err
+		}
+		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
+			return changed("its overlay lies on another image than the base that was recorded")
+		}
+		base, err := d.Config.Host.Stat(ctx, disk.Base)
+		if err != nil {
+			return err
+		}
+		if base.Inode != disk.BaseInode {
+			return changed("its base was replaced by another file")
+		}
+	}
+	return nil
+}
+
+// endUndo removes the disks from before the last restore: they lie on the same
+// base, which is about to change.
+func (d *Daemon) endUndo(ctx context.Context, r *operation.Run) error {
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	return d.dropUndo(ctx, snap, r.Stage)
+}
+
+// mergeOverlays copies every overlay into its base and ends when the guest can
+// pivot, or when all is copied with the VPS off.
+func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) error {
+	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+		return err
+	}
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	set := mergeSet{snap: snap, active: true, merged: pivoted}
+	done, err := d.mergeRunning(ctx, r, set)
+	if done || err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	return d.mergeOverlaysOff(ctx, r, dom, set)
+}
+
+func (d *Daemon) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {
+	notes := deleteNotes{Merged: map[string]time.Time{}}
+	for _, disk := range set.snap.Disks {
+		if disk.Pivoted {
+			continue
+		}
+		// Read before the merge: a change during it counts as one after it.
+		file, err := d.Config.Host.Stat(ctx, disk.Overlay)
+		if err != nil {
+			return err
+		}
+		notes.Merged[disk.Target] = file.Modified
+	}
+	if err := d.mergeOff(ctx, r, dom, set); err != nil {
+		return err
+	}
+	return r.SetPlan(notes)
+}
+
+// pivoted says that a disk's record says so; it is never merged again.
+func pivoted(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return disk.Pivoted }
+
+// pivot makes the running guest use the bases. The guest is suspended from
+// before the first pivot until "resume": with nothing written in between,
+// overlay and base are equal whatever dies.
+func (d *Daemon) pivot(ctx context.Context, r *operation.Run) error {
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if dom.State == hypervisor.Off {
+		return d.pivotedOff(ctx, r, dom, snap)
+	}
+	if err := d.suspendForPivot(ctx, r, dom); err != nil {
+		return err
+	}
+	for i := range snap.Disks {
+		if err := d.pivotDisk(ctx, r, snap, i); err != nil {
+			return d.pivotLater(ctx, r, err)
+		}
+	}
+	return nil
+}
+
+// suspendForPivot stops a running guest; that it will run again is promised first.
+func (d *Daemon) suspendForPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain) error {
+	if dom.State != hypervisor.Running {
+		return nil
+	}
+	owed := store.Promise{VPS: dom.ID, Kind: store.PromiseResume, Since: d.now()}
+	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+		return err
+	}
+	if err := d.Config.Host.Suspend(ctx, dom.ID); err != nil {
+		return d.pivotLater(ctx, r, err)
+	}
+	return nil
+}
+
+// pivotReadyWait is how long a suspended guest may wait for a merge to become
+// ready again: with the guest still, only what was in flight is left to copy.
+const pivotReadyWait = 2 * time.Second
+
+// pivotDisk pivots one disk, unless it has pivoted, and records it at once.
+func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snapshot, i int) error {
+	disk := snap.Disks[i]
+	if disk.Pivoted {
+		return nil
+	}
+	for until := time.Now().Add(pivotReadyWait); ; {
+		changed := d.inventory.changes()
+		dom, err := d.inventory.domain(ctx, r.Op.VPS)
+		if err != nil {
+			return err
+		}
+		if dom.State == hypervisor.Off {
+			return hypervisor.ErrOff
+		}
+		if now, ok := diskOf(dom.Disks, disk.Target); ok && now.Path == disk.Base {
+			break // ours by this or an earlier try: before this step it was on the overlay
+		}
+		err = d.Config.Host.Pivot(ctx, dom.ID, disk.Target)
+		if err == nil {
+			continue // and see that the live definition names the base
+		}
+		if !errors.Is(err, hypervisor.ErrNotReady) || time.Now().After(until) {
+			return fmt.Errorf("disk %s not pivoted: %w", disk.Target, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()
+	return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+}
+
+// pivotLater lets the guest run again, each disk on the side it is recorded on,
+// and goes back to merging.
+func (d *Daemon) pivotLater(ctx context.Context, r *operation.Run, cause error) error {
+	if unavailable(cause) || ctx.Err() != nil {
+		return cause // nothing is known; the next try reads the host, still within this step
+	}
+	if err := d.keepResume(ctx, r.Op.VPS); err != nil {
+		return err
+	}
+	return operation.Back("merge", cause)
+}
+
+// pivotedOff goes on with a VPS that is off. If it went off between pivots, the
+// definition's choice of each disk holds: the guest stood still, so that overlay
+// and base were equal.
+func (d *Daemon) pivotedOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	for i, disk := range snap.Disks {
+		now, ok := diskOf(dom.PersistentDisks, disk.Target)
+		if ok && now.Path == disk.Base && notes.Merged[disk.Target].IsZero() {
+			snap.Disks[i].Pivoted = true
+		}
+	}
+	snap.UpdatedAt = d.now()
+	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) }); err != nil {
+		return err
+	}
+	return d.goBackIfWritten(ctx, r, snap)
+}
+
+// goBackIfWritten goes back to merging when an overlay that has not pivoted is
+// in use, or has changed since it was merged with the VPS off: somebody started
+// the VPS meanwhile, and the overlay is still the authority.
+func (d *Daemon) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	written := false
+	var overlays []hypervisor.DiskSource
+	for _, disk := range snap.Disks {
+		if disk.Pivoted {
+			continue
+		}
+		file, err := d.Config.Host.Stat(ctx, disk.Overlay)
+		if err != nil {
+			return err
+		}
+		now, ok := diskOf(dom.Disks, disk.Target)
+		inUse := dom.State != hypervisor.Off && ok && now.Path == disk.Overlay
+		written = written || inUse || !file.Modified.Equal(notes.Merged[disk.Target])
+		if next, ok := diskOf(dom.PersistentDisks, disk.Target); ok && next.Path != disk.Overlay {
+			overlays = append(overlays, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		}
+	}
+	if !written {
+		return nil
+	}
+	if len(overlays) > 0 {
+		if err := d.Config.Host.PointDisks(ctx, dom.ID, overlays); err != nil {
+			return err
+		}
+	}
+	return operation.Back("merge", fmt.Errorf("%s was started meanwhile: %w", dom.Name, hypervisor.ErrBusy))
+}
+
+// settle makes the base the authority: the next boot's definition names it on
+// every disk, durably, and then the record says so. It looks at the overlays
+// before and after, because somebody may start the VPS in between.
+func (d *Daemon) settle(ctx context.Context, r *operation.Run) error {
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	if err := d.goBackIfWritten(ctx, r, snap); err != nil {
+		return err
+	}
+	if err := d.Config.Host.PointDisks(ctx, r.Op.VPS, baseSources(snap)); err != nil {
+		return err
+	}
+	if err := d.goBackIfWritten(ctx, r, snap); err != nil {
+		return err
+	}
+	for i := range snap.Disks {
+		snap.Disks[i].Pivoted = true
+	}
+	snap.UpdatedAt = d.now()
+	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+func baseSources(snap vps.Snapshot) []hypervisor.DiskSource {
+	var s []hypervisor.DiskSource
+	for _, disk := range snap.Disks {
+		s = append(s, hypervisor.DiskSource{Target: disk.Target, Path: disk.Base, Format: disk.BaseFormat})
+	}
+	return s
+}
+
+// resumeAfterPivot lets a guest that we suspended run again.
+func (d *Daemon) resumeAfterPivot(ctx context.Context, r *operation.Run) error {
+	owed, err := d.store.HasPromise(ctx, r.Op.VPS, store.PromiseResume)
+	if err != nil || !owed {
+		return err
+	}
+	return d.keepResume(ctx, r.Op.VPS)
+}
+
+// unlinkOverlays removes what nothing uses any more, and the record with it.
+func (d *Daemon) unlinkOverlays(ctx context.Context, r *operation.Run) error {
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if err := d.removeSnapshotFiles(ctx, dom, snap); err != nil {
+		return err
+	}
+	if err := d.Config.Host.SetMetadata(ctx, dom.ID, ""); err != nil {
+		return err
+	}
+	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, d.now()
+	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+// removeSnapshotFiles removes the overlays, stale since the pivot, and the saved variables.
+func (d *Daemon) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	for _, disk := range snap.Disks {
+		if uses(dom, disk.Overlay) {
+			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "disk %s of %s is merged, but its definition still names the old overlay", disk.Target, dom.Name).
+				WithRemedy("the current data is in %s; point the definition of %s at it (virsh edit), then resume the operation", disk.Base, dom.Name))
+		}
+		if err := d.removeRecorded(ctx, disk.Overlay, disk.OverlayInode); err != nil {
+			return err
+		}
+	}
+	return d.removeOwn(ctx, snap.NVRAMSaved)
+}

@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// inventory is the last known picture of the host's domains, kept by events so
+// that reading it costs libvirt nothing. Before the host is changed, or a
+// promise about it is made, the domain is read anew instead.
+type inventory struct {
+	host   hypervisor.Host
+	logger *slog.Logger
+
+	mu        sync.Mutex
+	connected bool
+	read      bool // everything was read since the connection
+	domains   map[string]hypervisor.Domain
+	resumed   map[string]int // how often each domain's processors began to run
+	waiting   []chan struct{}
+}
+
+func newInventory(h hypervisor.Host, l *slog.Logger) *inventory {
+	return &inventory{host: h, logger: l, domains: map[string]hypervisor.Domain{}, resumed: map[string]int{}}
+}
+
+// reload reads every domain.
+func (v *inventory) reload(ctx context.Context) error {
+	all, err := v.host.List(ctx)
+	if err != nil {
+		return err
+	}
+	domains := make(map[string]hypervisor.Domain, len(all))
+	for _, d := range all {
+		domains[d.ID] = d
+	}
+	v.mu.Lock()
+	v.domains, v.connected, v.read = domains, true, true
+	v.wakeLocked()
+	v.mu.Unlock()
+	return nil
+}
+
+// refresh reads one domain and keeps it; errors leave the picture as it was,
+// but a domain that is gone is forgotten.
+func (v *inventory) refresh(ctx context.Context, id string) {
+	if _, err := v.domain(ctx, id); err != nil && vps.CodeOf(err) != vps.CodeNotFound && ctx.Err() == nil {
+		v.logger.Debug("domain not read", "vps", id, "error", err)
+	}
+}
+
+// domain reads one domain anew.
+func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
+	d, err := v.host.Domain(ctx, id)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case err == nil:
+		v.domains[id] = d
+	case errors.Is(err, hypervisor.ErrNotFound):
+		delete(v.domains, id)
+	}
+	v.wakeLocked()
+	return d, err
+}
+
+// note keeps what an event says.
+func (v *inventory) note(e hypervisor.Event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch e.Kind {
+	case hypervisor.EventDisconnected:
+		v.connected, v.read = false, false
+	case hypervisor.EventResumed:
+		v.resumed[e.Domain]++
+	}
+	v.wakeLocked()
+}
+
+// changes returns a channel that is closed when anything is noted or read.
+func (v *inventory) changes() <-chan struct{} {
+	ch := make(chan struct{})
+	v.mu.Lock()
+	v.waiting = append(v.waiting, ch)
+	v.mu.Unlock()
+	return ch
+}
+
+func (v *inventory) wakeLocked() {
+	for _, ch := range v.waiting {
+		close(ch)
+	}
+	v.waiting = nil
+}
+
+// ready says whether the host was read since it was last connected.
+func (v *inventory) ready() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.connected && v.read
+}
+
+// timesResumed counts how often a domain's processors began to run.
+func (v *inventory) timesResumed(id string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.resumed[id]
+}
+
+// all returns every domain, by name.
+func (v *inventory) all() []hypervisor.Domain {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.SortedFunc(maps.Values(v.domains), func(a, b hypervisor.Domain) int {
+		return strings.Compare(a.Name, b.Name)
+	})
+}
+
+// find returns the domain with this UUID, else the one with this name. The
+// UUID wins: a name may be given away again.
+func (v *inventory) find(ref string) (hypervisor.Domain, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if d, ok := v.domains[strings.ToLower(ref)]; ok {
+		return d, true
+	}
+	for _, d := range v.domains {
+		if d.Name == ref {
+			return d, true
+		}
+	}
+	return hypervisor.Domain{}, false
+}

@@ -1,0 +1,143 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// mergePoll is how often progress is read while a merge copies; its end is an event.
+const mergePoll = 500 * time.Millisecond
+
+// mergeStall is how many times a job may vanish without result before it counts as failed.
+const mergeStall = 5
+
+// mergeSet is the disks whose overlays are to be merged, all in the same way.
+type mergeSet struct {
+	snap vps.Snapshot
+	// active: the overlays are what the guest writes to. Otherwise they are
+	// the middle layers that a replace leaves behind.
+	active bool
+	// merged says that a disk needs no merge any more.
+	merged func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool
+}
+
+// mergeRunning merges while QEMU runs. It returns done when every disk is
+// merged or, for active overlays, ready to pivot; not done when the VPS went off.
+// All merges begin before anything pivots: with AppArmor a pivot of one disk
+// can take the right to write the next one's base away.
+func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSet) (done bool, err error) {
+	for vanished := 0; ; {
+		changed := d.inventory.changes()
+		dom, err := d.inventory.domain(ctx, r.Op.VPS)
+		if err != nil {
+			return false, err
+		}
+		if dom.State == hypervisor.Off {
+			return false, nil
+		}
+		state, err := d.pushMerges(ctx, dom, set)
+		if errors.Is(err, hypervisor.ErrOff) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if state.waiting == 0 {
+			return true, nil
+		}
+		r.Progress(state.done, state.total)
+		if vanished += state.started; vanished > mergeStall*len(set.snap.Disks) {
+			return false, d.mergeFailed(ctx, r, set.snap)
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-changed:
+		case <-time.After(mergePoll):
+		}
+	}
+}
+
+type mergeState struct {
+	waiting, started int
+	done, total      int64
+}
+
+// pushMerges starts what does not run yet and tells how far everything is.
+func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set mergeSet) (mergeState, error) {
+	var s mergeState
+	for _, disk := range set.snap.Disks {
+		if set.merged(dom, disk) {
+			continue
+		}
+		if now, ok := diskOf(dom.Disks, disk.Target); set.active && (!ok || now.Path != disk.Overlay) {
+			return s, operation.Park(vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay", disk.Target, dom.Name).
+				WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay %s, keep both files, then resume the operation",
+					dom.Name, disk.Overlay))
+		}
+		job, err := d.Config.Host.MergeJob(ctx, dom.ID, disk.Target)
+		if err != nil {
+			return s, err
+		}
+		switch {
+		case job.Foreign:
+			return s, fmt.Errorf("disk %s has a job that is not ours: %w", disk.Target, hypervisor.ErrBusy)
+		case !job.Found:
+			m := hypervisor.Merge{Target: disk.Target, Top: disk.Overlay, Base: disk.Base, Active: set.active}
+			if err := d.Config.Host.StartMerge(ctx, dom.ID, m); err != nil {
+				return s, fmt.Errorf("merge of disk %s not started: %w", disk.Target, err)
+			}
+			s.started++
+			s.waiting++
+		case !job.Ready || !set.active:
+			s.waiting++
+		}
+		s.done += job.Done
+		s.total += job.Total
+	}
+	return s, nil
+}
+
+// mergeFailed says why merges end without result, as far as the host tells. The
+// overlays are whole, so the same can be asked for again.
+func (d *Daemon) mergeFailed(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	for _, disk := range snap.Disks {
+		if space, err := d.Config.Host.Space(ctx, filepath.Dir(disk.Base)); err == nil && space.Free < 16<<20 {
+			return operation.Fail(d.noRoomToMerge(r.Op, disk, space.Free))
+		}
+	}
+	return operation.Fail(vps.Errorf(vps.CodeInternal, "cannot %s of %s: QEMU gives the merge up each time it is begun", actions[r.Op.Kind], r.Op.VPSName).
+		WithRemedy("the VPS's disks are whole; look into QEMU's log of the VPS for an I/O error, then ask for the deletion again"))
+}
+
+func (d *Daemon) noRoomToMerge(op vps.Operation, disk vps.SnapshotDisk, free int64) error {
+	return vps.Errorf(vps.CodeInsufficientSpace, "cannot %s of %s: %d bytes are free for disk %s", actions[op.Kind], op.VPSName, free, disk.Target).
+		WithRemedy("the VPS's disks are whole; free space on the host, then ask for the deletion again")
+}
+
+// mergeOff merges the overlays of a VPS that is off. ErrBusy means that somebody
+// started it meanwhile.
+func (d *Daemon) mergeOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {
+	for i, disk := range set.snap.Disks {
+		if set.merged(dom, disk) {
+			continue
+		}
+		err := d.Config.Host.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat},
+			func(done, total int64) { r.Progress(int64(i)*total+done, int64(len(set.snap.Disks))*total) })
+		if errors.Is(err, hypervisor.ErrNoSpace) {
+			space, _ := d.Config.Host.Space(ctx, filepath.Dir(disk.Base))
+			return operation.Fail(d.noRoomToMerge(r.Op, disk, space.Free))
+		}
+		if err != nil {
+			return fmt.Errorf("overlay of disk %s not merged: %w", disk.Target, err)
+		}
+	}
+	return nil
+}

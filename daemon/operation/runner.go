@@ -1,0 +1,428 @@
+// Package operation runs long work durably: every operation is a row, its step
+// is recorded before the step touches the host, and a step's result is
+// committed together with the next step's name. It knows no step's meaning.
+//
+// A runner that stops, politely or not, leaves its operations where they are;
+// the next one takes them up at the step that is recorded.
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// Config is what a Runner needs.
+type Config struct {
+	Store *store.Store
+	// Plan returns the steps of an operation. An unknown kind is an error; the
+	// operation is then parked.
+	Plan func(op vps.Operation) (Plan, error)
+	// Changed is called within the transaction that changes an operation's
+	// status, to write the journal.
+	Changed func(ctx context.Context, tx *store.Tx, op vps.Operation) error
+	// Unavailable says that an error means the host does not answer now:
+	// wait and try again, however long it takes.
+	Unavailable func(error) bool
+	// Explain turns an error into what a caller may read.
+	Explain func(op vps.Operation, err error) *vps.Error
+	// Ended is called when a run is over, for whatever it still holds.
+	Ended  func(op vps.Operation)
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// Runner works on operations, each on a goroutine of its own.
+type Runner struct {
+	Config
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	live    map[string]*Run
+	waiting map[string][]chan struct{} // by operation id, closed at each change
+}
+
+// New makes a Runner.
+func New(c Config) *Runner {
+	ctx, stop := context.WithCancel(context.Background())
+	return &Runner{Config: c, ctx: ctx, stop: stop, live: map[string]*Run{}, waiting: map[string][]chan struct{}{}}
+}
+
+// Close stops all work where it is and waits until it has stopped.
+func (r *Runner) Close() {
+	r.stop()
+	r.wg.Wait()
+}
+
+// Start begins or takes up an operation that is durable as pending or running.
+func (r *Runner) Start(op vps.Operation) {
+	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning}
+	r.mu.Lock()
+	if r.live[op.ID] != nil || r.ctx.Err() != nil {
+		r.mu.Unlock()
+		return
+	}
+	r.live[op.ID] = run
+	r.wg.Add(1)
+	r.mu.Unlock()
+	go func() {
+		defer r.wg.Done()
+		run.work(r.ctx)
+		r.mu.Lock()
+		delete(r.live, op.ID)
+		r.mu.Unlock()
+		r.Ended(run.Op)
+		r.wake(op.ID)
+	}()
+}
+
+// Cancel asks an operation to stop. sql.ErrNoRows (wrapped) when it is too late.
+func (r *Runner) Cancel(ctx context.Context, id string) error {
+	if err := r.Store.Write(ctx, func(tx *store.Tx) error { return tx.RequestCancel(ctx, id) }); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	run := r.live[id]
+	r.mu.Unlock()
+	if run != nil {
+		run.interrupt()
+	}
+	return nil
+}
+
+// Resume takes up a parked operation at its step.
+func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, error) {
+	err := r.Store.Write(ctx, func(tx *store.Tx) error {
+		current, err := tx.Operation(ctx, op.ID)
+		if err != nil {
+			return err
+		}
+		op = current
+		if err := move(&op, vps.StatusRunning); err != nil {
+			return err
+		}
+		if op.Irrevocable {
+			op.Error = nil
+		}
+		return tx.SaveOperation(ctx, op)
+	})
+	if err != nil {
+		return op, err
+	}
+	r.Start(op)
+	return op, nil
+}
+
+// Live adds to an operation what only the memory knows: its progress.
+func (r *Runner) Live(op vps.Operation) vps.Operation {
+	r.mu.Lock()
+	run := r.live[op.ID]
+	r.mu.Unlock()
+	if run != nil {
+		op.Progress = run.progress()
+	}
+	if op.Status == vps.StatusSucceeded {
+		op.Progress.Percent = 100
+	}
+	return op
+}
+
+// Changes returns a channel that is closed at the operation's next change.
+func (r *Runner) Changes(id string) <-chan struct{} {
+	ch := make(chan struct{})
+	r.mu.Lock()
+	r.waiting[id] = append(r.waiting[id], ch)
+	r.mu.Unlock()
+	return ch
+}
+
+// Forget gives up a channel from Changes that nobody waits for any more.
+func (r *Runner) Forget(id string, ch <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := r.waiting[id][:0]
+	for _, c := range r.waiting[id] {
+		if c != ch {
+			kept = append(kept, c)
+		}
+	}
+	if r.waiting[id] = kept; len(kept) == 0 {
+		delete(r.waiting, id)
+	}
+}
+
+func (r *Runner) wake(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, ch := range r.waiting[id] {
+		close(ch)
+	}
+	delete(r.waiting, id)
+}
+
+// pause waits before another try; it is over early when ctx is.
+func pause(ctx context.Context, try int) error {
+	wait := min(100*time.Millisecond<<min(try, 5), 2*time.Second)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(wait):
+		return nil
+	}
+}
+
+var errInterrupted = errors.New("cancelled on request")
+
+// maxTries is how often a step that may not be undone is tried before an operator is asked.
+const maxTries = 6
+
+// work runs the operation to its end, to an operator, or to the runner's stop.
+func (r *Run) work(ctx context.Context) {
+	plan, err := r.runner.Plan(r.Op)
+	if err != nil {
+		r.finish(ctx, vps.StatusNeedsAttention, err)
+		return
+	}
+	if r.Op.Status == vps.StatusPending && !r.begin(ctx, plan) {
+		return
+	}
+	at := plan.index(r.Op.Step)
+	if at < 0 {
+		r.finish(ctx, vps.StatusNeedsAttention, fmt.Errorf("the recorded step %q is unknown to this version", r.Op.Step))
+		return
+	}
+	if !r.Op.Irrevocable && (r.Op.Error != nil || r.Op.CancelRequested) {
+		r.rollBack(ctx, plan, at, nil)
+		return
+	}
+	r.forward(ctx, plan, at)
+}
+
+// begin records that the first step is about to be done.
+func (r *Run) begin(ctx context.Context, plan Plan) bool {
+	now := r.runner.Now()
+	r.Op.StartedAt = &now
+	r.Op.Step = plan[0].Name
+	if err := move(&r.Op, vps.StatusRunning); err != nil {
+		r.runner.Logger.Error("operation not begun", "operation", r.Op.ID, "error", err)
+		return false
+	}
+	return r.save(ctx, true)
+}
+
+// forward does the steps from at on.
+func (r *Run) forward(ctx context.Context, plan Plan, at int) {
+	for try := 0; ; {
+		r.enter(at, len(plan))
+		err := r.do(ctx, plan[at])
+		if err == nil {
+			err = r.advance(ctx, plan, at)
+		}
+		verdict, back := verdictOf(err)
+		switch {
+		case ctx.Err() != nil:
+			return // left resumable
+		case err == nil:
+			at, try, r.again = at+1, 0, false
+			if at == len(plan) {
+				return
+			}
+			continue
+		case verdict == verdictPark:
+			r.finish(ctx, vps.StatusNeedsAttention, err)
+			return
+		case verdict == verdictFail:
+			r.finish(ctx, vps.StatusFailed, err)
+			return
+		case verdict == verdictRollBack, !r.Op.Irrevocable && !r.runner.Unavailable(err):
+			r.rollBack(ctx, plan, at, err)
+			return
+		case verdict == verdictBack:
+			if at = r.goBack(ctx, plan, at, back); at < 0 {
+				return
+			}
+		case try >= maxTries && !r.runner.Unavailable(err):
+			r.finish(ctx, vps.StatusNeedsAttention, err)
+			return
+		}
+		r.runner.Logger.Warn("step is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
+		r.staged, r.again = nil, true
+		if pause(ctx, try) != nil {
+			return
+		}
+		try++
+	}
+}
+
+// do runs one step. A step that can be cancelled is interrupted by a cancel.
+func (r *Run) do(ctx context.Context, s Step) error {
+	if s.Irrevocable || r.Op.Irrevocable {
+		return s.Do(ctx, r)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r.mu.Lock()
+	r.cancel = cancel
+	cancelled := r.cancelled
+	r.mu.Unlock()
+	if cancelled {
+		return RollBack(errInterrupted)
+	}
+	err := s.Do(ctx, r)
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return RollBack(errInterrupted)
+	}
+	return err
+}
+
+// advance commits the step's result together with the next step's name, or
+// with the end. A cancel that came before is honoured here, and only here can
+// the operation become irrevocable, so that a cancel is never half heard.
+func (r *Run) advance(ctx context.Context, plan Plan, at int) error {
+	op := r.Op
+	last := at+1 == len(plan)
+	if last {
+		now := r.runner.Now()
+		op.EndedAt = &now
+		if err := move(&op, vps.StatusSucceeded); err != nil {
+			return err
+		}
+	} else {
+		op.Step = plan[at+1].Name
+		op.Irrevocable = op.Irrevocable || plan[at+1].Irrevocable
+	}
+	err := r.commit(ctx, op, last, func(tx *store.Tx) error {
+		if r.Op.Irrevocable || last {
+			return nil
+		}
+		stored, err := tx.Operation(ctx, op.ID)
+		if err == nil && stored.CancelRequested {
+			return RollBack(errInterrupted)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot record step %s: %w", plan[at].Name, err)
+	}
+	return nil
+}
+
+// goBack records an earlier step as the present one.
+func (r *Run) goBack(ctx context.Context, plan Plan, at int, step string) int {
+	to := plan.index(step)
+	if to < 0 || to > at {
+		r.finish(ctx, vps.StatusNeedsAttention, fmt.Errorf("step %s cannot go back to %q", plan[at].Name, step))
+		return -1
+	}
+	r.Op.Step = step
+	if !r.save(ctx, false) {
+		return -1
+	}
+	return to
+}
+
+// rollBack undoes the steps from at downwards and ends the operation.
+func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
+	if r.Op.Error == nil && cause != nil && !errors.Is(cause, errInterrupted) {
+		// Recorded first: after a restart the operation goes on undoing.
+		r.Op.Error = r.runner.Explain(r.Op, cause)
+		r.runner.Logger.Warn("operation is undone", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", r.Op.Step, "error", cause)
+	}
+	r.Op.Irrevocable = false
+	if !r.save(ctx, false) {
+		return
+	}
+	for try := 0; at >= 0; {
+		if undo := plan[at].Undo; undo != nil {
+			if err := undo(ctx, r); err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				r.runner.Logger.Warn("undo is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
+				if try++; try > maxTries && !r.runner.Unavailable(err) {
+					r.finish(ctx, vps.StatusNeedsAttention, fmt.Errorf("step %s cannot be undone: %w", plan[at].Name, err))
+					return
+				}
+				if pause(ctx, try) != nil {
+					return
+				}
+				continue
+			}
+		}
+		at, try = at-1, 0
+	}
+	if r.Op.Error == nil {
+		r.finish(ctx, vps.StatusCancelled, nil)
+		return
+	}
+	r.finish(ctx, vps.StatusFailed, nil)
+}
+
+// finish ends or parks the operation; cause is its error unless it has one.
+func (r *Run) finish(ctx context.Context, to vps.Status, cause error) {
+	if cause != nil && (r.Op.Error == nil || to == vps.StatusNeedsAttention) {
+		r.Op.Error = r.runner.Explain(r.Op, cause)
+		r.runner.Logger.Error("operation stopped", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", r.Op.Step, "status", to, "error", cause)
+	}
+	if err := move(&r.Op, to); err != nil {
+		r.runner.Logger.Error("operation not ended", "operation", r.Op.ID, "error", err)
+		return
+	}
+	if to.Final() {
+		now := r.runner.Now()
+		r.Op.EndedAt = &now
+	}
+	r.save(ctx, true)
+}
+
+// save makes the operation and what is staged durable, trying until it works
+// or the runner stops: without the record nothing further may be done.
+func (r *Run) save(ctx context.Context, statusChanged bool) bool {
+	for try := 0; ; try++ {
+		err := r.commit(ctx, r.Op, statusChanged, nil)
+		if err == nil {
+			return true
+		}
+		r.runner.Logger.Error("operation cannot be recorded", "operation", r.Op.ID, "vps", r.Op.VPSName, "error", err)
+		if pause(ctx, try) != nil {
+			return false
+		}
+	}
+}
+
+// commit writes op, with the staged changes, in one transaction.
+func (r *Run) commit(ctx context.Context, op vps.Operation, statusChanged bool, first func(*store.Tx) error) error {
+	err := r.runner.Store.Write(ctx, func(tx *store.Tx) error {
+		if first != nil {
+			if err := first(tx); err != nil {
+				return err
+			}
+		}
+		for _, write := range r.staged {
+			if err := write(tx); err != nil {
+				return err
+			}
+		}
+		if err := tx.SaveOperation(ctx, op); err != nil {
+			return err
+		}
+		if statusChanged {
+			return r.runner.Changed(ctx, tx, op)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	r.Op, r.staged = op, nil
+	r.runner.wake(op.ID)
+	return nil
+}

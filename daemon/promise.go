@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// thawLimit is how long one thaw may take before it is tried again.
+const thawLimit = 5 * time.Second
+
+// freezing is what came of a wish to freeze a guest.
+type freezing struct {
+	asked bool // the agent was asked, so a thaw is owed even after an error
+	done  bool // the agent says that the file systems are frozen
+	began time.Time
+	note  string
+}
+
+// freeze asks the guest agent to freeze the file systems, as far as the policy
+// and the VPS's state let it. The thaw has been promised on disk before. An
+// error is returned only where the policy requires the freeze.
+func (d *Daemon) freeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (freezing, error) {
+	f := freezing{began: d.Now()}
+	switch {
+	case policy == vps.QuiesceNever || dom.State == hypervisor.Off:
+		return f, d.notFrozen(ctx, dom)
+	case dom.State != hypervisor.Running:
+		f.note = "not frozen, because the VPS was " + string(dom.State)
+	case dom.Agent != hypervisor.AgentConnected:
+		f.note = "not frozen, because no guest agent answers"
+	default:
+		f.asked = true
+		err := d.Config.Host.Freeze(ctx, dom.ID, d.FreezeLimit)
+		if err == nil {
+			f.done = true
+			return f, nil
+		}
+		f.note = "not frozen, because the guest agent did not do it in time"
+		d.Logger.Warn("guest not frozen", "vps", dom.Name, "error", err)
+	}
+	if policy == vps.QuiesceRequire {
+		return f, vps.Errorf(vps.CodeGuestUnresponsive, "cannot take a consistent snapshot of %s: %s", dom.Name, f.note).
+			WithRemedy("start qemu-guest-agent in the VPS, or allow a snapshot without it (quiesce prefer)")
+	}
+	if !f.asked {
+		return f, d.notFrozen(ctx, dom)
+	}
+	return f, nil
+}
+
+// notFrozen takes the promise back where the guest was never asked to freeze.
+func (d *Daemon) notFrozen(ctx context.Context, dom hypervisor.Domain) error {
+	return d.kept(ctx, dom.ID, store.PromiseThaw)
+}
+
+// thaw thaws a guest that we owe it to. When the agent does not answer at once
+// it goes on in the background until it does: the agent is serial, so its
+// answer proves that a late freeze was consumed too.
+func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
+	owed, err := d.store.HasPromise(ctx, dom.ID, store.PromiseThaw)
+	if err == nil && !owed {
+		return
+	}
+	if d.keepThaw(ctx, dom.ID) != nil {
+		d.insist("thaw", dom.ID, d.keepThaw)
+	}
+}
+
+// keepThaw tries once to keep the promise to thaw.
+func (d *Daemon) keepThaw(ctx context.Context, id string) error {
+	dom, err := d.inventory.domain(ctx, id)
+	switch {
+	case errors.Is(err, hypervisor.ErrNotFound):
+		return d.kept(ctx, id, store.PromiseThaw)
+	case err == nil && (dom.State == hypervisor.Off || dom.Agent == hypervisor.AgentNone):
+		return d.kept(ctx, id, store.PromiseThaw)
+	}
+	// Even when the domain could not be read: the thaw has a connection of its own.
+	if err := d.Config.Host.Thaw(ctx, id, thawLimit); err != nil {
+		return fmt.Errorf("guest not thawed: %w", err)
+	}
+	return d.kept(ctx, id, store.PromiseThaw)
+}
+
+// keepResume tries once to keep the promise to resume.
+func (d *Daemon) keepResume(ctx context.Context, id string) error {
+	err := d.Config.Host.Resume(ctx, id)
+	if err != nil && !errors.Is(err, hypervisor.ErrOff) && !errors.Is(err, hypervisor.ErrNotFound) {
+		return fmt.Errorf("guest not resumed: %w", err)
+	}
+	return d.kept(ctx, id, store.PromiseResume)
+}
+
+func (d *Daemon) kept(ctx context.Context, id string, kind store.PromiseKind) error {
+	return d.store.Write(ctx, func(tx *store.Tx) error { return tx.Kept(ctx, id, kind) })
+}
+
+// insist does something in the background until it works or the daemon stops.
+func (d *Daemon) insist(what, id string, do func(context.Context, string) error) {
+	d.background(func(ctx context.Context) {
+		for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			err := do(ctx, id)
+			if err == nil {
+				return
+			}
+			d.Logger.Warn("a promise to a guest is tried again", "promise", what, "vps", id, "error", err)
+		}
+	})
+}

@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// connectWait is how long Open waits for libvirt before it goes on without.
+const connectWait = 10 * time.Second
+
+// recover takes up what an earlier process left behind. There is no separate
+// "did we crash" path: every opening does this.
+func (d *Daemon) recover(ctx context.Context) error {
+	d.awaitHost(ctx)
+	ops, err := d.store.ActiveOperations(ctx)
+	if err != nil {
+		return err
+	}
+	// Guests first: nobody may stand frozen or suspended longer than it takes to get here.
+	if err := d.keepPromises(ctx, ops); err != nil {
+		return err
+	}
+	for _, op := range ops {
+		if op.Status != vps.StatusNeedsAttention {
+			d.Logger.Info("operation is taken up", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "step", op.Step)
+			d.runner.Start(op)
+		}
+	}
+	return nil
+}
+
+// awaitHost waits a while for the first picture of the host.
+func (d *Daemon) awaitHost(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	for {
+		changed := d.inventory.changes()
+		if d.inventory.ready() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			d.Logger.Warn("libvirt does not answer; recovery goes on when it does")
+			return
+		case <-changed:
+		}
+	}
+}
+
+// keepPromises thaws and resumes every guest that is owed it. A guest that stands
+// still for a pivot is left to its operation, which knows when it may run.
+func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
+	owed, err := d.store.Promises(ctx)
+	if err != nil {
+		return err
+	}
+	pivoting := map[string]bool{}
+	for _, op := range ops {
+		pivoting[op.VPS] = op.Kind == vps.KindDelete && op.Status != vps.StatusNeedsAttention
+	}
+	for _, p := range owed {
+		keep := d.keepThaw
+		if p.Kind == store.PromiseResume {
+			if pivoting[p.VPS] {
+				continue
+			}
+			keep = d.keepResume
+		}
+		if keep(ctx, p.VPS) != nil {
+			d.insist(string(p.Kind), p.VPS, keep)
+		}
+	}
+	return nil
+}
+
+// hostRead is how long one reading of the host may take.
+const hostRead = 30 * time.Second
+
+// watchHost keeps the inventory by the host's events.
+func (d *Daemon) watchHost(ctx context.Context) {
+	events := d.Config.Host.Events()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			d.inventory.note(e)
+			switch e.Kind {
+			case hypervisor.EventConnected:
+				d.background(d.readHost)
+			case hypervisor.EventDisconnected:
+				d.Logger.Warn("libvirt does not answer any more")
+			case hypervisor.EventDefined:
+				d.background(func(ctx context.Context) { d.definitionChanged(ctx, e.Domain) })
+			default:
+				d.background(func(ctx context.Context) { d.refreshDomain(ctx, e.Domain) })
+			}
+		}
+	}
+}
+
+// readHost reads every domain, trying until it works or the connection is lost again.
+func (d *Daemon) readHost(ctx context.Context) {
+	for {
+		reading, cancel := context.WithTimeout(ctx, hostRead)
+		err := d.inventory.reload(reading)
+		cancel()
+		if err == nil {
+			d.Logger.Info("libvirt answers", "domains", len(d.inventory.all()))
+			d.deadlinesChanged()
+			return
+		}
+		if ctx.Err() != nil || errors.Is(err, hypervisor.ErrUnavailable) {
+			return // the next EventConnected begins anew
+		}
+		d.Logger.Warn("domains not read", "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (d *Daemon) refreshDomain(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, hostRead)
+	defer cancel()
+	d.inventory.refresh(ctx, id)
+}

@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// A replace lays the new overlay over the old one. From the switch on the new
+// snapshot is "old overlay over base"; merging the old overlay down into the
+// base does not change what that pair shows, so there is no moment without a
+// snapshot, and the new one can be restored at any point of the merge.
+
+// replaceSteps follow the steps of a take.
+func (d *Daemon) replaceSteps() operation.Plan {
+	return operation.Plan{
+		{Name: "old_merge", Do: d.mergeOld, Irrevocable: true},
+		{Name: "old_settle", Do: d.settleOld, Irrevocable: true},
+		{Name: "old_unlink", Do: d.unlinkOld, Irrevocable: true},
+	}
+}
+
+// supersede makes the new snapshot available and gives the old one up, in one
+// transaction.
+func (d *Daemon) supersede(ctx context.Context, tx *store.Tx, oldID string, snap vps.Snapshot) error {
+	old, err := tx.Snapshot(ctx, oldID)
+	if err != nil {
+		return err
+	}
+	old.State, old.UpdatedAt = vps.SnapshotDeleting, d.now()
+	if err := tx.SaveSnapshot(ctx, old); err != nil {
+		return err
+	}
+	return tx.SaveSnapshot(ctx, snap)
+}
+
+// mergeOld merges the layer between the new overlay and the base.
+func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
+	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+		return err
+	}
+	snap, old, err := d.replaceState(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := d.dropUndo(ctx, old, func(w func(*store.Tx) error) { err = r.Record(ctx, w) }); err != nil {
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	set := mergeSet{snap: old, merged: middleGone(snap)}
+	done, err := d.mergeRunning(ctx, r, set)
+	if done || err != nil {
+		return err
+	}
+	return d.mergeOldOff(ctx, r, snap, set)
+}
+
+// middleGone says of a running VPS that the new overlay lies on the base already.
+func middleGone(snap vps.Snapshot) func(hypervisor.Domain, vps.SnapshotDisk) bool {
+	return func(dom hypervisor.Domain, old vps.SnapshotDisk) bool {
+		now, ok := diskOf(dom.Disks, old.Target)
+		if !ok || now.Path != overlayOf(snap, old.Target) || !now.ChainKnown || dom.State == hypervisor.Off {
+			return false
+		}
+		return len(now.Chain) > 0 && now.Chain[0].Path == old.Base
+	}
+}
+
+func overlayOf(snap vps.Snapshot, target string) string {
+	for _, disk := range snap.Disks {
+		if disk.Target == target {
+			return disk.Overlay
+		}
+	}
+	return ""
+}
+
+// mergeOldOff does the same with qemu-img and then makes the new overlay name the base.
+func (d *Daemon) mergeOldOff(ctx context.Context, r *operation.Run, snap vps.Snapshot, set mergeSet) error {
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	onBase := map[string]bool{}
+	for _, disk := range snap.Disks {
+		img, err := d.Config.Host.Inspect(ctx, disk.Overlay, "qcow2")
+		if err != nil {
+			return err
+		}
+		onBase[disk.Target] = img.Backing != disk.Base
+	}
+	set.merged = func(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return onBase[disk.Target] }
+	if err := d.mergeOff(ctx, r, dom, set); err != nil {
+		return err
+	}
+	for _, old := range set.snap.Disks {
+		if onBase[old.Target] {
+			continue
+		}
+		if err := d.Config.Host.Rebase(ctx, overlayOf(snap, old.Target), old.Base, old.BaseFormat); err != nil {
+			return fmt.Errorf("overlay of disk %s not put on the base: %w", old.Target, err)
+		}
+	}
+	return nil
+}
+
+// settleOld makes sure that header and definitions name the base under the new
+// overlay, durably, and records the base as the new snapshot's.
+func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
+	snap, old, err := d.replaceState(ctx, r)
+	if err != nil {
+		return err
+	}
+	for i, disk := range old.Disks {
+		img, err := d.Config.Host.Inspect(ctx, overlayOf(snap, disk.Target), "qcow2")
+		if err != nil {
+			return err
+		}
+		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
+			return operation.Back("old_merge", fmt.Errorf("the overlay of disk %s does not lie on the base yet: %w", disk.Target, hypervisor.ErrBusy))
+		}
+		for j := range snap.Disks {
+			if snap.Disks[j].Target == disk.Target {
+				snap.Disks[j].Base, snap.Disks[j].BaseFormat, snap.Disks[j].BaseInode = disk.Base, disk.BaseFormat, disk.BaseInode
+			}
+		}
+		old.Disks[i].Pivoted = true
+	}
+	// A stale backing store in the definition would override the header: it is left out.
+	if err := d.Config.Host.PointDisks(ctx, snap.VPS, overlaySources(snap)); err != nil {
+		return err
+	}
+	now := d.now()
+	snap.UpdatedAt, old.UpdatedAt = now, now
+	r.Stage(func(tx *store.Tx) error { return errors.Join(tx.SaveSnapshot(ctx, old), tx.SaveSnapshot(ctx, snap)) })
+	return nil
+}
+
+// unlinkOld removes the old overlay, which nothing uses any more.
+func (d *Daemon) unlinkOld(ctx context.Context, r *operation.Run) error {
+	_, old, err := d.replaceState(ctx, r)
+	if err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if err := d.removeSnapshotFiles(ctx, dom, old); err != nil {
+		return err
+	}
+	if err := d.writeMetadata(ctx, r); err != nil {
+		return err
+	}
+	old.State, old.UpdatedAt = vps.SnapshotGone, d.now()
+	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, old) })
+	return nil
+}
+
+func (d *Daemon) replaceState(ctx context.Context, r *operation.Run) (snap, old vps.Snapshot, err error) {
+	snap, notes, err := d.takeState(ctx, r)
+	if err != nil {
+		return snap, old, err
+	}
+	old, err = d.store.Snapshot(ctx, notes.Replaces)
+	return snap, old, err
+}

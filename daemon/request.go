@@ -1,0 +1,160 @@
+package daemon
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// record is what is stored about one VPS.
+type record struct {
+	option    *vps.Option
+	snapshot  *vps.Snapshot
+	operation *vps.Operation
+}
+
+// reader is the store or a transaction.
+type reader interface {
+	OpenOption(ctx context.Context, vpsID string) (vps.Option, error)
+	CurrentSnapshot(ctx context.Context, vpsID string) (vps.Snapshot, error)
+	ActiveOperation(ctx context.Context, vpsID string) (vps.Operation, error)
+}
+
+func readRecord(ctx context.Context, r reader, vpsID string) (record, error) {
+	o, err1 := r.OpenOption(ctx, vpsID)
+	s, err2 := r.CurrentSnapshot(ctx, vpsID)
+	op, err3 := r.ActiveOperation(ctx, vpsID)
+	var rec record
+	for _, e := range []struct {
+		err error
+		set func()
+	}{{err1, func() { rec.option = &o }}, {err2, func() { rec.snapshot = &s }}, {err3, func() { rec.operation = &op }}} {
+		switch {
+		case e.err == nil:
+			e.set()
+		case !errors.Is(e.err, sql.ErrNoRows):
+			return rec, e.err
+		}
+	}
+	return rec, nil
+}
+
+// resolve finds a VPS by id or name and reads it anew from the host.
+func (d *Daemon) resolve(ctx context.Context, ref string) (hypervisor.Domain, error) {
+	known, ok := d.inventory.find(ref)
+	if !ok {
+		if !d.inventory.ready() {
+			return known, errDisconnected()
+		}
+		return known, errNoVPS()
+	}
+	dom, err := d.inventory.domain(ctx, known.ID)
+	switch {
+	case errors.Is(err, hypervisor.ErrNotFound):
+		return dom, errNoVPS()
+	case err != nil:
+		return dom, explainAs("cannot read the VPS", err)
+	}
+	return dom, nil
+}
+
+// errNoVPS is the same for a VPS that does not exist and for another customer's.
+func errNoVPS() error { return vps.Errorf(vps.CodeNotFound, "no such VPS") }
+
+func errDisconnected() error {
+	return vps.Errorf(vps.CodeHypervisorUnavailable, "libvirt does not answer").WithRemedy("wait until libvirt is back, then try again")
+}
+
+// request is how every operation begins: under the VPS's lock the wish is
+// checked against the host and the record, and made durable. check may prepare
+// what goes into the record; insert writes it in the operation's own transaction.
+type request struct {
+	kind   vps.Kind
+	actor  vps.Actor
+	body   any
+	check  func(dom hypervisor.Domain, rec record, op *vps.Operation) error
+	insert func(tx *store.Tx) error
+}
+
+// accept makes an operation durable and starts it.
+func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operation, error) {
+	if !d.inventory.ready() {
+		return vps.Operation{}, errDisconnected()
+	}
+	dom, err := d.resolve(ctx, ref)
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	defer d.locks.acquire(dom.ID)()
+	rec, err := readRecord(ctx, d.store, dom.ID)
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	now := d.now()
+	op := vps.Operation{
+		ID: newOperationID(now), VPS: dom.ID, VPSName: dom.Name, Kind: r.kind, Status: vps.StatusPending,
+		Actor: r.actor, CreatedAt: now,
+	}
+	if op.Request, err = json.Marshal(r.body); err != nil {
+		return op, fmt.Errorf("cannot record the request: %w", err)
+	}
+	if err := r.check(dom, rec, &op); err != nil {
+		return op, err
+	}
+	err = d.store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.InsertOperation(ctx, op); err != nil {
+			return err
+		}
+		if r.insert != nil {
+			if err := r.insert(tx); err != nil {
+				return err
+			}
+		}
+		return d.journalOperation(ctx, tx, op)
+	})
+	if store.IsUnique(err) {
+		return op, errInProgress(dom.Name)
+	}
+	if err != nil {
+		return op, err
+	}
+	d.runner.Start(op)
+	return op, nil
+}
+
+func errInProgress(name string) error {
+	return vps.Errorf(vps.CodeOperationInProgress, "another operation of %s is not finished", name).
+		WithRemedy("wait for it to end (GET /v1/operations), then ask again")
+}
+
+// refused turns a verdict into the error of a call.
+func refused(v vps.Verdict, remedy string) error {
+	if v.Allowed {
+		return nil
+	}
+	return vps.Errorf(v.Code, "%s", v.Reason).WithRemedy("%s", remedy)
+}
+
+// setPlan keeps in a new operation what its steps will need.
+func setPlan(op *vps.Operation, notes any) error {
+	plan, err := json.Marshal(notes)
+	if err != nil {
+		return fmt.Errorf("cannot record the plan: %w", err)
+	}
+	op.Plan = plan
+	return nil
+}
+
+// readPlan reads what setPlan, or a step, kept.
+func readPlan(op vps.Operation, notes any) error {
+	if err := json.Unmarshal(op.Plan, notes); err != nil {
+		return fmt.Errorf("the plan of operation %s cannot be read: %w", op.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"context"
+	"sync"
+)
+
+// slots limits how many operations may merge at the same time: merging costs I/O.
+type slots struct {
+	mu   sync.Mutex
+	held map[string]bool
+	free chan struct{}
+}
+
+func newSlots(n int) *slots {
+	s := &slots{held: map[string]bool{}, free: make(chan struct{}, max(n, 1))}
+	for range cap(s.free) {
+		s.free <- struct{}{}
+	}
+	return s
+}
+
+// acquire waits for a slot for an operation; having one already is no error.
+func (s *slots) acquire(ctx context.Context, operation string) error {
+	s.mu.Lock()
+	held := s.held[operation]
+	s.mu.Unlock()
+	if held {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.free:
+	}
+	s.mu.Lock()
+	s.held[operation] = true
+	s.mu.Unlock()
+	return nil
+}
+
+// release gives an operation's slot back, if it has one.
+func (s *slots) release(operation string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[operation] {
+		delete(s.held, operation)
+		s.free <- struct{}{}
+	}
+}

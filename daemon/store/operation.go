@@ -1,0 +1,87 @@
+package store
+
+import (
+	"context"
+
+	"vpssnapd/daemon/vps"
+)
+
+const operationColumns = `id, vps, vps_name, kind, status, step, irrevocable, cancel_requested, actor_name, actor_way,
+	snapshot, created_at, started_at, ended_at, error_code, error_detail, error_remedy, result, request, plan`
+
+func scanOperation(row scanner) (vps.Operation, error) {
+	var o vps.Operation
+	var e vps.Error
+	err := row.Scan(&o.ID, &o.VPS, &o.VPSName, &o.Kind, &o.Status, &o.Step, &o.Irrevocable, &o.CancelRequested,
+		&o.Actor.Name, &o.Actor.Way, &o.SnapshotID, moment{&o.CreatedAt}, momentOrNil{&o.StartedAt}, momentOrNil{&o.EndedAt},
+		&e.Code, &e.Detail, &e.Remedy, &o.Result, &o.Request, &o.Plan)
+	if e.Code != "" {
+		o.Error = &e
+	}
+	return o, err
+}
+
+// Operation returns one operation; sql.ErrNoRows when there is none.
+func (s queries) Operation(ctx context.Context, id string) (vps.Operation, error) {
+	return scanOperation(s.q.QueryRowContext(ctx, `SELECT `+operationColumns+` FROM operation WHERE id = ?`, id))
+}
+
+// ActiveOperation returns the operation of a VPS that is not final; sql.ErrNoRows when there is none.
+func (s queries) ActiveOperation(ctx context.Context, vpsID string) (vps.Operation, error) {
+	return scanOperation(s.q.QueryRowContext(ctx, `SELECT `+operationColumns+` FROM operation
+		WHERE vps = ? AND status IN ('pending', 'running', 'needs_attention')`, vpsID))
+}
+
+// ActiveOperations returns every operation that is not final, oldest first.
+func (s queries) ActiveOperations(ctx context.Context) ([]vps.Operation, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+operationColumns+` FROM operation
+		WHERE status IN ('pending', 'running', 'needs_attention') ORDER BY id`)
+	return collect(rows, err, scanOperation)
+}
+
+// Operations returns one page, newest first. Limit must be positive.
+func (s queries) Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+operationColumns+` FROM operation
+		WHERE (?1 = '' OR vps = ?1) AND (?2 = '' OR status = ?2) AND (?3 = '' OR id < ?3)
+		ORDER BY id DESC LIMIT ?4`, q.VPS, q.Status, q.Before, q.Limit+1)
+	all, err := collect(rows, err, scanOperation)
+	page := vps.OperationPage{Operations: all}
+	if len(all) > q.Limit {
+		page.Operations = all[:q.Limit]
+		page.Next = all[q.Limit-1].ID
+	}
+	return page, err
+}
+
+// InsertOperation makes an operation durable. IsUnique(err) says that the VPS
+// has another one that is not final.
+func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
+	code, detail, remedy := errorColumns(o.Error)
+	return t.exec(ctx, `INSERT INTO operation (`+operationColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		o.ID, o.VPS, o.VPSName, o.Kind, o.Status, o.Step, o.Irrevocable, o.CancelRequested, o.Actor.Name, o.Actor.Way,
+		o.SnapshotID, micros(o.CreatedAt), microsOrNull(o.StartedAt), microsOrNull(o.EndedAt),
+		code, detail, remedy, o.Result, o.Request, o.Plan)
+}
+
+// SaveOperation updates what changes in an operation, all but CancelRequested.
+func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
+	code, detail, remedy := errorColumns(o.Error)
+	return t.execOne(ctx, `UPDATE operation SET status = ?, step = ?, irrevocable = ?, snapshot = ?, started_at = ?, ended_at = ?,
+		error_code = ?, error_detail = ?, error_remedy = ?, result = ?, plan = ? WHERE id = ?`,
+		o.Status, o.Step, o.Irrevocable, o.SnapshotID, microsOrNull(o.StartedAt), microsOrNull(o.EndedAt),
+		code, detail, remedy, o.Result, o.Plan, o.ID)
+}
+
+// RequestCancel marks an operation that is neither final nor irrevocable.
+// sql.ErrNoRows (wrapped) when it is.
+func (t *Tx) RequestCancel(ctx context.Context, id string) error {
+	return t.execOne(ctx, `UPDATE operation SET cancel_requested = 1
+		WHERE id = ? AND irrevocable = 0 AND status IN ('pending', 'running')`, id)
+}
+
+func errorColumns(e *vps.Error) (code vps.Code, detail, remedy string) {
+	if e == nil {
+		return "", "", ""
+	}
+	return e.Code, e.Detail, e.Remedy
+}

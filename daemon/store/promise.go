@@ -1,0 +1,50 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// PromiseKind is what is owed to a guest.
+type PromiseKind string
+
+const (
+	// PromiseThaw: the guest's file systems were, or may get, frozen by us.
+	PromiseThaw PromiseKind = "thaw"
+	// PromiseResume: the guest's processors were stopped by us.
+	PromiseResume PromiseKind = "resume"
+)
+
+// Promise is something that the daemon owes a guest.
+type Promise struct {
+	VPS   string
+	Kind  PromiseKind
+	Since time.Time
+}
+
+// Promises returns everything owed, oldest first.
+func (s queries) Promises(ctx context.Context) ([]Promise, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT vps, kind, since FROM promise ORDER BY since`)
+	return collect(rows, err, func(row scanner) (Promise, error) {
+		var p Promise
+		err := row.Scan(&p.VPS, &p.Kind, moment{&p.Since})
+		return p, err
+	})
+}
+
+// HasPromise says whether a guest is owed this.
+func (s queries) HasPromise(ctx context.Context, vpsID string, kind PromiseKind) (bool, error) {
+	var n int
+	err := s.q.QueryRowContext(ctx, `SELECT count(*) FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).Scan(&n)
+	return n > 0, err
+}
+
+// Promise records a debt; it is no error to owe it already.
+func (t *Tx) Promise(ctx context.Context, p Promise) error {
+	return t.exec(ctx, `INSERT INTO promise (vps, kind, since) VALUES (?,?,?) ON CONFLICT DO NOTHING`, p.VPS, p.Kind, micros(p.Since))
+}
+
+// Kept removes a debt.
+func (t *Tx) Kept(ctx context.Context, vpsID string, kind PromiseKind) error {
+	return t.exec(ctx, `DELETE FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind)
+}

@@ -1,0 +1,103 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"vpssnapd/daemon/vps"
+)
+
+const snapshotColumns = `id, vps, state, reason, description, created_at, consistency, freeze_ms, size_bytes,
+	restored_at, undo_until, nvram, nvram_saved, nvram_undo, updated_at`
+
+func scanSnapshot(row scanner) (vps.Snapshot, error) {
+	var s vps.Snapshot
+	err := row.Scan(&s.ID, &s.VPS, &s.State, &s.Reason, &s.Description, moment{&s.CreatedAt}, &s.Consistency,
+		&s.FreezeMS, &s.SizeBytes, momentOrNil{&s.RestoredAt}, momentOrNil{&s.UndoUntil},
+		&s.NVRAM, &s.NVRAMSaved, &s.NVRAMUndo, moment{&s.UpdatedAt})
+	return s, err
+}
+
+// Snapshot returns one snapshot with its disks; sql.ErrNoRows when there is none.
+func (s queries) Snapshot(ctx context.Context, id string) (vps.Snapshot, error) {
+	snap, err := scanSnapshot(s.q.QueryRowContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE id = ?`, id))
+	if err != nil {
+		return snap, err
+	}
+	return s.withDisks(ctx, snap)
+}
+
+// CurrentSnapshot returns the snapshot that a VPS has, as a customer counts:
+// the usable one, else the one being deleted, else the one being made.
+// sql.ErrNoRows when there is none.
+func (s queries) CurrentSnapshot(ctx context.Context, vpsID string) (vps.Snapshot, error) {
+	snap, err := scanSnapshot(s.q.QueryRowContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot
+		WHERE vps = ? AND state <> 'gone'
+		ORDER BY CASE state WHEN 'deleting' THEN 1 WHEN 'creating' THEN 2 ELSE 0 END LIMIT 1`, vpsID))
+	if err != nil {
+		return snap, err
+	}
+	return s.withDisks(ctx, snap)
+}
+
+// Snapshots returns every snapshot that is not gone, with its disks.
+func (s queries) Snapshots(ctx context.Context) ([]vps.Snapshot, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE state <> 'gone' ORDER BY created_at`)
+	all, err := collect(rows, err, scanSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if all[i], err = s.withDisks(ctx, all[i]); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
+		undo, undo_inode, pivoted FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)
+	snap.Disks, err = collect(rows, err, func(row scanner) (vps.SnapshotDisk, error) {
+		var d vps.SnapshotDisk
+		err := row.Scan(&d.Target, &d.Base, &d.BaseFormat, &d.BaseInode, &d.SizeBytes, &d.Overlay, &d.OverlayInode,
+			&d.Undo, &d.UndoInode, &d.Pivoted)
+		return d, err
+	})
+	return snap, err
+}
+
+// SaveSnapshot inserts or updates a snapshot and all its disks.
+func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
+	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+		description = excluded.description, created_at = excluded.created_at, consistency = excluded.consistency,
+		freeze_ms = excluded.freeze_ms, size_bytes = excluded.size_bytes, restored_at = excluded.restored_at,
+		undo_until = excluded.undo_until, nvram = excluded.nvram, nvram_saved = excluded.nvram_saved,
+		nvram_undo = excluded.nvram_undo, updated_at = excluded.updated_at`,
+		s.ID, s.VPS, s.State, s.Reason, s.Description, micros(s.CreatedAt), s.Consistency, s.FreezeMS, s.SizeBytes,
+		microsOrNull(s.RestoredAt), microsOrNull(s.UndoUntil), s.NVRAM, s.NVRAMSaved, s.NVRAMUndo, micros(s.UpdatedAt))
+	if err != nil {
+		return err
+	}
+	for _, d := range s.Disks {
+		err := t.exec(ctx, `INSERT OR REPLACE INTO snapshot_disk (snapshot, target, base, base_format, base_inode, size_bytes,
+			overlay, overlay_inode, undo, undo_inode, pivoted) VALUES (?,?,?,?,?,?,?,?,?,?,?)`,
+			s.ID, d.Target, d.Base, d.BaseFormat, int64(d.BaseInode), d.SizeBytes,
+			d.Overlay, int64(d.OverlayInode), d.Undo, int64(d.UndoInode), d.Pivoted)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DescribeSnapshot changes the description of the snapshot that a VPS has;
+// sql.ErrNoRows (wrapped) when it has none.
+func (t *Tx) DescribeSnapshot(ctx context.Context, vpsID, description string, now time.Time) error {
+	current, err := t.CurrentSnapshot(ctx, vpsID)
+	if err != nil {
+		return err
+	}
+	return t.execOne(ctx, `UPDATE snapshot SET description = ?, updated_at = ? WHERE id = ?`, description, micros(now), current.ID)
+}

@@ -1,0 +1,246 @@
+// Package store is the daemon's durable record: one SQLite file with the
+// options, snapshots, operations, promises and messages. It knows the nouns of
+// daemon/vps and nothing of what the daemon does with them.
+//
+// Everything is written through one handle in immediate transactions with
+// synchronous=FULL: a commit that returned survives a power cut. (NORMAL lost
+// acknowledged rows in every replayed cut.)
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"vpssnapd/daemon/vps"
+)
+
+//go:embed migration/*.sql
+var migrations embed.FS
+
+// pragmas are part of the DSN, so that every pooled connection has them.
+const pragmas = "_txlock=immediate&_journal_mode=wal&_synchronous=full&_foreign_keys=on&_busy_timeout=5000&_defensive=1&_dqs=0"
+
+// Store is an open database. Its methods read; Write changes.
+type Store struct {
+	queries
+	writer *sql.DB
+	reader *sql.DB
+}
+
+// Tx is an open write transaction. It reads what it has written.
+type Tx struct {
+	queries
+	tx *sql.Tx
+}
+
+// queries are the reads, the same inside and outside a transaction.
+type queries struct{ q querier }
+
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// Open opens the database at path, making it (mode 0600) or migrating it as
+// needed. A file that is damaged, or that a newer program wrote, is refused.
+func Open(ctx context.Context, path string) (*Store, error) {
+	if err := createPrivate(path); err != nil {
+		return nil, fmt.Errorf("cannot open the database: %w", err)
+	}
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas
+	writer, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
+	}
+	writer.SetMaxOpenConns(1)
+	if err := prepare(ctx, writer); err != nil {
+		writer.Close()
+		return nil, fmt.Errorf("cannot use the database %s: %w", path, err)
+	}
+	reader, err := sql.Open("sqlite", dsn+"&_query_only=1")
+	if err != nil {
+		writer.Close()
+		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
+	}
+	reader.SetMaxOpenConns(4)
+	return &Store{queries: queries{reader}, writer: writer, reader: reader}, nil
+}
+
+// createPrivate makes the file before SQLite would, which would make it world-readable.
+func createPrivate(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// prepare checks that the file is whole and brings its schema up to date.
+func prepare(ctx context.Context, db *sql.DB) error {
+	if err := integrity(ctx, db); err != nil {
+		return err
+	}
+	dir, err := fs.Sub(migrations, "migration")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, dir)
+	if err != nil {
+		return err
+	}
+	have, err := provider.GetDBVersion(ctx)
+	if err != nil {
+		return err
+	}
+	sources := provider.ListSources()
+	if known := sources[len(sources)-1].Version; have > known {
+		return fmt.Errorf("it has schema version %d, this program knows %d: a newer vpssnapd wrote it; install that version again", have, known)
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// integrity refuses a damaged file: acting on a wrong record could cost a customer's disk.
+func integrity(ctx context.Context, db *sql.DB) error {
+	var answer string
+	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&answer); err != nil {
+		return fmt.Errorf("it cannot be read: %w", err)
+	}
+	if answer != "ok" {
+		return fmt.Errorf("it is damaged (%s); nothing is done on the word of a damaged record", answer)
+	}
+	return nil
+}
+
+// Close closes the database.
+func (s *Store) Close() error {
+	return errors.Join(s.reader.Close(), s.writer.Close())
+}
+
+// Ping succeeds when the database can be read.
+func (s *Store) Ping(ctx context.Context) error {
+	var one int
+	return s.reader.QueryRowContext(ctx, "SELECT count(*) FROM promise").Scan(&one)
+}
+
+// Write runs do in one transaction. When Write returns nil everything do wrote is
+// durable; otherwise nothing of it is. A full disk gives insufficient_space.
+func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
+	tx, err := s.writer.BeginTx(ctx, nil)
+	if err != nil {
+		return plain(err)
+	}
+	defer tx.Rollback()
+	if err := do(&Tx{queries: queries{tx}, tx: tx}); err != nil {
+		return plain(err)
+	}
+	return plain(tx.Commit())
+}
+
+// plain gives SQLite's errors the code that a caller may read, told apart by
+// their number, never by their text.
+func plain(err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_FULL:
+		return vps.Errorf(vps.CodeInsufficientSpace, "the file system of the daemon's state directory is full").Because(err)
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return vps.Errorf(vps.CodeHypervisorUnavailable, "the daemon's database is locked by another program").
+			WithRemedy("end the program that has the database open, then try again").Because(err)
+	}
+	return err
+}
+
+// IsUnique says that err is a violated uniqueness rule.
+func IsUnique(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+}
+
+func (t *Tx) exec(ctx context.Context, query string, args ...any) error {
+	_, err := t.tx.ExecContext(ctx, query, args...)
+	return err
+}
+
+// execOne is exec for a statement that must change exactly one row.
+func (t *Tx) execOne(ctx context.Context, query string, args ...any) error {
+	res, err := t.tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return fmt.Errorf("%d rows changed instead of one: %w", n, errors.Join(err, sql.ErrNoRows))
+	}
+	return nil
+}
+
+// scanner is a row, alone or of many.
+type scanner interface{ Scan(dest ...any) error }
+
+// collect reads all rows with scan.
+func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) ([]T, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []T
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
+
+// micros is how a time is stored.
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+func microsOrNull(t *time.Time) any {
+	if t == nil {
+		return nil
+	}
+	return t.UnixMicro()
+}
+
+// moment reads a stored time into a time.Time.
+type moment struct{ to *time.Time }
+
+func (m moment) Scan(v any) error {
+	n, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("a time is stored as %T", v)
+	}
+	*m.to = time.UnixMicro(n).UTC()
+	return nil
+}
+
+// momentOrNil reads a stored time that may be absent.
+type momentOrNil struct{ to **time.Time }
+
+func (m momentOrNil) Scan(v any) error {
+	if v == nil {
+		*m.to = nil
+		return nil
+	}
+	*m.to = new(time.Time)
+	return moment{*m.to}.Scan(v)
+}

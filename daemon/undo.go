@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"context"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// dropUndo removes the disks from before the last restore and stages the record
+// of it. The record keeps naming the files until they are gone, so that a crash
+// in between leaves none behind.
+func (d *Daemon) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(func(*store.Tx) error)) error {
+	if !undoIsKept(snap) {
+		return nil
+	}
+	for i, disk := range snap.Disks {
+		if err := d.removeRecorded(ctx, disk.Undo, disk.UndoInode); err != nil {
+			return err
+		}
+		snap.Disks[i].Undo, snap.Disks[i].UndoInode = "", 0
+	}
+	if err := d.removeOwn(ctx, snap.NVRAMUndo); err != nil {
+		return err
+	}
+	snap.NVRAMUndo, snap.UndoUntil, snap.UpdatedAt = "", nil, d.now()
+	stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+// expireUndo removes the disks from before a restore when their time is over.
+func (d *Daemon) expireUndo(ctx context.Context, snap vps.Snapshot) error {
+	defer d.locks.acquire(snap.VPS)()
+	rec, err := readRecord(ctx, d.store, snap.VPS)
+	if err != nil || rec.operation != nil || rec.snapshot == nil || rec.snapshot.UndoUntil == nil ||
+		d.now().Before(*rec.snapshot.UndoUntil) {
+		return err // whatever works on the VPS now will have its turn with the undo
+	}
+	var writes []func(*store.Tx) error
+	if err := d.dropUndo(ctx, *rec.snapshot, func(w func(*store.Tx) error) { writes = append(writes, w) }); err != nil {
+		return err
+	}
+	return d.store.Write(ctx, func(tx *store.Tx) error {
+		for _, w := range writes {
+			if err := w(tx); err != nil {
+				return err
+			}
+		}
+		return d.say(ctx, tx, vps.Message{VPS: snap.VPS, Kind: vps.MessageUndoEnded,
+			Actor: vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry},
+			Text:  "The last restore can no longer be undone: the time for it is over."})
+	})
+}

@@ -1,0 +1,102 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// verdicts says which actions are open to a VPS now. The panel shows them, and
+// the calls obey them.
+func verdicts(dom hypervisor.Domain, rec record, now time.Time) vps.Actions {
+	return vps.Actions{
+		Take:        takeVerdict(dom, rec, false),
+		Restore:     restoreVerdict(dom, rec),
+		UndoRestore: undoVerdict(dom, rec, now),
+		Delete:      deleteVerdict(dom, rec),
+	}
+}
+
+func no(code vps.Code, format string, args ...any) vps.Verdict {
+	return vps.Verdict{Code: code, Reason: fmt.Sprintf(format, args...)}
+}
+
+func takeVerdict(dom hypervisor.Domain, rec record, replace bool) vps.Verdict {
+	switch {
+	case rec.option == nil || rec.option.State != vps.OptionActive:
+		return no(vps.CodeOptionRequired, "%s has no active snapshot option", dom.Name)
+	case rec.operation != nil:
+		return busy(dom, rec)
+	case rec.snapshot != nil && !replace:
+		return no(vps.CodeSnapshotExists, "%s has a snapshot already, from %s", dom.Name, rec.snapshot.CreatedAt.Format(time.RFC3339))
+	case rec.snapshot != nil && rec.snapshot.State != vps.SnapshotAvailable:
+		return no(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced", dom.Name, rec.snapshot.State)
+	}
+	if err := unsupported(dom); err != nil {
+		var e *vps.Error
+		if errors.As(err, &e) {
+			return no(e.Code, "%s", e.Detail)
+		}
+	}
+	return vps.Verdict{Allowed: true}
+}
+
+func restoreVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
+	switch {
+	case rec.snapshot == nil:
+		return no(vps.CodeNotFound, "%s has no snapshot", dom.Name)
+	case rec.operation != nil:
+		return busy(dom, rec)
+	case rec.snapshot.State != vps.SnapshotAvailable:
+		return no(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be restored", dom.Name, rec.snapshot.State)
+	}
+	return vps.Verdict{Allowed: true, Reason: "everything written since " + rec.snapshot.CreatedAt.Format(time.RFC3339) + " is taken back"}
+}
+
+func undoVerdict(dom hypervisor.Domain, rec record, now time.Time) vps.Verdict {
+	switch {
+	case rec.snapshot == nil || rec.snapshot.UndoUntil == nil || !undoIsKept(*rec.snapshot):
+		return no(vps.CodeNotFound, "%s has no restore that can be undone", dom.Name)
+	case rec.operation != nil:
+		return busy(dom, rec)
+	case rec.snapshot.State != vps.SnapshotAvailable:
+		return no(vps.CodeVPSChanged, "the snapshot of %s is %s", dom.Name, rec.snapshot.State)
+	case !now.Before(*rec.snapshot.UndoUntil):
+		return no(vps.CodeNotFound, "the time to undo the restore of %s ended at %s", dom.Name, rec.snapshot.UndoUntil.Format(time.RFC3339))
+	}
+	return vps.Verdict{Allowed: true, Reason: "possible until " + rec.snapshot.UndoUntil.Format(time.RFC3339)}
+}
+
+func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
+	switch {
+	case rec.snapshot == nil:
+		return no(vps.CodeNotFound, "%s has no snapshot", dom.Name)
+	case rec.operation != nil:
+		return busy(dom, rec)
+	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting:
+		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
+	case undoIsKept(*rec.snapshot):
+		return vps.Verdict{Allowed: true, Reason: "this ends the possibility to undo the last restore"}
+	}
+	return vps.Verdict{Allowed: true}
+}
+
+func busy(dom hypervisor.Domain, rec record) vps.Verdict {
+	if rec.operation.Status == vps.StatusNeedsAttention {
+		return no(vps.CodeOperationInProgress, "operation %s of %s waits for an operator", rec.operation.ID, dom.Name)
+	}
+	return no(vps.CodeOperationInProgress, "%s has an operation in progress (%s, %s)", dom.Name, rec.operation.Kind, rec.operation.ID)
+}
+
+// undoIsKept says whether the disks from before the last restore are still there.
+func undoIsKept(s vps.Snapshot) bool {
+	for _, d := range s.Disks {
+		if d.Undo != "" {
+			return true
+		}
+	}
+	return false
+}
