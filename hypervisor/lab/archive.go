@@ -21,10 +21,6 @@ func (a *archive) file(name string, mode fs.FileMode, data []byte) {
 	a.add(name, syscall.S_IFREG|uint32(mode.Perm()), data, 0, 0)
 }
 
-func (a *archive) symlink(name, target string) {
-	a.add(name, syscall.S_IFLNK|0o777, []byte(target), 0, 0)
-}
-
 func (a *archive) charDevice(name string, major, minor int) {
 	a.add(name, syscall.S_IFCHR|0o600, nil, major, minor)
 }

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -148,8 +150,8 @@ func findPackages(ctx context.Context) ([]debian, error) {
 func buildKey(packages []debian) (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, packages, modules)
-	for _, name := range []string{"init", "shutdown", "fsfreeze-hook", "record"} {
-		text, err := guestFiles.ReadFile("guest/" + name)
+	for _, name := range slices.Sorted(maps.Keys(scripts)) {
+		text, err := guestFiles.ReadFile(scripts[name])
 		if err != nil {
 			return "", err
 		}
@@ -212,46 +214,61 @@ func unpack(ctx context.Context, work, root string, p debian) error {
 	return err
 }
 
+// scripts are the embedded files, by where they go in the guest.
+var scripts = map[string]string{
+	"init":               "guest/init",
+	"sbin/shutdown":      "guest/shutdown",
+	"sbin/fsfreeze-hook": "guest/fsfreeze-hook",
+	"bin/record":         "guest/record",
+}
+
 // initramfs packs the guest's root file system. It is not compressed: unpacking
 // under emulation takes longer than loading.
 func initramfs(ctx context.Context, root string) ([]byte, error) {
 	var a archive
-	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "mnt", "modules", "etc"} {
+	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "tmp", "mnt", "modules"} {
 		a.dir(dir)
 	}
 	a.charDevice("dev/console", 5, 1)
 	a.charDevice("dev/null", 1, 3)
-	for name, from := range map[string]string{"init": "init", "sbin/shutdown": "shutdown",
-		"sbin/fsfreeze-hook": "fsfreeze-hook", "bin/record": "record"} {
-		text, err := guestFiles.ReadFile("guest/" + from)
+	for _, name := range slices.Sorted(maps.Keys(scripts)) {
+		text, err := guestFiles.ReadFile(scripts[name])
 		if err != nil {
 			return nil, err
 		}
 		a.file(name, 0o755, text)
 	}
-	agent := filepath.Join(root, "usr/sbin/qemu-ga")
-	programs := map[string]string{"bin/busybox": filepath.Join(root, "bin/busybox"), "bin/qemu-ga": agent}
-	libraries, err := libraries(ctx, agent)
-	if err != nil {
+	if err := a.programs(ctx, root); err != nil {
 		return nil, err
-	}
-	made := map[string]bool{}
-	for _, library := range libraries {
-		name := strings.TrimPrefix(library, "/")
-		a.parents(name, made)
-		programs[name] = library
-	}
-	for name, from := range programs {
-		data, err := os.ReadFile(from)
-		if err != nil {
-			return nil, err
-		}
-		a.file(name, 0o755, data)
 	}
 	if err := a.modules(root); err != nil {
 		return nil, err
 	}
 	return a.end(), nil
+}
+
+// programs adds busybox, the agent and the agent's libraries.
+func (a *archive) programs(ctx context.Context, root string) error {
+	agent := filepath.Join(root, "usr/sbin/qemu-ga")
+	from := map[string]string{"bin/busybox": filepath.Join(root, "bin/busybox"), "bin/qemu-ga": agent}
+	libraries, err := libraries(ctx, agent)
+	if err != nil {
+		return err
+	}
+	made := map[string]bool{}
+	for _, library := range libraries {
+		name := strings.TrimPrefix(library, "/")
+		a.parents(name, made)
+		from[name] = library
+	}
+	for _, name := range slices.Sorted(maps.Keys(from)) {
+		data, err := os.ReadFile(from[name])
+		if err != nil {
+			return err
+		}
+		a.file(name, 0o755, data)
+	}
+	return nil
 }
 
 // parents adds the directories above name that are not in made yet.

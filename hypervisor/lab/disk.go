@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -52,7 +51,7 @@ func (d DiskSpec) Bus() string {
 }
 
 // Cache is the cache mode: none, as on a real host, or "" for the default where
-// the file system cannot do that or the disk may not (shareable stays none).
+// the file system cannot do that.
 func (d DiskSpec) Cache() string {
 	if d.direct && d.Path != "" {
 		return "none"
@@ -321,42 +320,4 @@ func (l *Lab) device(ctx context.Context, name, target string) (device, error) {
 		}
 	}
 	return device{}, fmt.Errorf("QEMU of %s knows no disk %s", name, target)
-}
-
-// QMP sends a command to the guest's QEMU past libvirt, and decodes what it
-// returns into result, which may be nil.
-func (l *Lab) QMP(ctx context.Context, name, command string, arguments, result any) error {
-	message := map[string]any{"execute": command}
-	if arguments != nil {
-		message["arguments"] = arguments
-	}
-	text, err := json.Marshal(message)
-	if err != nil {
-		return err
-	}
-	out, err := l.Virsh(ctx, "qemu-monitor-command", name, string(text))
-	if err != nil {
-		return err
-	}
-	var answer struct {
-		Return json.RawMessage `json:"return"`
-		Error  *struct {
-			Description string `json:"desc"`
-		} `json:"error"`
-	}
-	if err := json.Unmarshal([]byte(out), &answer); err != nil {
-		return fmt.Errorf("cannot read QEMU's answer to %s: %w", command, err)
-	}
-	if answer.Error != nil {
-		return fmt.Errorf("QEMU refuses %s: %s", command, answer.Error.Description)
-	}
-	if result == nil {
-		return nil
-	}
-	return json.Unmarshal(answer.Return, result)
-}
-
-// HMP sends a command to QEMU's human monitor and returns what it prints.
-func (l *Lab) HMP(ctx context.Context, name, command string) (string, error) {
-	return l.Virsh(ctx, "qemu-monitor-command", name, "--hmp", command)
 }

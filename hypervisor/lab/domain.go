@@ -28,6 +28,7 @@ type Spec struct {
 	// ConsoleFile. Without it the guest only holds its disks.
 	OS bool
 	// UEFI gives the guest firmware with variables in ImageDir()/<name>-nvram.fd.
+	// Without OS such a guest keeps a processor busy: suspend it when that hurts.
 	UEFI bool
 	// VNCPassword, when set, gives the guest a screen with this secret.
 	VNCPassword string

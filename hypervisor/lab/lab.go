@@ -8,7 +8,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +42,8 @@ type Options struct {
 	// here outlives the lab, may be shared by several labs, and may be a mount
 	// of its own if it is mounted before Start.
 	ImageDir string
-	// CacheDir keeps the guests' kernel and initramfs; see Build.
+	// CacheDir keeps the guests' kernel and initramfs, and what libvirtd found
+	// out about QEMU. See Build for "".
 	CacheDir string
 }
 
@@ -50,14 +51,14 @@ type Options struct {
 type Lab struct {
 	dir      string
 	imageDir string
-	init     *exec.Cmd
+	cacheDir string
 
+	init     *exec.Cmd
 	mu       sync.Mutex // one request to init at a time
 	requests io.WriteCloser
 	replies  *json.Decoder
 
 	exporting sync.Mutex // one export of a guest's disk at a time
-	cacheDir  string
 
 	closing  sync.Once
 	closeErr error
@@ -81,12 +82,40 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func (l *Lab) start(ctx context.Context) error {
-	if n := len(l.socket()); n > maxSocketPath {
+	if err := l.settlePaths(); err != nil {
+		return err
+	}
+	if err := l.makeDirs(); err != nil {
+		return err
+	}
+	if err := l.shareCapabilities(); err != nil {
+		return err
+	}
+	if err := l.writeConfig(); err != nil {
+		return err
+	}
+	if err := l.startInit(); err != nil {
+		return err
+	}
+	return l.StartLibvirtd(ctx)
+}
+
+// settlePaths makes absolute what libvirtd is told.
+func (l *Lab) settlePaths() (err error) {
+	if l.dir, err = filepath.Abs(l.dir); err != nil {
+		return err
+	}
+	if len(l.socket()) > maxSocketPath {
 		return fmt.Errorf("%s is too long for a socket's path", l.socket())
 	}
 	if l.imageDir == "" {
 		l.imageDir = filepath.Join(l.dir, "images")
 	}
+	l.imageDir, err = filepath.Abs(l.imageDir)
+	return err
+}
+
+func (l *Lab) makeDirs() error {
 	dirs := []string{l.imageDir, l.consoleDir(), filepath.Dir(l.socket())}
 	for _, replaced := range replacedDirs {
 		dirs = append(dirs, filepath.Join(l.dir, filepath.Dir(replaced)))
@@ -99,16 +128,7 @@ func (l *Lab) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.shareCapabilities(); err != nil {
-		return err
-	}
-	if err := l.writeConfig(); err != nil {
-		return err
-	}
-	if err := l.startInit(); err != nil {
-		return err
-	}
-	return l.StartLibvirtd(ctx)
+	return nil
 }
 
 // shareCapabilities lets all labs use what one libvirtd found out about QEMU,
@@ -289,23 +309,25 @@ func (l *Lab) pid(domain string) (int, error) {
 	return outerPID(l.init.Process.Pid, r.PID)
 }
 
+// pidNamespace names the pid namespace of a process; "" when it is gone.
+func pidNamespace(pid string) string {
+	link, err := os.Readlink(filepath.Join("/proc", pid, "ns/pid"))
+	if err != nil {
+		return ""
+	}
+	return link
+}
+
 // outerPID finds the process that is called inner in the pid namespace of first.
 func outerPID(first, inner int) (int, error) {
-	namespace := func(pid string) string {
-		link, err := os.Readlink(filepath.Join("/proc", pid, "ns/pid"))
-		if err != nil {
-			return ""
-		}
-		return link
-	}
-	want := namespace(fmt.Sprint(first))
+	space := pidNamespace(strconv.Itoa(first))
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, err
 	}
 	for _, e := range entries {
 		status, err := os.ReadFile(filepath.Join("/proc", e.Name(), "status"))
-		if err != nil || namespace(e.Name()) != want {
+		if err != nil || pidNamespace(e.Name()) != space {
 			continue
 		}
 		var outer, seen int
@@ -335,27 +357,4 @@ func (l *Lab) ask(r request) (reply, error) {
 		return reply{}, errors.New(answer.Error)
 	}
 	return answer, nil
-}
-
-// Virsh runs virsh against the lab and returns what it printed.
-func (l *Lab) Virsh(ctx context.Context, args ...string) (string, error) {
-	return run(ctx, "virsh", append([]string{"--quiet", "--connect", l.URI()}, args...)...)
-}
-
-// run runs a program to its end and returns its standard output.
-func run(ctx context.Context, program string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	// A grandchild that holds the pipes must not hang a cancelled caller.
-	cmd.WaitDelay = time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return stdout.String(), fmt.Errorf("cannot run %s %s: %w: %s", program, strings.Join(args, " "), err,
-			strings.TrimSpace(stderr.String()))
-	}
-	return stdout.String(), nil
 }

@@ -92,15 +92,6 @@ func smallGuest(name string) Spec {
 	return Spec{Name: name, Disks: []DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}}
 }
 
-// namespace names the pid namespace of a process; "" when it is gone.
-func namespace(pid string) string {
-	link, err := os.Readlink(filepath.Join("/proc", pid, "ns/pid"))
-	if err != nil {
-		return ""
-	}
-	return link
-}
-
 // inhabitants are the processes of a pid namespace.
 func inhabitants(t *testing.T, space string) []string {
 	t.Helper()
@@ -108,7 +99,7 @@ func inhabitants(t *testing.T, space string) []string {
 	must(t, err)
 	var pids []string
 	for _, e := range entries {
-		if namespace(e.Name()) == space {
+		if pidNamespace(e.Name()) == space {
 			pids = append(pids, e.Name())
 		}
 	}
@@ -131,7 +122,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	before := mounts(t)
 	l := startLab(t)
 	startGuest(t, l, smallGuest("web1"))
-	space := namespace(fmt.Sprint(l.init.Process.Pid))
+	space := pidNamespace(fmt.Sprint(l.init.Process.Pid))
 	if n := len(inhabitants(t, space)); n < 3 {
 		t.Fatalf("a lab with a guest has %d processes, want init, libvirtd and QEMU", n)
 	}
@@ -164,7 +155,7 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 	must(t, owner.Start())
 	line, err := bufio.NewReader(out).ReadString('\n')
 	pid, dir, ok := strings.Cut(strings.TrimSpace(line), " ")
-	space := namespace(pid)
+	space := pidNamespace(pid)
 	if err != nil || !ok || space == "" {
 		owner.Process.Kill()
 		t.Fatalf("the owner says %q, %v", line, err)
