@@ -168,6 +168,8 @@ func (s *Service) WaitOperation(ctx context.Context, id string, limit time.Durat
 	if s.Hold {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
+		s.waiting.Add(1)
+		defer s.waiting.Add(-1)
 		<-ctx.Done()
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return vps.Operation{}, ctx.Err()
@@ -182,6 +184,9 @@ func (s *Service) WaitOperation(ctx context.Context, id string, limit time.Durat
 	s.advance(op)
 	return *op, nil
 }
+
+// Waiting counts the calls that wait because of Hold.
+func (s *Service) Waiting() int { return int(s.waiting.Load()) }
 
 func (s *Service) CancelOperation(_ context.Context, id string, a vps.Actor) (vps.Operation, error) {
 	s.mu.Lock()

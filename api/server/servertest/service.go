@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vpssnapd/api/server"
@@ -42,6 +43,7 @@ type Service struct {
 	ops      []*vps.Operation
 	messages []vps.Message
 	calls    []string
+	waiting  atomic.Int32
 }
 
 var _ server.Service = (*Service)(nil)

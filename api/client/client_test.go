@@ -1,0 +1,183 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/api/client"
+	"vpssnapd/api/server"
+	"vpssnapd/api/server/servertest"
+)
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serve runs a server on a Unix socket until stop is called.
+func serve(t *testing.T, socket string, service *servertest.Service) (stop func()) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	check(t, err)
+	s := server.New(server.Config{Service: service, OperatorGroup: "root", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	ended := make(chan error, 1)
+	go func() { ended <- s.ServeUnix(l) }()
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		check(t, s.Shutdown(ctx))
+		check(t, <-ended)
+	}
+}
+
+func unix(t *testing.T, service *servertest.Service) *client.Client {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	t.Cleanup(serve(t, socket, service))
+	c, err := client.Unix(socket)
+	check(t, err)
+	return c
+}
+
+func TestRefusalBecomesAnError(t *testing.T) {
+	c := unix(t, servertest.New())
+	_, err := c.Take(t.Context(), "web2", api.TakeRequest{})
+	var e *client.Error
+	if !errors.As(err, &e) || e.Code != api.CodeOptionRequired || e.Status != 402 || e.Detail == "" || e.Remedy == "" || e.RequestID == "" {
+		t.Errorf("%+v", err)
+	}
+	if client.CodeOf(err) != api.CodeOptionRequired || client.CodeOf(errors.New("x")) != "" {
+		t.Errorf("CodeOf says %q", client.CodeOf(err))
+	}
+}
+
+// A name may hold what means something in a URL.
+func TestOddNames(t *testing.T) {
+	var got []string
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r.URL.Path)
+		io.WriteString(w, "{}")
+	}))
+	defer web.Close()
+	c, err := client.HTTP(web.URL, "")
+	check(t, err)
+	for _, name := range []string{"web 1", "50%", "a?b#c", "é", "<x>&y;", "%2f"} {
+		got = nil
+		_, err := c.VPS(t.Context(), name)
+		if err != nil || len(got) != 1 || got[0] != "/v1/vps/"+name {
+			t.Errorf("%q was asked for as %q: %v", name, got, err)
+		}
+	}
+}
+
+func TestAnswersOfOthers(t *testing.T) {
+	var reached bool
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
+	defer other.Close()
+	answers := map[string]http.HandlerFunc{
+		"/proxy/": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>Bad Gateway</html>", 502) },
+		"/busy/":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 503) },
+		"/away/":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, 302) },
+		"/page/":  func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>Welcome</html>") },
+	}
+	mux := http.NewServeMux()
+	for path, h := range answers {
+		mux.HandleFunc(path, h)
+	}
+	web := httptest.NewServer(mux)
+	defer web.Close()
+	for path, code := range map[string]api.Code{
+		"/proxy/": api.CodeInternal, "/busy/": api.CodeHypervisorUnavailable, "/away/": api.CodeInternal, "/page/": "",
+	} {
+		c, err := client.HTTP(web.URL+path, "secret")
+		check(t, err)
+		_, err = c.ListVPS(t.Context())
+		if err == nil || client.CodeOf(err) != code {
+			t.Errorf("%s: %v, code %q, want %q", path, err, client.CodeOf(err), code)
+		}
+	}
+	if reached {
+		t.Error("a redirect was followed, with the token")
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none")
+	c, err := client.Unix(socket)
+	check(t, err)
+	_, err = c.ListVPS(t.Context())
+	var u *client.UnreachableError
+	if !errors.As(err, &u) || u.Address != socket || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if !strings.Contains(err.Error(), socket) {
+		t.Errorf("the error does not name the socket: %v", err)
+	}
+	for _, server := range []string{"", "host1:8443", "ftp://host1", "http://", "::"} {
+		if _, err := client.HTTP(server, ""); err == nil {
+			t.Errorf("%q was accepted", server)
+		}
+	}
+}
+
+func TestAwaitReportsEveryStep(t *testing.T) {
+	c := unix(t, servertest.New())
+	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
+	check(t, err)
+	var seen []api.OperationStatus
+	op, err = c.Await(t.Context(), op, time.Second, func(o api.Operation) { seen = append(seen, o.Status) })
+	check(t, err)
+	if op.Status != api.OperationStatusSucceeded || len(seen) != 3 || seen[0] != "pending" || seen[1] != "running" {
+		t.Errorf("ended as %s, seen %v", op.Status, seen)
+	}
+}
+
+// The daemon is restarted while somebody waits: the operation goes on, and so does the wait.
+func TestAwaitOutlastsARestart(t *testing.T) {
+	service := servertest.New()
+	service.Hold = true
+	socket := filepath.Join(t.TempDir(), "s")
+	stop := serve(t, socket, service)
+	c, err := client.Unix(socket)
+	check(t, err)
+	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
+	check(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		op, err := c.Await(t.Context(), op, 100*time.Millisecond, nil)
+		if err == nil && op.Status != api.OperationStatusSucceeded {
+			err = errors.New("it ended as " + string(op.Status))
+		}
+		ended <- err
+	}()
+	stop()
+	service.Hold = false
+	defer serve(t, socket, service)()
+	check(t, <-ended)
+}
+
+func TestAwaitStopsWithItsContext(t *testing.T) {
+	service := servertest.New()
+	service.Hold = true
+	c := unix(t, service)
+	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Await(ctx, op, time.Minute, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,181 @@
+package server_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vpssnapd/api"
+	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/vps"
+)
+
+func TestTakeIsFollowedToItsEnd(t *testing.T) {
+	s := newSite(t)
+	got := s.operator(http.MethodPost, "/v1/vps/web1/snapshot", `{"description":"before","quiesce":"require"}`)
+	op := decode[api.Operation](t, got)
+	if got.StatusCode != 202 || got.Header.Get("Location") != "/v1/operations/"+op.ID {
+		t.Fatalf("take: %s, Location %q", got.Status, got.Header.Get("Location"))
+	}
+	if op.Kind != api.OperationKindTake || op.Status != api.OperationStatusPending || !op.Cancellable || op.VPSName != "web1" {
+		t.Errorf("the operation: %+v", op)
+	}
+	var seen []api.OperationStatus
+	for range 2 {
+		op = decode[api.Operation](t, s.operator(http.MethodGet, got.Header.Get("Location")+"?wait=1s", ""))
+		seen = append(seen, op.Status)
+	}
+	if want := []api.OperationStatus{"running", "succeeded"}; !cmp.Equal(seen, want) || op.Progress.Percent != 100 || op.Cancellable {
+		t.Errorf("seen %v, at last %+v", seen, op)
+	}
+	v := decode[api.VPS](t, s.operator(http.MethodGet, "/v1/vps/web1", ""))
+	if v.Snapshot == nil || v.Snapshot.Description != "before" || v.Operation != nil {
+		t.Errorf("the VPS: %+v", v)
+	}
+	if got := s.operator(http.MethodPost, "/v1/vps/web1/snapshot", ""); got.StatusCode != 409 || got.problem(t).Code != api.CodeSnapshotExists {
+		t.Errorf("a second take: %s", got.Status)
+	}
+	if got := s.operator(http.MethodPost, "/v1/vps/web2/snapshot", "{}"); got.StatusCode != 402 || got.problem(t).Remedy == "" {
+		t.Errorf("without option: %s %s", got.Status, got.body)
+	}
+}
+
+func TestRestoreWantsToBeConfirmed(t *testing.T) {
+	s := newSite(t)
+	const path = "/v1/vps/web3/snapshot/restore"
+	got := s.operator(http.MethodPost, path, "")
+	if p := got.problem(t); got.StatusCode != 422 || p.Code != api.CodeConfirmationRequired || !strings.Contains(p.Detail, "lost") {
+		t.Errorf("unconfirmed: %s %s", got.Status, got.body)
+	}
+	if got := s.operator(http.MethodPost, path, `{"confirm":"another"}`); got.StatusCode != 409 {
+		t.Errorf("another snapshot confirmed: %s", got.Status)
+	}
+	if got := s.operator(http.MethodPost, path, `{"confirm":"abcdef012345","power_after":"off"}`); got.StatusCode != 202 {
+		t.Errorf("confirmed: %s %s", got.Status, got.body)
+	}
+}
+
+// The form of an answer is a contract: snake_case, UTC, absent fields left out.
+func TestSnapshotOnTheWire(t *testing.T) {
+	s := newSite(t)
+	got := s.operator(http.MethodGet, "/v1/vps/web3/snapshot", "")
+	want := `{"consistency":"filesystem","created_at":"2026-03-01T12:00:00Z","delta_bytes":3221225472,` +
+		`"description":"before the upgrade","freeze_ms":205,"id":"abcdef012345","size_bytes":21474836480,` +
+		`"state":"available","updated_at":"2026-03-01T12:00:00Z","vps":"` + servertest.Web3 + `"}`
+	if diff := cmp.Diff(want, strings.TrimSpace(got.body)); diff != "" {
+		t.Errorf("want -, got +\n%s", diff)
+	}
+}
+
+func TestOrderAndCancel(t *testing.T) {
+	s := newSite(t)
+	const path = "/v1/vps/web2/option"
+	if got := s.call("read", http.MethodGet, path, ""); got.StatusCode != 404 {
+		t.Errorf("before the order: %s", got.Status)
+	}
+	body := `{"state":"active","order_ref":"A-7","price":{"amount":499,"currency":"CHF","period":"year"},` +
+		`"contact_email":"o'neil+vps@example.com","locale":"fr","ends_at":"2027-01-01T00:00:00+01:00"}`
+	o := decode[api.Option](t, s.call("option", http.MethodPut, path, body))
+	ends := time.Date(2026, 12, 31, 23, 0, 0, 0, time.UTC)
+	if o.State != "active" || o.OrderRef != "A-7" || o.Price.Amount != 499 || o.ContactEmail == "" || o.Locale != "fr" || o.EndsAt == nil || !o.EndsAt.Equal(ends) || o.EndsAt.Location() != time.UTC {
+		t.Errorf("the option: %+v", o)
+	}
+	if o := decode[api.Option](t, s.call("option", http.MethodDelete, path, "")); o.State != "grace" || o.GraceUntil == nil {
+		t.Errorf("cancelled: %+v", o)
+	}
+	if o := decode[api.Option](t, s.call("option", http.MethodDelete, path+"?now=true", "")); o.State != "released" {
+		t.Errorf("cancelled at once: %+v", o)
+	}
+}
+
+func TestPaging(t *testing.T) {
+	s := newSite(t)
+	var seen []int64
+	path := "/v1/messages?limit=1"
+	for range 10 {
+		page := decode[api.MessageList](t, s.call("read", http.MethodGet, path, ""))
+		for _, m := range page.Messages {
+			seen = append(seen, m.ID)
+		}
+		if page.Next == "" {
+			break
+		}
+		path = "/v1/messages?limit=1&cursor=" + page.Next
+	}
+	if want := []int64{3, 2, 1}; !cmp.Equal(seen, want) {
+		t.Errorf("read %v, want %v", seen, want)
+	}
+	empty := s.call("read", http.MethodGet, "/v1/operations", "")
+	if strings.TrimSpace(empty.body) != `{"operations":[]}` {
+		t.Errorf("no operations: %s", empty.body)
+	}
+}
+
+// Who reads on with a bound token must not be stopped by a page of others' entries.
+func TestPagingPastOthersEntries(t *testing.T) {
+	s := newSite(t)
+	mine := decode[api.Operation](t, s.call("bound", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	s.call("admin", http.MethodDelete, "/v1/vps/web3/snapshot", "")
+	page := decode[api.OperationList](t, s.call("bound", http.MethodGet, "/v1/operations?limit=1", ""))
+	if len(page.Operations) != 1 || page.Operations[0].ID != mine.ID {
+		t.Errorf("the page: %+v", page)
+	}
+}
+
+func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
+	s := newSite(t)
+	s.service.Hold = true
+	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	start := time.Now()
+	got := s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=300ms", "")
+	if took := time.Since(start); got.StatusCode != 200 || took < 300*time.Millisecond {
+		t.Errorf("a wait of 300ms: %s after %s", got.Status, took)
+	}
+	ended := make(chan answer)
+	go func() { ended <- s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=5m", "") }()
+	deadline := time.Now().Add(10 * time.Second)
+	for s.service.Waiting() == 0 && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	check(t, s.server.Shutdown(ctx))
+	if got := <-ended; got.StatusCode != 200 || decode[api.Operation](t, got).Status != "pending" {
+		t.Errorf("the wait ended with %s %s", got.Status, got.body)
+	}
+}
+
+func TestParkedOperationIsResumedByOperators(t *testing.T) {
+	s := newSite(t)
+	s.service.Outcome = vps.StatusNeedsAttention
+	op := decode[api.Operation](t, s.call("snapshot", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	for range 2 {
+		op = decode[api.Operation](t, s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=1s", ""))
+	}
+	if op.Status != "needs_attention" || op.Error == nil || op.Error.Code != api.CodeInsufficientSpace || op.Error.Remedy == "" {
+		t.Fatalf("the operation: %+v", op)
+	}
+	if got := s.operator(http.MethodPost, "/v1/operations/"+op.ID+"/resume", ""); got.StatusCode != 202 {
+		t.Errorf("resume: %s %s", got.Status, got.body)
+	}
+}
+
+func TestOpenPages(t *testing.T) {
+	s := newSite(t)
+	if got := s.call("", http.MethodGet, "/openapi.yaml", ""); got.body != string(api.Spec) || got.Header.Get("Content-Type") != "application/yaml" {
+		t.Errorf("/openapi.yaml: %s, %s", got.Status, got.Header.Get("Content-Type"))
+	}
+	if got := s.call("", http.MethodGet, "/healthz", ""); strings.TrimSpace(got.body) != `{"status":"ok"}` {
+		t.Errorf("/healthz: %s %s", got.Status, got.body)
+	}
+	got := s.call("", http.MethodGet, "/readyz", "")
+	for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"} {
+		if got.Header.Get(name) != want {
+			t.Errorf("%s is %q", name, got.Header.Get(name))
+		}
+	}
+}

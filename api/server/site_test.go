@@ -1,0 +1,246 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/api/server"
+	"vpssnapd/api/server/servertest"
+)
+
+// site is a running server with a token for every role.
+type site struct {
+	t       *testing.T
+	service *servertest.Service
+	server  *server.Server
+	tcp     string
+	socket  string
+	log     *logged
+}
+
+// logged is what the server wrote to its log.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func newSite(t *testing.T) *site {
+	return newSiteFor(t, ownGroup(t))
+}
+
+func newSiteFor(t *testing.T, operators string) *site {
+	t.Helper()
+	// Not t.TempDir: the stranger must be able to enter it.
+	dir, err := os.MkdirTemp("", "vpssnapd")
+	check(t, err)
+	check(t, os.Chmod(dir, 0o755))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &site{t: t, service: servertest.New(), socket: filepath.Join(dir, "api.sock"), log: &logged{}}
+	s.server = server.New(server.Config{
+		Service: s.service, Tokens: loadTokens(t, allTokens), OperatorGroup: operators,
+		Logger:  slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Version: "1.0",
+	})
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	s.tcp = tcp.Addr().String()
+	unix, err := net.Listen("unix", s.socket)
+	check(t, err)
+	check(t, os.Chmod(s.socket, 0o666))
+	ended := make(chan error, 2)
+	go func() { ended <- s.server.ServeTCP(tcp) }()
+	go func() { ended <- s.server.ServeUnix(unix) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		check(t, s.server.Shutdown(ctx))
+		check(t, <-ended)
+		check(t, <-ended)
+	})
+	return s
+}
+
+// allTokens has one token per scope, whose secret is the name of the scope,
+// and tokens bound to one VPS.
+var allTokens = tokenTOML("read", `scopes = ["read"]`) +
+	tokenTOML("snapshot", `scopes = ["snapshot"]`) +
+	tokenTOML("option", `scopes = ["option"]`) +
+	tokenTOML("admin", `scopes = ["admin"]`) +
+	tokenTOML("bound", `scopes = ["read", "snapshot", "option"]`+"\nvps = [\"web1\"]") +
+	tokenTOML("bound-by-id", `scopes = ["read", "snapshot", "option"]`+"\nvps = [\""+servertest.Web3+"\"]")
+
+func tokenTOML(name, rest string) string {
+	return fmt.Sprintf("[[token]]\nname = %q\nsha256 = \"%x\"\nway = \"panel\"\n%s\n", name, sha256.Sum256([]byte(name)), rest)
+}
+
+func loadTokens(t *testing.T, text string) *server.Tokens {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tokens.toml")
+	check(t, os.WriteFile(path, []byte(text), 0o600))
+	tokens, err := server.LoadTokens(path)
+	check(t, err)
+	return tokens
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ownGroup(t *testing.T) string {
+	t.Helper()
+	g, err := user.LookupGroupId(fmt.Sprint(os.Getegid()))
+	check(t, err)
+	return g.Name
+}
+
+// answer is a response that was read.
+type answer struct {
+	*http.Response
+	body string
+}
+
+func (a answer) problem(t *testing.T) api.Problem {
+	t.Helper()
+	if kind := a.Header.Get("Content-Type"); kind != "application/problem+json" {
+		t.Fatalf("%s answered with %q: %s", a.Status, kind, a.body)
+	}
+	return decode[api.Problem](t, a)
+}
+
+func decode[T any](t *testing.T, a answer) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
+		t.Fatalf("cannot read %q: %v", a.body, err)
+	}
+	return v
+}
+
+// request builds a call over TCP with the token that is called as role; "" sends none.
+func (s *site) request(role, method, path, body string) *http.Request {
+	s.t.Helper()
+	r, err := http.NewRequest(method, "http://"+s.tcp+path, strings.NewReader(body))
+	check(s.t, err)
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if role != "" {
+		r.Header.Set("Authorization", "Bearer "+role)
+	}
+	return r
+}
+
+func (s *site) do(r *http.Request) answer {
+	s.t.Helper()
+	return s.via(r, new(net.Dialer).DialContext)
+}
+
+func (s *site) call(role, method, path, body string) answer {
+	s.t.Helper()
+	return s.do(s.request(role, method, path, body))
+}
+
+type dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+func (s *site) via(r *http.Request, d dial) answer {
+	s.t.Helper()
+	transport := &http.Transport{DialContext: d}
+	defer transport.CloseIdleConnections()
+	resp, err := transport.RoundTrip(r)
+	check(s.t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	check(s.t, err)
+	return answer{resp, string(body)}
+}
+
+// operator calls over the Unix socket as the user who runs the test.
+func (s *site) operator(method, path, body string) answer {
+	s.t.Helper()
+	return s.via(s.request("", method, path, body), func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+	})
+}
+
+// outsiders is a group of operators that the stranger is not in.
+func outsiders(t *testing.T) string {
+	if os.Geteuid() != 0 {
+		return "root"
+	}
+	return ownGroup(t)
+}
+
+// stranger calls over the Unix socket as nobody. When the test does not run as
+// root it cannot become nobody; then the server must have been made for a group
+// that the test's user is not in.
+func (s *site) stranger(method, path, body string) answer {
+	s.t.Helper()
+	return s.strangerAs("", method, path, body)
+}
+
+func (s *site) strangerAs(role, method, path, body string) answer {
+	s.t.Helper()
+	return s.via(s.request(role, method, path, body), func(context.Context, string, string) (net.Conn, error) {
+		if os.Geteuid() != 0 {
+			return net.Dial("unix", s.socket)
+		}
+		return dialAs(nobody, s.socket)
+	})
+}
+
+const nobody = 65534
+
+// dialAs connects from a thread that has another uid and gid. The thread ends
+// with its goroutine, since it is never unlocked.
+func dialAs(id int, socket string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread()
+		for _, call := range []uintptr{syscall.SYS_SETRESGID, syscall.SYS_SETRESUID} {
+			if _, _, errno := syscall.RawSyscall(call, uintptr(id), uintptr(id), uintptr(id)); errno != 0 {
+				done <- result{err: errno}
+				return
+			}
+		}
+		conn, err := net.Dial("unix", socket)
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
+}
