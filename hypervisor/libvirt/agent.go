@@ -1,0 +1,63 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"vpssnapd/hypervisor"
+)
+
+// Freeze freezes the guest's file systems. Not by the snapshot call's QUIESCE
+// flag: that freezes inside libvirt's job on the domain, and when the freeze
+// fails nothing thaws the guest.
+func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error {
+	return h.askAgent(ctx, ordinary, "freeze", id, limit, func(d *libvirt.Domain) error { return d.FSFreeze(nil, 0) })
+}
+
+// Thaw thaws the guest's file systems.
+func (h *Host) Thaw(ctx context.Context, id string, limit time.Duration) error {
+	return h.askAgent(ctx, emergency, "thaw", id, limit, func(d *libvirt.Domain) error { return d.FSThaw(nil, 0) })
+}
+
+// PingAgent asks the agent for the time: libvirt offers a bare ping only as a
+// custom command, which marks the domain as tainted.
+func (h *Host) PingAgent(ctx context.Context, id string, limit time.Duration) error {
+	return h.askAgent(ctx, ordinary, "ping the agent of", id, limit, func(d *libvirt.Domain) error {
+		_, _, err := d.GetTime(0)
+		if hasCode(err, libvirt.ERR_AGENT_COMMAND_FAILED) {
+			return nil // a refusal is an answer
+		}
+		return err
+	})
+}
+
+var errLate = errors.New("no answer in time")
+
+// askAgent runs a call that the guest's agent must answer. libvirt would wait
+// for ever by default. With its own time-out it can still take that time
+// several times over (another call before ours, the synchronisation), so the
+// limit is kept here too.
+func (h *Host) askAgent(ctx context.Context, which line, what, id string, limit time.Duration, f func(*libvirt.Domain) error) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, limit, errLate)
+	defer cancel()
+	err := do(bounded, h, which, what, id, func(d *libvirt.Domain) error {
+		if err := d.AgentSetResponseTimeout(max(1, int(limit/time.Second)), 0); err != nil {
+			return err
+		}
+		return f(d)
+	})
+	switch {
+	case err == nil, errors.Is(err, hypervisor.ErrNotFound), errors.Is(err, hypervisor.ErrOff), errors.Is(err, hypervisor.ErrAgent):
+		return err
+	case errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, errLate):
+		return err
+	case errors.Is(err, errLate):
+		// Not ErrUnavailable, which the error says too: libvirt did answer.
+		return fmt.Errorf("cannot %s domain %s: %w: %w", what, id, hypervisor.ErrAgent, errLate)
+	}
+	return fmt.Errorf("%w: %w", hypervisor.ErrAgent, err)
+}

@@ -1,0 +1,291 @@
+package libvirt
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/beevik/etree"
+
+	"vpssnapd/hypervisor"
+)
+
+const (
+	// metadataURI and metadataPrefix name our element in a domain's metadata.
+	metadataURI    = "https://vpssnapd.org/xmlns/snapshot/1"
+	metadataPrefix = "vpssnap"
+
+	agentChannel = "org.qemu.guest_agent.0"
+)
+
+// definition is a domain's XML as a tree. Types of our own, or libvirtxml's,
+// would lose what a newer libvirt writes when a definition is put back.
+type definition struct {
+	doc    *etree.Document
+	domain *etree.Element
+}
+
+func parseDefinition(text string) (*definition, error) {
+	doc := etree.NewDocument()
+	// A line break in an attribute is kept only as a character reference.
+	doc.WriteSettings = etree.WriteSettings{CanonicalText: true, CanonicalAttrVal: true}
+	if err := doc.ReadFromString(text); err != nil {
+		return nil, fmt.Errorf("a domain's definition is no XML: %w", err)
+	}
+	domain := doc.Root()
+	if domain == nil || domain.FullTag() != "domain" {
+		return nil, errors.New("a domain's definition has no <domain>")
+	}
+	return &definition{doc: doc, domain: domain}, nil
+}
+
+func (d *definition) text() (string, error) { return d.doc.WriteToString() }
+
+// active says that this is the definition of a domain in use.
+func (d *definition) active() bool { return d.domain.SelectAttr("id") != nil }
+
+// devices returns the devices with a tag.
+func (d *definition) devices(tag string) []*etree.Element {
+	if devices := d.domain.SelectElement("devices"); devices != nil {
+		return devices.SelectElements(tag)
+	}
+	return nil
+}
+
+// disk returns the element of a disk, nil when there is none.
+func (d *definition) disk(target string) *etree.Element {
+	for _, e := range d.devices("disk") {
+		if attr(e, "target", "dev") == target {
+			return e
+		}
+	}
+	return nil
+}
+
+// disks reads all disks.
+func (d *definition) disks() []hypervisor.Disk {
+	var disks []hypervisor.Disk
+	for _, e := range d.devices("disk") {
+		disks = append(disks, readDisk(e))
+	}
+	return disks
+}
+
+func readDisk(e *etree.Element) hypervisor.Disk {
+	source := e.SelectElement("source")
+	disk := hypervisor.Disk{
+		Target:    attr(e, "target", "dev"),
+		Device:    e.SelectAttrValue("device", "disk"),
+		Type:      e.SelectAttrValue("type", ""),
+		Path:      filePath(e),
+		Format:    attr(e, "driver", "type"),
+		ReadOnly:  e.SelectElement("readonly") != nil,
+		Shareable: e.SelectElement("shareable") != nil,
+		Transient: e.SelectElement("transient") != nil,
+		Encrypted: e.SelectElement("encryption") != nil,
+		Job:       e.SelectElement("mirror") != nil,
+	}
+	if source != nil {
+		disk.Encrypted = disk.Encrypted || source.SelectElement("encryption") != nil
+		disk.Slice = source.SelectElement("slices") != nil
+	}
+	disk.Chain, disk.ChainKnown = readChain(e)
+	return disk
+}
+
+// readChain reads what lies below a disk. The chain is known when its end is
+// stated, by an empty <backingStore/>.
+func readChain(e *etree.Element) (chain []hypervisor.Layer, known bool) {
+	for below := e.SelectElement("backingStore"); below != nil; below = below.SelectElement("backingStore") {
+		if len(below.ChildElements()) == 0 {
+			return chain, true
+		}
+		chain = append(chain, hypervisor.Layer{Path: filePath(below), Format: attr(below, "format", "type")})
+	}
+	return chain, false
+}
+
+// filePath is the file that a <disk>, <backingStore> or <nvram> names, "" for other sources.
+func filePath(e *etree.Element) string {
+	if e.SelectAttrValue("type", "") != "file" {
+		return ""
+	}
+	return attr(e, "source", "file")
+}
+
+// attr reads an attribute of a child, "" when either is missing.
+func attr(e *etree.Element, child, name string) string {
+	if c := e.SelectElement(child); c != nil {
+		return c.SelectAttrValue(name, "")
+	}
+	return ""
+}
+
+// layerName names the layer of a disk that lies in path, as block jobs want it:
+// by number, as libvirt finds a path only in the very spelling that it has itself.
+func (d *definition) layerName(target, path string) (string, error) {
+	e := d.disk(target)
+	if e == nil {
+		return "", fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
+	}
+	number := attr(e, "source", "index")
+	for layer := e; layer != nil; {
+		if path != "" && filePath(layer) == path && number != "" {
+			return fmt.Sprintf("%s[%s]", target, number), nil
+		}
+		if layer = layer.SelectElement("backingStore"); layer != nil {
+			number = layer.SelectAttrValue("index", "")
+		}
+	}
+	return "", fmt.Errorf("%w: %s has no layer %q", hypervisor.ErrReplaced, target, path)
+}
+
+// agent reads the state of the guest agent's channel.
+func (d *definition) agent() hypervisor.AgentState {
+	for _, channel := range d.devices("channel") {
+		target := channel.SelectElement("target")
+		if target == nil || target.SelectAttrValue("name", "") != agentChannel {
+			continue
+		}
+		if target.SelectAttrValue("state", "") == "connected" {
+			return hypervisor.AgentConnected
+		}
+		return hypervisor.AgentDisconnected
+	}
+	return hypervisor.AgentNone
+}
+
+// nvram reads where the UEFI variables are. other says that there are some, or
+// will be at the next start, without a plain local file to name.
+func (d *definition) nvram() (path string, other bool) {
+	system := d.domain.SelectElement("os")
+	if system == nil {
+		return "", false
+	}
+	if system.SelectElement("varstore") != nil {
+		return "", true
+	}
+	loader, nvram := system.SelectElement("loader"), system.SelectElement("nvram")
+	if loader != nil && loader.SelectAttrValue("stateless", "") == "yes" {
+		return "", false
+	}
+	if nvram == nil {
+		flash := loader != nil && loader.SelectAttrValue("type", "") == "pflash" && loader.SelectAttrValue("readonly", "") == "yes"
+		return "", flash || system.SelectAttrValue("firmware", "") == "efi"
+	}
+	if nvram.SelectAttr("type") != nil {
+		path = filePath(nvram)
+	} else {
+		path = strings.TrimSpace(nvram.Text())
+	}
+	return path, path == ""
+}
+
+// tpm says whether there is a TPM whose state is kept outside the disks.
+func (d *definition) tpm() bool {
+	for _, tpm := range d.devices("tpm") {
+		switch attr(tpm, "backend", "type") {
+		case "emulator", "external":
+			return true
+		}
+	}
+	return false
+}
+
+// metadata returns our element, without the name space that libvirt adds.
+func (d *definition) metadata() (string, error) {
+	all := d.domain.SelectElement("metadata")
+	if all == nil {
+		return "", nil
+	}
+	for _, e := range all.ChildElements() {
+		if e.NamespaceURI() != metadataURI {
+			continue
+		}
+		own := etree.NewDocumentWithRoot(e.Copy())
+		stripNamespace(own.Root(), e.Space)
+		return own.WriteToString()
+	}
+	return "", nil
+}
+
+func stripNamespace(e *etree.Element, prefix string) {
+	if e.Space == prefix {
+		e.Space = ""
+	}
+	e.RemoveAttr("xmlns:" + prefix)
+	for _, child := range e.ChildElements() {
+		stripNamespace(child, prefix)
+	}
+}
+
+// pointDisk makes a disk name another image. What the definition states of the
+// chain below goes with the old image: it would override the new one's header.
+func (d *definition) pointDisk(s hypervisor.DiskSource) error {
+	e := d.disk(s.Target)
+	if e == nil {
+		return fmt.Errorf("%w: %s", hypervisor.ErrNotFound, s.Target)
+	}
+	source := e.SelectElement("source")
+	if e.SelectAttrValue("type", "") != "file" || source == nil {
+		return fmt.Errorf("%w: %s does not use a file", hypervisor.ErrUnsupported, s.Target)
+	}
+	source.CreateAttr("file", s.Path)
+	driver := e.SelectElement("driver")
+	if driver == nil {
+		driver = etree.NewElement("driver")
+		driver.CreateAttr("name", "qemu")
+		e.InsertChildAt(source.Index(), driver)
+	}
+	driver.CreateAttr("type", s.Format)
+	for _, below := range e.SelectElements("backingStore") {
+		e.RemoveChild(below)
+	}
+	return nil
+}
+
+// snapshotXML asks for overlays on the named disks. Every other disk is listed
+// too: libvirt makes an overlay of its own for one that is not.
+func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, error) {
+	doc := etree.NewDocument()
+	doc.WriteSettings = d.doc.WriteSettings
+	snapshot := doc.CreateElement("domainsnapshot")
+	snapshot.CreateElement("memory").CreateAttr("snapshot", "no")
+	list := snapshot.CreateElement("disks")
+	overlays := map[string]string{}
+	for _, s := range switches {
+		if d.disk(s.Target) == nil {
+			return "", fmt.Errorf("%w: %s", hypervisor.ErrNotFound, s.Target)
+		}
+		overlays[s.Target] = s.Overlay
+	}
+	for _, disk := range d.disks() {
+		e := list.CreateElement("disk")
+		e.CreateAttr("name", disk.Target)
+		overlay, named := overlays[disk.Target]
+		if !named {
+			e.CreateAttr("snapshot", "no")
+			continue
+		}
+		e.CreateAttr("snapshot", "external")
+		e.CreateAttr("type", "file")
+		e.CreateElement("driver").CreateAttr("type", "qcow2")
+		e.CreateElement("source").CreateAttr("file", overlay)
+	}
+	return doc.WriteToString()
+}
+
+// sameSources says whether two definitions give their disks the same images.
+func (d *definition) sameSources(other *definition) bool {
+	mine, others := d.disks(), other.disks()
+	if len(mine) != len(others) {
+		return false
+	}
+	for i := range mine {
+		a, b := mine[i], others[i]
+		if a.Target != b.Target || a.Type != b.Type || a.Path != b.Path || a.Format != b.Format {
+			return false
+		}
+	}
+	return true
+}

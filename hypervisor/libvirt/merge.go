@@ -1,0 +1,147 @@
+package libvirt
+
+import (
+	"context"
+	"fmt"
+
+	"libvirt.org/go/libvirt"
+
+	"vpssnapd/hypervisor"
+)
+
+// StartMerge begins a block commit. Never with the DELETE flag: libvirt then
+// unlinks the overlay before it has saved the definition.
+func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) error {
+	return do(ctx, h, ordinary, "start the merge of "+m.Target+" of", id, func(d *libvirt.Domain) error {
+		if active, err := d.IsActive(); err != nil || !active {
+			return orOff(err)
+		}
+		live, err := readDefinition(d, 0)
+		if err != nil {
+			return err
+		}
+		top, base, flags, err := commitArguments(live, m)
+		if err != nil {
+			return err
+		}
+		err = d.BlockCommit(m.Target, base, top, uint64(max(0, m.BytesPerSecond)), flags)
+		if err == nil {
+			return nil
+		}
+		// For a second job on a disk libvirt has several codes, of other meanings too.
+		if job, e := readJob(d, m.Target); e == nil && job.Found {
+			return fmt.Errorf("%w: %w", hypervisor.ErrBusy, err)
+		}
+		return err
+	})
+}
+
+// commitArguments checks the layers against what the guest uses, lest a caller
+// with old knowledge merges another layer than it means.
+func commitArguments(live *definition, m hypervisor.Merge) (top, base string, flags libvirt.DomainBlockCommitFlags, err error) {
+	if top, err = live.layerName(m.Target, m.Top); err != nil {
+		return "", "", 0, err
+	}
+	if base, err = live.layerName(m.Target, m.Base); err != nil {
+		return "", "", 0, err
+	}
+	flags = libvirt.DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+	if inUse := filePath(live.disk(m.Target)); m.Active != (inUse == m.Top) {
+		return "", "", 0, fmt.Errorf("%w: the guest writes to %q", hypervisor.ErrReplaced, inUse)
+	}
+	if m.Active {
+		flags |= libvirt.DOMAIN_BLOCK_COMMIT_ACTIVE
+	}
+	return top, base, flags, nil
+}
+
+// MergeJob reads the job of one disk.
+func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job, error) {
+	job, err := on(ctx, h, ordinary, id, func(d *libvirt.Domain) (hypervisor.Job, error) { return readJob(d, target) })
+	if err != nil {
+		return hypervisor.Job{}, fmt.Errorf("cannot read the merge of %s of domain %s: %w", target, id, err)
+	}
+	return job, nil
+}
+
+// readJob reads the job of a disk. Only <mirror ready='yes'> tells that it can
+// be pivoted: the numbers are equal at other times too.
+func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
+	if active, err := d.IsActive(); err != nil || !active {
+		return hypervisor.Job{}, err
+	}
+	live, err := readDefinition(d, 0)
+	if err != nil {
+		return hypervisor.Job{}, err
+	}
+	disk := live.disk(target)
+	if disk == nil {
+		return hypervisor.Job{}, fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
+	}
+	info, err := d.GetBlockJobInfo(target, 0)
+	if err != nil {
+		if active, e := d.IsActive(); e == nil && !active {
+			return hypervisor.Job{}, nil
+		}
+		return hypervisor.Job{}, err
+	}
+	if info.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN {
+		return hypervisor.Job{}, nil
+	}
+	job := hypervisor.Job{Found: true, Done: int64(min(info.Cur, info.End)), Total: int64(info.End)}
+	switch info.Type {
+	case libvirt.DOMAIN_BLOCK_JOB_TYPE_COMMIT:
+	case libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
+		job.Ready = attr(disk, "mirror", "ready") == "yes"
+	default:
+		job.Foreign = true
+	}
+	return job, nil
+}
+
+// Pivot makes the guest use the base of a merge that is ready.
+func (h *Host) Pivot(ctx context.Context, id, target string) error {
+	return do(ctx, h, ordinary, "pivot "+target+" of", id, func(d *libvirt.Domain) error {
+		job, err := readJob(d, target)
+		if err != nil {
+			return err
+		}
+		if !job.Ready {
+			return hypervisor.ErrNotReady
+		}
+		err = d.BlockJobAbort(target, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+		if hasCode(err, libvirt.ERR_BLOCK_COPY_ACTIVE) {
+			return fmt.Errorf("%w: %w", hypervisor.ErrNotReady, err)
+		}
+		return err
+	})
+}
+
+// AbortMerge ends a merge; the guest stays on the overlay.
+func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
+	return do(ctx, h, ordinary, "abort the merge of "+target+" of", id, func(d *libvirt.Domain) error {
+		job, err := readJob(d, target)
+		switch {
+		case err != nil || !job.Found:
+			return err
+		case job.Foreign:
+			return fmt.Errorf("%w: the job is somebody else's", hypervisor.ErrBusy)
+		}
+		err = d.BlockJobAbort(target, 0)
+		if err == nil {
+			return nil
+		}
+		if job, e := readJob(d, target); e == nil && !job.Found {
+			return nil // it ended by itself
+		}
+		return err
+	})
+}
+
+// orOff is err, or what to say of a domain that is off.
+func orOff(err error) error {
+	if err != nil {
+		return err
+	}
+	return hypervisor.ErrOff
+}

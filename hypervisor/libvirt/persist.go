@@ -1,0 +1,198 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"libvirt.org/go/libvirt"
+
+	"vpssnapd/hypervisor"
+)
+
+// switchFlags: QUIESCE is missing on purpose (see Freeze). NO_METADATA leaves no
+// snapshot object behind, which would forbid migration and undefine.
+const switchFlags = libvirt.DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.DOMAIN_SNAPSHOT_CREATE_ATOMIC |
+	libvirt.DOMAIN_SNAPSHOT_CREATE_NO_METADATA | libvirt.DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+
+const secureInactive = libvirt.DOMAIN_XML_INACTIVE | libvirt.DOMAIN_XML_SECURE
+
+// SwitchToOverlays makes all named disks write to their overlays.
+func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervisor.DiskSwitch) error {
+	return do(ctx, h, ordinary, "switch the disks of", id, func(d *libvirt.Domain) error {
+		active, err := d.IsActive()
+		if err != nil {
+			return err
+		}
+		flags := libvirt.DomainXMLFlags(0)
+		if !active {
+			flags = secureInactive
+		}
+		before, err := readDefinition(d, flags)
+		if err != nil {
+			return err
+		}
+		text, err := before.snapshotXML(disks)
+		if err != nil {
+			return err
+		}
+		snapshot, err := d.CreateSnapshotXML(text, switchFlags)
+		if err == nil {
+			return snapshot.Free()
+		}
+		if active {
+			return err
+		}
+		return errors.Join(err, h.takeBack(d, before))
+	})
+}
+
+// takeBack puts the definition of a domain that is off back to what it was
+// before a switch that failed. libvirt changes it in memory before it saves it,
+// and keeps the change when it cannot save.
+func (h *Host) takeBack(d *libvirt.Domain, before *definition) error {
+	now, err := readDefinition(d, secureInactive)
+	if err == nil && now.sameSources(before) {
+		return nil
+	}
+	if err == nil {
+		err = h.define(d, before)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the definition is in doubt: %w", hypervisor.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// PointDisks rewrites the named disks' sources in the persistent definition.
+func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.DiskSource) error {
+	return do(ctx, h, ordinary, "change the definition of", id, func(d *libvirt.Domain) error {
+		if err := mustBePersistent(d); err != nil {
+			return err
+		}
+		next, err := readDefinition(d, secureInactive)
+		if err != nil {
+			return err
+		}
+		for _, s := range disks {
+			if err := next.pointDisk(s); err != nil {
+				return err
+			}
+		}
+		if err := h.define(d, next); err != nil {
+			return err
+		}
+		return h.sync(d)
+	})
+}
+
+// SyncDefinition makes the persistent definition durable.
+func (h *Host) SyncDefinition(ctx context.Context, id string) error {
+	return do(ctx, h, ordinary, "make durable the definition of", id, func(d *libvirt.Domain) error {
+		if err := mustBePersistent(d); err != nil {
+			return err
+		}
+		return h.sync(d)
+	})
+}
+
+// mustBePersistent refuses a transient domain, which defining would make persistent.
+func mustBePersistent(d *libvirt.Domain) error {
+	persistent, err := d.IsPersistent()
+	if err == nil && !persistent {
+		return fmt.Errorf("%w: it is transient", hypervisor.ErrPersistence)
+	}
+	return err
+}
+
+// define makes libvirt save a definition; when it cannot, it keeps the old one.
+func (h *Host) define(d *libvirt.Domain, def *definition) error {
+	text, err := def.text()
+	if err != nil {
+		return err
+	}
+	c, err := d.DomainGetConnect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	defined, err := c.DomainDefineXMLFlags(text, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w", hypervisor.ErrPersistence, err)
+	}
+	return defined.Free()
+}
+
+// sync makes the definition on disk durable: libvirt syncs the file that it
+// renames into place, and not the directory. It also saves some changes without
+// telling when that failed, so the file must say what libvirt says.
+func (h *Host) sync(d *libvirt.Domain) error {
+	name, err := d.GetName()
+	if err != nil {
+		return err
+	}
+	next, err := readDefinition(d, libvirt.DOMAIN_XML_INACTIVE)
+	if err != nil {
+		return err
+	}
+	if err := syncDefinition(h.configDir, name, next); err != nil {
+		return fmt.Errorf("%w: %w", hypervisor.ErrPersistence, err)
+	}
+	return nil
+}
+
+func syncDefinition(dir, name string, want *definition) error {
+	if name != filepath.Base(name) {
+		return fmt.Errorf("%q cannot be a file's name", name)
+	}
+	path := filepath.Join(dir, name+".xml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	saved, err := parseDefinition(string(text))
+	if err != nil {
+		return err
+	}
+	if !saved.sameSources(want) {
+		return fmt.Errorf("%s does not name the disks' present images", path)
+	}
+	for _, p := range []string{path, dir} {
+		if err := syncPath(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncPath(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
+}
+
+// SetMetadata stores our XML element in the domain's definition; "" removes it.
+func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
+	return do(ctx, h, ordinary, "store the metadata of", id, func(d *libvirt.Domain) error {
+		active, err := d.IsActive()
+		if err != nil {
+			return err
+		}
+		persistent, err := d.IsPersistent()
+		if err != nil {
+			return err
+		}
+		var impact libvirt.DomainModificationImpact
+		if active {
+			impact |= libvirt.DOMAIN_AFFECT_LIVE
+		}
+		if persistent {
+			impact |= libvirt.DOMAIN_AFFECT_CONFIG
+		}
+		return d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, xml, metadataPrefix, metadataURI, impact)
+	})
+}

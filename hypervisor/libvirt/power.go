@@ -1,0 +1,73 @@
+package libvirt
+
+import (
+	"context"
+
+	"libvirt.org/go/libvirt"
+)
+
+// Suspend stops the guest's processors.
+func (h *Host) Suspend(ctx context.Context, id string) error {
+	return do(ctx, h, emergency, "suspend", id, func(d *libvirt.Domain) error {
+		return unlessState(d, libvirt.DOMAIN_PAUSED, d.Suspend())
+	})
+}
+
+// Resume lets the guest's processors run.
+func (h *Host) Resume(ctx context.Context, id string) error {
+	return do(ctx, h, emergency, "resume", id, func(d *libvirt.Domain) error {
+		return unlessState(d, libvirt.DOMAIN_RUNNING, d.Resume())
+	})
+}
+
+// unlessState drops an error when the domain is in the wanted state already.
+func unlessState(d *libvirt.Domain, want libvirt.DomainState, err error) error {
+	if err == nil {
+		return nil
+	}
+	if state, _, e := d.GetState(); e == nil && state == want {
+		return nil
+	}
+	return err
+}
+
+// PowerOff ends the QEMU process. libvirt answers when that is gone; an error
+// means that even SIGKILL did not end it in time.
+func (h *Host) PowerOff(ctx context.Context, id string) error {
+	return do(ctx, h, ordinary, "power off", id, func(d *libvirt.Domain) error {
+		err := d.Destroy()
+		if hasCode(err, libvirt.ERR_NO_DOMAIN) {
+			return nil // a transient domain that ended by itself
+		}
+		if active, e := d.IsActive(); err != nil && e == nil && !active {
+			return nil
+		}
+		return err
+	})
+}
+
+// Start boots the domain. FORCE_BOOT drops a managed save inside libvirt, where
+// none can be made in between.
+func (h *Host) Start(ctx context.Context, id string, paused bool) error {
+	flags := libvirt.DOMAIN_START_FORCE_BOOT
+	if paused {
+		flags |= libvirt.DOMAIN_START_PAUSED
+	}
+	return do(ctx, h, ordinary, "start", id, func(d *libvirt.Domain) error {
+		err := d.CreateWithFlags(flags)
+		if active, e := d.IsActive(); hasCode(err, libvirt.ERR_OPERATION_INVALID) && e == nil && active {
+			return nil
+		}
+		return err
+	})
+}
+
+// RemoveManagedSave removes the memory image that a start would resume.
+func (h *Host) RemoveManagedSave(ctx context.Context, id string) error {
+	return do(ctx, h, ordinary, "remove the managed save of", id, func(d *libvirt.Domain) error {
+		if saved, err := d.HasManagedSaveImage(0); err != nil || !saved {
+			return err
+		}
+		return d.ManagedSaveRemove(0)
+	})
+}
