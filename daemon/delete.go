@@ -68,7 +68,7 @@ func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 
@@ -338,7 +338,7 @@ func (d *Daemon) settle(ctx context.Context, r *operation.Run) error {
 		snap.Disks[i].Pivoted = true
 	}
 	snap.UpdatedAt = d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 
@@ -376,7 +376,7 @@ func (d *Daemon) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 

@@ -48,10 +48,7 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := d.dropUndo(ctx, old, func(w func(*store.Tx) error) { err = r.Record(ctx, w) }); err != nil {
-		return err
-	}
-	if err != nil {
+	if err := d.endUndoOf(ctx, r, old); err != nil {
 		return err
 	}
 	set := mergeSet{snap: old, merged: middleGone(snap)}
@@ -60,6 +57,17 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	return d.mergeOldOff(ctx, r, snap, set)
+}
+
+// endUndoOf removes what would undo the old snapshot's last restore: it lies on
+// the base, which is about to change.
+func (d *Daemon) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snapshot) error {
+	var record func(context.Context, *store.Tx) error
+	err := d.dropUndo(ctx, old, func(write func(context.Context, *store.Tx) error) { record = write })
+	if err != nil || record == nil {
+		return err
+	}
+	return r.Record(ctx, func(tx *store.Tx) error { return record(ctx, tx) })
 }
 
 // middleGone says of a running VPS that the new overlay lies on the base already.
@@ -139,7 +147,7 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 	}
 	now := d.now()
 	snap.UpdatedAt, old.UpdatedAt = now, now
-	r.Stage(func(tx *store.Tx) error { return errors.Join(tx.SaveSnapshot(ctx, old), tx.SaveSnapshot(ctx, snap)) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return errors.Join(tx.SaveSnapshot(ctx, old), tx.SaveSnapshot(ctx, snap)) })
 	return nil
 }
 
@@ -160,7 +168,7 @@ func (d *Daemon) unlinkOld(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	old.State, old.UpdatedAt = vps.SnapshotGone, d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, old) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, old) })
 	return nil
 }
 

@@ -230,7 +230,7 @@ func (d *Daemon) useKeptSpares(ctx context.Context, r *operation.Run) error {
 
 func (d *Daemon) stageRestoring(ctx context.Context, r *operation.Run, snap vps.Snapshot, notes restoreNotes) error {
 	snap.State, snap.UpdatedAt = vps.SnapshotRestoring, d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
 }
 
@@ -317,7 +317,7 @@ func (d *Daemon) verifyRestore(ctx context.Context, r *operation.Run) error {
 	if r.Op.Kind == vps.KindRestore {
 		snap.RestoredAt = &now
 	}
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 

@@ -186,7 +186,7 @@ func (d *Daemon) makeOverlays(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	owed := store.Promise{VPS: snap.VPS, Kind: store.PromiseThaw, Since: d.now()}
-	r.Stage(func(tx *store.Tx) error {
+	r.Stage(func(ctx context.Context, tx *store.Tx) error {
 		if notes.Quiesce != vps.QuiesceNever {
 			if err := tx.Promise(ctx, owed); err != nil {
 				return err
@@ -220,7 +220,7 @@ func (d *Daemon) removeOverlays(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	snap.State, snap.UpdatedAt = vps.SnapshotGone, d.now()
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 
@@ -347,7 +347,7 @@ func (d *Daemon) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hype
 func (d *Daemon) stageSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, note string) {
 	snap.UpdatedAt = d.now()
 	r.Op.Result = resultOfTake(snap, note)
-	r.Stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 }
 
 // verifyTake makes sure that the running VPS and its next boot use the
@@ -371,7 +371,7 @@ func (d *Daemon) verifyTake(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	snap.State, snap.UpdatedAt = vps.SnapshotAvailable, d.now()
-	r.Stage(func(tx *store.Tx) error {
+	r.Stage(func(ctx context.Context, tx *store.Tx) error {
 		if notes.Replaces == "" {
 			return tx.SaveSnapshot(ctx, snap)
 		}

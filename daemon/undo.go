@@ -10,7 +10,7 @@ import (
 // dropUndo removes the disks from before the last restore and stages the record
 // of it. The record keeps naming the files until they are gone, so that a crash
 // in between leaves none behind.
-func (d *Daemon) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(func(*store.Tx) error)) error {
+func (d *Daemon) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(func(context.Context, *store.Tx) error)) error {
 	if !undoIsKept(snap) {
 		return nil
 	}
@@ -24,7 +24,7 @@ func (d *Daemon) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(fun
 		return err
 	}
 	snap.NVRAMUndo, snap.UndoUntil, snap.UpdatedAt = "", nil, d.now()
-	stage(func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
 }
 
@@ -36,15 +36,14 @@ func (d *Daemon) expireUndo(ctx context.Context, snap vps.Snapshot) error {
 		d.now().Before(*rec.snapshot.UndoUntil) {
 		return err // whatever works on the VPS now will have its turn with the undo
 	}
-	var writes []func(*store.Tx) error
-	if err := d.dropUndo(ctx, *rec.snapshot, func(w func(*store.Tx) error) { writes = append(writes, w) }); err != nil {
+	var recordDropped func(context.Context, *store.Tx) error
+	stage := func(write func(context.Context, *store.Tx) error) { recordDropped = write }
+	if err := d.dropUndo(ctx, *rec.snapshot, stage); err != nil || recordDropped == nil {
 		return err
 	}
 	return d.store.Write(ctx, func(tx *store.Tx) error {
-		for _, w := range writes {
-			if err := w(tx); err != nil {
-				return err
-			}
+		if err := recordDropped(ctx, tx); err != nil {
+			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: snap.VPS, Kind: vps.MessageUndoEnded,
 			Actor: vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry},

@@ -16,7 +16,7 @@ import (
 type Run struct {
 	Op     vps.Operation
 	runner *Runner
-	staged []func(*store.Tx) error
+	staged []func(context.Context, *store.Tx) error
 	again  bool
 
 	mu        sync.Mutex
@@ -30,7 +30,8 @@ type Run struct {
 }
 
 // Stage adds a write to the transaction that records the present step as done.
-func (r *Run) Stage(write func(*store.Tx) error) { r.staged = append(r.staged, write) }
+// The write gets that transaction's context: the step's own has ended by then.
+func (r *Run) Stage(write func(context.Context, *store.Tx) error) { r.staged = append(r.staged, write) }
 
 // Record makes a write durable now, within a step.
 func (r *Run) Record(ctx context.Context, write func(*store.Tx) error) error {

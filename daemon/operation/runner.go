@@ -407,7 +407,7 @@ func (r *Run) commit(ctx context.Context, op vps.Operation, statusChanged bool, 
 			}
 		}
 		for _, write := range r.staged {
-			if err := write(tx); err != nil {
+			if err := write(ctx, tx); err != nil {
 				return err
 			}
 		}

@@ -1,0 +1,313 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// crashCase is one operation, what must be so before and what may be so after.
+type crashCase struct {
+	name    string
+	prepare func(w *world, id string)
+	begin   func(w *world, id string) (vps.Operation, error)
+	// done and undone check the bytes and the record after it succeeded or failed.
+	done, undone func(w *world, id string)
+}
+
+var ctx = context.Background()
+
+func hasSnapshot(w *world, id string) bool {
+	_, err := w.daemon.Snapshot(ctx, id)
+	return err == nil
+}
+
+var crashCases = []crashCase{
+	{
+		name:    "take",
+		prepare: func(w *world, id string) { w.write(id, "vda", 0, 'a') },
+		begin:   func(w *world, id string) (vps.Operation, error) { return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator) },
+		done: func(w *world, id string) {
+			w.sees(id, "vda", 0, 'a')
+			w.write(id, "vda", 0, 'b')
+			w.restore(id)
+			w.sees(id, "vda", 0, 'a')
+		},
+		undone: func(w *world, id string) {
+			w.sees(id, "vda", 0, 'a')
+			if hasSnapshot(w, id) {
+				w.t.Error("a failed take left a snapshot")
+			}
+			w.clean(id)
+			w.take(id, vps.TakeRequest{})
+		},
+	},
+	{
+		name: "restore",
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+		},
+		begin: func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+		},
+		done: func(w *world, id string) {
+			w.sees(id, "vda", 0, 'a')
+			w.done(w.daemon.UndoRestore(ctx, id, operator))
+			w.sees(id, "vda", 0, 'b')
+		},
+		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'b'); w.restore(id); w.sees(id, "vda", 0, 'a') },
+	},
+	{
+		name: "undo",
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.restore(id)
+		},
+		begin:  func(w *world, id string) (vps.Operation, error) { return w.daemon.UndoRestore(ctx, id, operator) },
+		done:   func(w *world, id string) { w.sees(id, "vda", 0, 'b') },
+		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a') },
+	},
+	{
+		name: "delete",
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.restore(id)
+			w.write(id, "vda", 4096, 'c')
+			w.write(id, "vda", 8192, 'd')
+		},
+		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		done: func(w *world, id string) {
+			if hasSnapshot(w, id) {
+				w.t.Error("the snapshot is still there")
+			}
+		},
+		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a'); w.sees(id, "vda", 4096, 'c') },
+	},
+	{
+		name: "replace",
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 4096, 'b')
+			w.restore(id)
+			w.write(id, "vda", 4096, 'c')
+		},
+		begin: func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+		},
+		done: func(w *world, id string) {
+			w.write(id, "vda", 4096, 'd')
+			w.restore(id)
+			w.sees(id, "vda", 0, 'a')
+			w.sees(id, "vda", 4096, 'c')
+		},
+		undone: func(w *world, id string) {
+			w.sees(id, "vda", 4096, 'c')
+			w.restore(id)
+			w.sees(id, "vda", 0, 'a')
+			w.sees(id, "vda", 4096, 0)
+		},
+	},
+}
+
+// TestKilledAnywhere kills the daemon before and after every single thing that
+// each operation does to the host, and checks what a new daemon makes of it
+// (FAULTS rows 1 to 12): old or new, whole, nothing left behind, the guest as it was.
+func TestKilledAnywhere(t *testing.T) {
+	for _, c := range crashCases {
+		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
+			t.Run(c.name+"/"+string(state), func(t *testing.T) {
+				for n := 0; ; n++ {
+					if reached := killedAt(t, c, state, n, killDaemon); !reached {
+						if n < 10 {
+							t.Fatalf("only %d points were visited", n)
+						}
+						break
+					}
+					if t.Failed() {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestGuestAndDaemonKilledAnywhere kills QEMU together with the daemon (rows 18 to 20).
+func TestGuestAndDaemonKilledAnywhere(t *testing.T) {
+	for _, c := range crashCases {
+		t.Run(c.name, func(t *testing.T) {
+			for n := 0; killedAt(t, c, hypervisor.Running, n, killBoth) && !t.Failed(); n++ {
+			}
+		})
+	}
+}
+
+// TestLibvirtLostAnywhere takes libvirt away at every point, with the daemon
+// alive, and brings it back (rows 14 and 15).
+func TestLibvirtLostAnywhere(t *testing.T) {
+	for _, c := range crashCases {
+		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
+			t.Run(c.name+"/"+string(state), func(t *testing.T) {
+				for n := 0; killedAt(t, c, state, n, loseLibvirt) && !t.Failed(); n++ {
+				}
+			})
+		}
+	}
+}
+
+type death int
+
+const (
+	killDaemon death = iota
+	killBoth
+	loseLibvirt
+)
+
+// killedAt runs one operation in a fresh world, lets fate strike at the n-th
+// point, recovers, and checks. It returns false when there is no n-th point.
+func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how death) bool {
+	t.Helper()
+	w := newWorld(t, nil)
+	id := w.vps("web1", state)
+	c.prepare(w, id)
+
+	var mu sync.Mutex
+	count, point := 0, ""
+	struck := make(chan struct{})
+	host := w.host
+	host.SetHook(func(ctx context.Context, at, _ string) error {
+		mu.Lock()
+		mine := !strings.HasPrefix(at, "Domain.") && !strings.HasPrefix(at, "List.") && count == n && point == ""
+		if mine {
+			point = at
+		}
+		if !strings.HasPrefix(at, "Domain.") && !strings.HasPrefix(at, "List.") {
+			count++
+		}
+		mu.Unlock()
+		if !mine {
+			return nil
+		}
+		close(struck)
+		if how == loseLibvirt {
+			host.Disconnect()
+			if strings.HasSuffix(at, ".after") {
+				return fmt.Errorf("%w: connection lost", hypervisor.ErrUnavailable)
+			}
+			return nil
+		}
+		host.Cut()
+		<-ctx.Done() // the rest of this daemon's life never happens
+		return ctx.Err()
+	})
+	op, err := begin(c, w, id, struck)
+	if err == nil {
+		select {
+		case <-struck:
+		case <-w.finished(op.ID):
+		}
+	}
+	mu.Lock()
+	reached := point
+	mu.Unlock()
+	if reached == "" {
+		return false
+	}
+	t.Logf("point %d: %s", n, reached)
+	switch how {
+	case loseLibvirt:
+		host.SetHook(nil)
+		host.Connect()
+	default:
+		w.crash()
+		w.open()
+		if how == killBoth && w.state(id) != hypervisor.Off {
+			w.crash()
+			w.must(w.host.KillGuest(id))
+			w.open()
+		}
+	}
+	if err != nil {
+		c.undone(w, id) // it died before the intent was durable
+		return true
+	}
+	check(w, c, id, op, state, how)
+	return true
+}
+
+// begin asks for the operation; fate may strike before the answer.
+func begin(c crashCase, w *world, id string, struck <-chan struct{}) (vps.Operation, error) {
+	type answer struct {
+		op  vps.Operation
+		err error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		op, err := c.begin(w, id)
+		answered <- answer{op, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.op, a.err
+	case <-struck:
+	}
+	select {
+	case a := <-answered:
+		return a.op, a.err
+	case <-time.After(200 * time.Millisecond):
+		return vps.Operation{}, context.Canceled // it hangs in the request itself
+	}
+}
+
+// finished is closed when the operation has ended.
+func (w *world) finished(id string) <-chan struct{} {
+	done := make(chan struct{})
+	d := w.daemon
+	go func() {
+		defer close(done)
+		_, _ = d.WaitOperation(ctx, id, 20*time.Second)
+	}()
+	return done
+}
+
+func check(w *world, c crashCase, id string, op vps.Operation, state hypervisor.State, how death) {
+	w.t.Helper()
+	op = w.ended(op, nil)
+	if g, err := w.host.Guest(id); err != nil || g.Frozen {
+		w.t.Errorf("the guest is frozen (%v)", err)
+	}
+	if how != killBoth {
+		w.eventually(fmt.Sprintf("the VPS is %s again", state), func() bool { return w.state(id) == state })
+	}
+	switch op.Status {
+	case vps.StatusSucceeded:
+		c.done(w, id)
+	case vps.StatusFailed:
+		c.undone(w, id)
+	default:
+		w.t.Errorf("ended as %s at %s: %+v", op.Status, op.Step, op.Error)
+		return
+	}
+	if hasSnapshot(w, id) {
+		w.delete(id)
+	}
+	w.clean(id)
+	if c.name == "delete" {
+		w.sees(id, "vda", 0, 'a')
+		w.sees(id, "vda", 4096, 'c')
+		w.sees(id, "vda", 8192, 'd')
+	}
+}
