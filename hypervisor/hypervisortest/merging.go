@@ -93,19 +93,28 @@ func mergeClone(s *suite) {
 	golden.check()
 }
 
-// slow brings a guest into a merge that takes its time.
-func (s *suite) slow() (*guest, layer) {
+const (
+	// never is a rate at which a merge is not ready while a test looks at it.
+	never = 64 * kib
+	// soon is one at which it is ready after some seconds.
+	soon = mib
+)
+
+// merging brings a guest into a merge of 6 MiB that has so many bytes per second.
+func (s *suite) merging(rate int64) (*guest, layer) {
 	s.Helper()
 	g := s.written("qcow2")
 	g.start()
 	l := g.take("snap")["vda"]
-	g.write("vda", 0, 0x76, slowBytes)
-	s.must(s.host().StartMerge(s.ctx, g.id, slowly(l.merge("vda"))))
+	g.write("vda", 0, 0x76, 6*mib)
+	m := l.merge("vda")
+	m.BytesPerSecond = rate
+	s.must(s.host().StartMerge(s.ctx, g.id, m))
 	return g, l
 }
 
 func pivotTooEarly(s *suite) {
-	g, l := s.slow()
+	g, l := s.merging(never)
 	s.is(s.host().Pivot(s.ctx, g.id, "vda"), hypervisor.ErrNotReady)
 	if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found {
 		s.Fatalf("the merge is %+v, %v", j, err)
@@ -116,7 +125,7 @@ func pivotTooEarly(s *suite) {
 }
 
 func abortMerge(s *suite) {
-	g, l := s.slow()
+	g, l := s.merging(never)
 	for range 2 {
 		s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
 		if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || j.Found {
@@ -144,7 +153,7 @@ func (g *guest) mergeAgain(l layer) {
 }
 
 func oneMerge(s *suite) {
-	g, l := s.slow()
+	g, l := s.merging(never)
 	s.is(s.host().StartMerge(s.ctx, g.id, l.merge("vda")), hypervisor.ErrBusy)
 	if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found {
 		s.Fatalf("the merge is %+v, %v", j, err)
@@ -172,7 +181,7 @@ func noMerge(s *suite) {
 }
 
 func killedInMerge(s *suite) {
-	g, l := s.slow()
+	g, l := s.merging(never)
 	g.kill()
 	g.uses("vda", l.overlay, "qcow2")
 	g.check()
@@ -209,7 +218,7 @@ func killedWhenReady(s *suite) {
 }
 
 func mergeSurvives(s *suite) {
-	g, l := s.slow()
+	g, l := s.merging(soon)
 	found := func(after string) {
 		s.Helper()
 		if j, err := s.host().MergeJob(s.ctx, g.id, "vda"); err != nil || !j.Found || j.Foreign {

@@ -342,15 +342,6 @@ func (l layer) merge(target string) hypervisor.Merge {
 	return hypervisor.Merge{Target: target, Top: l.overlay, Base: l.base, Active: true}
 }
 
-// slowly is a merge that does not become ready while a test looks at it, when
-// the overlay holds slowBytes.
-func slowly(m hypervisor.Merge) hypervisor.Merge {
-	m.BytesPerSecond = mib / 2
-	return m
-}
-
-const slowBytes = 6 * mib
-
 // ready waits until a merge can be pivoted.
 func (g *guest) ready(target string) {
 	g.Helper()
