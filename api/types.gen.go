@@ -519,15 +519,17 @@ type OfferList struct {
 // Operation defines model for Operation.
 type Operation struct {
 	// Actor Who asked, and by which way.
-	Actor           Actor         `json:"actor"`
-	CancelRequested bool          `json:"cancel_requested"`
-	Cancellable     bool          `json:"cancellable"`
-	CreatedAt       time.Time     `json:"created_at"`
-	EndedAt         *time.Time    `json:"ended_at,omitempty"`
-	Error           *Failure      `json:"error,omitempty"`
-	ID              string        `json:"id"`
-	Kind            OperationKind `json:"kind"`
-	Progress        Progress      `json:"progress"`
+	Actor           Actor      `json:"actor"`
+	CancelRequested bool       `json:"cancel_requested"`
+	Cancellable     bool       `json:"cancellable"`
+	CreatedAt       time.Time  `json:"created_at"`
+	EndedAt         *time.Time `json:"ended_at,omitempty"`
+
+	// Error Why an operation failed or was parked.
+	Error    *Failure      `json:"error,omitempty"`
+	ID       string        `json:"id"`
+	Kind     OperationKind `json:"kind"`
+	Progress Progress      `json:"progress"`
 
 	// Result What came of it, for a human.
 	Result     string     `json:"result,omitempty,omitzero"`
@@ -597,11 +599,9 @@ type OptionOrder struct {
 	Locale string `json:"locale,omitempty,omitzero"`
 
 	// OrderRef The order system's own reference.
-	OrderRef string `json:"order_ref,omitempty,omitzero"`
-
-	// Price As sold; today's price of the offer when left out.
-	Price *Price           `json:"price,omitempty"`
-	State OptionOrderState `json:"state"`
+	OrderRef string           `json:"order_ref,omitempty,omitzero"`
+	Price    *Price           `json:"price,omitempty"`
+	State    OptionOrderState `json:"state"`
 }
 
 // OptionOrderState defines model for OptionOrder.State.
@@ -747,12 +747,12 @@ type VPS struct {
 	Disks []Disk     `json:"disks"`
 
 	// ID The domain's UUID.
-	ID   string `json:"id"`
-	Name string `json:"name"`
-
-	// Operation The one operation that is running or parked.
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
 	Operation *Operation `json:"operation,omitempty"`
-	Option    *Option    `json:"option,omitempty"`
+
+	// Option The snapshot option of one VPS, as sold.
+	Option *Option `json:"option,omitempty"`
 
 	// Persistent A transient domain cannot have a snapshot.
 	Persistent bool      `json:"persistent"`

@@ -167,7 +167,8 @@ type ClientInterface interface {
 
 	// PutOptionWithBody Order or activate the option
 	//
-	// Idempotent; the same order may be sent again.
+	// Idempotent; the same order may be sent again. Without `price` the
+	// offer's price of today is recorded.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -176,7 +177,8 @@ type ClientInterface interface {
 
 	// PutOption Order or activate the option
 	//
-	// Idempotent; the same order may be sent again.
+	// Idempotent; the same order may be sent again. Without `price` the
+	// offer's price of today is recorded.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -469,7 +471,8 @@ func (c *rest) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...Request
 
 // PutOptionWithBody Order or activate the option
 //
-// Idempotent; the same order may be sent again.
+// Idempotent; the same order may be sent again. Without `price` the
+// offer's price of today is recorded.
 //
 // Takes any type of body and a specified content type.
 //
@@ -488,7 +491,8 @@ func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType st
 
 // PutOption Order or activate the option
 //
-// Idempotent; the same order may be sent again.
+// Idempotent; the same order may be sent again. Without `price` the
+// offer's price of today is recorded.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1748,7 +1752,8 @@ type ClientWithResponsesInterface interface {
 
 	// PutOptionWithBodyWithResponse Order or activate the option
 	//
-	// Idempotent; the same order may be sent again.
+	// Idempotent; the same order may be sent again. Without `price` the
+	// offer's price of today is recorded.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -1757,7 +1762,8 @@ type ClientWithResponsesInterface interface {
 
 	// PutOptionWithResponse Order or activate the option
 	//
-	// Idempotent; the same order may be sent again.
+	// Idempotent; the same order may be sent again. Without `price` the
+	// offer's price of today is recorded.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3078,7 +3084,8 @@ func (c *ClientWithResponses) ShowOptionWithResponse(ctx context.Context, vps VP
 
 // PutOptionWithBodyWithResponse Order or activate the option
 //
-// Idempotent; the same order may be sent again.
+// Idempotent; the same order may be sent again. Without `price` the
+// offer's price of today is recorded.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3093,7 +3100,8 @@ func (c *ClientWithResponses) PutOptionWithBodyWithResponse(ctx context.Context,
 
 // PutOptionWithResponse Order or activate the option
 //
-// Idempotent; the same order may be sent again.
+// Idempotent; the same order may be sent again. Without `price` the
+// offer's price of today is recorded.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

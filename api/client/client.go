@@ -184,6 +184,16 @@ func (c *Client) unreachable(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	// Leave out the URL and the address: the former is made up for a socket,
+	// and the error names the latter already.
+	var web *url.Error
+	if errors.As(err, &web) {
+		err = web.Err
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
 	return &UnreachableError{Address: c.address, Err: err}
 }
 

@@ -32,7 +32,9 @@ func serve(t *testing.T, socket string, service *servertest.Service) (stop func(
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	check(t, err)
-	s := server.New(server.Config{Service: service, OperatorGroup: "root", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	group, err := servertest.OwnGroup()
+	check(t, err)
+	s := server.New(server.Config{Service: service, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeUnix(l) }()
 	return func() {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/user"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -120,9 +119,9 @@ func check(t *testing.T, err error) {
 
 func ownGroup(t *testing.T) string {
 	t.Helper()
-	g, err := user.LookupGroupId(fmt.Sprint(os.Getegid()))
+	group, err := servertest.OwnGroup()
 	check(t, err)
-	return g.Name
+	return group
 }
 
 // answer is a response that was read.

@@ -5,6 +5,9 @@ package servertest
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/user"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +29,15 @@ const (
 
 // Epoch is the time at which everything that New makes was made.
 var Epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// OwnGroup is the group of the user who runs the test, who is an operator then.
+func OwnGroup() (string, error) {
+	g, err := user.LookupGroupId(strconv.Itoa(os.Getegid()))
+	if err != nil {
+		return "", fmt.Errorf("cannot tell one's own group: %w", err)
+	}
+	return g.Name, nil
+}
 
 // Service is a server.Service. Its fields may be set before it is used.
 type Service struct {

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"vpssnapd/api/client"
+)
+
+const defaultSocket = "/run/vpssnapd/api.sock"
+
+// app is what the commands share: where to read, where to write, whom to ask.
+type app struct {
+	stdin          *os.File
+	stdout, stderr io.Writer
+
+	socket    string
+	server    string
+	tokenFile string
+	output    choice
+
+	// started says that the command line was understood; errors before are usage errors.
+	started bool
+}
+
+// root builds the command tree.
+func (a *app) root() *cobra.Command {
+	a.output = choice{value: "table", of: []string{"table", "json", "yaml"}}
+	root := &cobra.Command{
+		Use:   "vpssnap",
+		Short: "One snapshot per VPS: take it, restore it, delete it",
+		Long: `vpssnap asks vpssnapd, the daemon on this host, to take, restore and delete
+the snapshot of a VPS. There is one snapshot per VPS. VPS is its name or its id.
+
+A snapshot is a quick way back before a risky change. It is no backup.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          needsCommand,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			a.started = true
+			if !isTerminal(a.stdout) || os.Getenv("NO_COLOR") != "" {
+				text.DisableColors()
+			}
+			return a.checkConnection(cmd)
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.socket, "socket", envOr("VPSSNAP_SOCKET", defaultSocket), "the daemon's Unix socket (environment: VPSSNAP_SOCKET)")
+	flags.StringVar(&a.server, "server", "", "ask the daemon at this URL instead, with a token from the\nenvironment (VPSSNAP_TOKEN) or from --token-file")
+	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file")
+	choose(root, flags, &a.output, "output", "o", "how to print: table, json or yaml")
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.AddCommand(
+		a.listCmd(), a.showCmd(),
+		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(),
+		a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.hostCmd(), a.versionCmd(),
+	)
+	documentExits(root)
+	return root
+}
+
+// needsCommand is what a command does that only holds others.
+func needsCommand(cmd *cobra.Command, _ []string) error {
+	return usagef("say what to do: see %s --help", cmd.CommandPath())
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+func (a *app) checkConnection(cmd *cobra.Command) error {
+	if a.server != "" && cmd.Flags().Changed("socket") {
+		return usagef("give either --socket or --server")
+	}
+	if a.server == "" && a.tokenFile != "" {
+		return usagef("--token-file needs --server: on the socket no token is asked for")
+	}
+	return nil
+}
+
+// client connects as the global flags say.
+func (a *app) client() (*client.Client, error) {
+	if a.server == "" {
+		return client.Unix(a.socket)
+	}
+	token, err := a.token()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.HTTP(a.server, token)
+	if err != nil {
+		return nil, usagef("--server: %v", err)
+	}
+	return c, nil
+}
+
+func (a *app) token() (string, error) {
+	token := os.Getenv("VPSSNAP_TOKEN")
+	if a.tokenFile != "" {
+		b, err := os.ReadFile(a.tokenFile)
+		if err != nil {
+			return "", fmt.Errorf("cannot read the token: %w", err)
+		}
+		token = string(b)
+	}
+	token = strings.TrimSpace(token)
+	if token == "" {
+		return "", usagef("--server needs a token: set VPSSNAP_TOKEN or use --token-file")
+	}
+	return token, nil
+}
+
+// action is the RunE of a command that asks the daemon.
+func (a *app) action(do func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), c, args)
+	}
+}
+
+// completeVPS offers the names of the VPS to the shell.
+func (a *app) completeVPS(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	const none = cobra.ShellCompDirectiveNoFileComp
+	if len(args) > 0 {
+		return nil, none
+	}
+	c, err := a.client()
+	if err != nil {
+		return nil, none
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
+	defer cancel()
+	list, err := c.ListVPS(ctx)
+	if err != nil {
+		return nil, none
+	}
+	var names []string
+	for _, v := range list {
+		names = append(names, clean(v.Name))
+	}
+	return names, none
+}
+
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}

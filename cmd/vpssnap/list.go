@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"vpssnapd/api"
+	"vpssnapd/api/client"
+)
+
+func (a *app) listCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the VPS of this host and their snapshots",
+		Args:    cobra.NoArgs,
+		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
+			list, err := c.ListVPS(ctx)
+			if err != nil {
+				return err
+			}
+			return a.print(api.VPSList{VPS: list}, func() { a.listTable(list) })
+		}),
+	}
+}
+
+func (a *app) listTable(list []api.VPS) {
+	t := a.table("name", "state", "option", "snapshot", "taken", "written since", "operation")
+	for _, v := range list {
+		option, snapshot, taken, delta, operation := "-", "-", "-", "-", "-"
+		if v.Option != nil {
+			option = state(v.Option.State)
+		}
+		if s := v.Snapshot; s != nil {
+			snapshot, taken, delta = state(s.State), moment(s.CreatedAt), size(s.DeltaBytes)
+		}
+		if op := v.Operation; op != nil {
+			operation = string(op.Kind) + " " + state(op.Status)
+		}
+		t.AppendRow(table.Row{clean(v.Name), state(v.State), option, snapshot, taken, delta, operation})
+	}
+	t.Render()
+}

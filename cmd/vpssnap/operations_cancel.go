@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"vpssnapd/api"
+	"vpssnapd/api/client"
+)
+
+func (a *app) operationsCancelCmd() *cobra.Command {
+	var noWait bool
+	cmd := &cobra.Command{
+		Use:   "cancel ID",
+		Short: "Stop an operation at the next safe point and undo it",
+		Long: `Stop an operation at the next safe point and undo what it did. Past the point of
+no return it can only be finished.
+
+It is done (exit code 0) when the operation was cancelled; when it ended in
+another way first, the exit code tells which.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
+			op, err := c.CancelOperation(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if op, err = a.wait(ctx, c, op, noWait); err != nil {
+				return err
+			}
+			if err := a.print(op, func() { a.sayCancelled(op) }); err != nil {
+				return err
+			}
+			switch op.Status {
+			case api.OperationStatusFailed, api.OperationStatusNeedsAttention:
+				return &outcomeError{op}
+			case api.OperationStatusSucceeded:
+				return errTooLate
+			}
+			return nil
+		}),
+	}
+	noWaitFlag(cmd.Flags(), &noWait)
+	return cmd
+}
+
+func (a *app) sayCancelled(op api.Operation) {
+	switch {
+	case !client.Ended(op):
+		a.say("%s will be cancelled at the next safe point", op.ID)
+	case op.Status == api.OperationStatusCancelled:
+		a.say("%s was cancelled; everything was undone", op.ID)
+	}
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"vpssnapd/api"
+	"vpssnapd/api/client"
+)
+
+func (a *app) optionCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "option",
+		Short: "Order, activate or cancel the snapshot option of a VPS",
+		Args:  cobra.NoArgs,
+		RunE:  needsCommand,
+	}
+	cmd.AddCommand(
+		a.optionShowCmd(),
+		a.optionOrderCmd("order", "Order the option; it must be activated before a snapshot can be taken", api.OptionOrderStateOrdered),
+		a.optionOrderCmd("activate", "Activate the option, so that a snapshot can be taken", api.OptionOrderStateActive),
+		a.optionCancelCmd(),
+	)
+	return cmd
+}
+
+func (a *app) optionShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show VPS",
+		Short:             "Show the option of a VPS as it was sold",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeVPS,
+		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
+			o, err := c.Option(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(o, func() { a.showOption(o) })
+		}),
+	}
+}
+
+func (a *app) showOption(o api.Option) {
+	a.sheet(
+		[2]string{"Option", clean(o.ID)},
+		[2]string{"State", state(o.State)},
+		[2]string{"Price", price(o.Price)},
+		[2]string{"Order", clean(o.OrderRef)},
+		[2]string{"Contact", clean(o.ContactEmail)},
+		[2]string{"Locale", clean(o.Locale)},
+		[2]string{"Ordered", moment(o.OrderedAt)},
+		[2]string{"Activated", momentOr(o.ActivatedAt, "")},
+		[2]string{"Ends", momentOr(o.EndsAt, "")},
+		[2]string{"Cancelled", momentOr(o.CancelledAt, "")},
+		[2]string{"Grace until", momentOr(o.GraceUntil, "")},
+		[2]string{"Released", momentOr(o.ReleasedAt, "")},
+	)
+}

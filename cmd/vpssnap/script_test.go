@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"vpssnapd/api/server"
+	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/vps"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"vpssnap": main})
+}
+
+// The scripts in testdata run the program as a user does, against a daemon in memory.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		Setup:               setup,
+		RequireExplicitExec: true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":   runExits,
+			"outcome": outcome,
+			"hold":    hold,
+			"broken":  broken,
+			"told":    told,
+			"signals": signals,
+		},
+	})
+}
+
+type serviceKey struct{}
+
+func setup(env *testscript.Env) error {
+	dir, err := os.MkdirTemp("", "vpssnap")
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { os.RemoveAll(dir) })
+	tokens := filepath.Join(dir, "tokens.toml")
+	// The secret is "secret".
+	err = os.WriteFile(tokens, []byte(`[[token]]
+name = "panel"
+sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
+scopes = ["read", "snapshot"]
+way = "panel"
+`), 0o600)
+	if err != nil {
+		return err
+	}
+	known, err := server.LoadTokens(tokens)
+	if err != nil {
+		return err
+	}
+	group, err := servertest.OwnGroup()
+	if err != nil {
+		return err
+	}
+	service := servertest.New()
+	env.Values[serviceKey{}] = service
+	s := server.New(server.Config{Service: service, Tokens: known, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	unix, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		return err
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return errors.Join(err, unix.Close())
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- s.ServeUnix(unix) }()
+	go func() { ended <- s.ServeTCP(tcp) }()
+	env.Defer(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(s.Shutdown(ctx), <-ended, <-ended); err != nil {
+			env.T().Fatal(err)
+		}
+	})
+	env.Setenv("VPSSNAP_SOCKET", filepath.Join(dir, "s"))
+	env.Setenv("URL", "http://"+tcp.Addr().String())
+	env.Setenv("TZ", "UTC")
+	return nil
+}
+
+func service(ts *testscript.TestScript) *servertest.Service {
+	return ts.Value(serviceKey{}).(*servertest.Service)
+}
+
+// runExits is "exits CODE PROGRAM ARGUMENT...": it runs a program and compares its exit code.
+func runExits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// outcome STATUS says how the next operations end.
+func outcome(ts *testscript.TestScript, _ bool, args []string) {
+	service(ts).Outcome = vps.Status(args[0])
+}
+
+// hold makes operations last.
+func hold(ts *testscript.TestScript, _ bool, _ []string) { service(ts).Hold = true }
+
+// broken CODE lets every call fail.
+func broken(ts *testscript.TestScript, _ bool, args []string) {
+	service(ts).Err = vps.Errorf(vps.Code(args[0]), "it is broken").WithRemedy("mend it")
+}
+
+// told TEXT checks that the daemon was told to do something; with ! that it was not.
+func told(ts *testscript.TestScript, neg bool, args []string) {
+	calls := strings.Join(service(ts).Calls(), "\n")
+	if strings.Contains(calls, strings.Join(args, " ")) == neg {
+		ts.Fatalf("the daemon was told: %q", calls)
+	}
+}
+
+// signals runs the program, interrupts it when it waits, and expects exit code 130.
+func signals(ts *testscript.TestScript, _ bool, args []string) {
+	self, err := os.Executable()
+	ts.Check(err)
+	cmd := exec.Command(self, args[1:]...)
+	cmd.Args[0] = args[0]
+	cmd.Env = append(os.Environ(), "VPSSNAP_SOCKET="+ts.Getenv("VPSSNAP_SOCKET"))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	ts.Check(cmd.Start())
+	for deadline := time.Now().Add(20 * time.Second); service(ts).Waiting() == 0 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	ts.Check(cmd.Process.Signal(os.Interrupt))
+	err = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 130 {
+		ts.Fatalf("exit code %d (%v): %s", code, err, stderr.String())
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), []byte(stderr.String()), 0o600))
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/spf13/pflag"
+
+	"vpssnapd/api"
+	"vpssnapd/api/client"
+)
+
+func noWaitFlag(flags *pflag.FlagSet, noWait *bool) {
+	flags.BoolVar(noWait, "no-wait", false, "do not wait for the operation to end")
+}
+
+// follow prints op when it has ended, or at once with noWait. An operation that
+// did not succeed is an error.
+func (a *app) follow(ctx context.Context, c *client.Client, op api.Operation, noWait bool) error {
+	op, err := a.wait(ctx, c, op, noWait)
+	if err != nil {
+		return err
+	}
+	ended := client.Ended(op)
+	err = a.print(op, func() {
+		switch {
+		case !ended:
+			a.say("%s of %s has begun: %s", kindName(op.Kind), clean(op.VPSName), op.ID)
+		case op.Status == api.OperationStatusSucceeded:
+			a.say("%s: %s", clean(op.VPSName), done(op))
+		}
+	})
+	if err == nil && ended && op.Status != api.OperationStatusSucceeded {
+		return &outcomeError{op}
+	}
+	return err
+}
+
+func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWait bool) (api.Operation, error) {
+	if noWait {
+		return op, nil
+	}
+	seen, interval, stop := a.lines(), 2*time.Second, func() {}
+	if isTerminal(a.stderr) {
+		interval = 500 * time.Millisecond
+		seen, stop = a.bar(op)
+	}
+	last, err := c.Await(ctx, op, interval, seen)
+	stop()
+	if errors.Is(err, context.Canceled) {
+		return last, &interruptedError{last}
+	}
+	return last, err
+}
+
+// done says what came of an operation that succeeded.
+func done(op api.Operation) string {
+	if op.Result != "" {
+		return clean(op.Result)
+	}
+	switch op.Kind {
+	case api.OperationKindTake:
+		return "the snapshot was taken"
+	case api.OperationKindRestore:
+		return "the snapshot was restored"
+	case api.OperationKindUndoRestore:
+		return "the restore was undone"
+	case api.OperationKindDelete:
+		return "the snapshot was deleted"
+	}
+	return string(op.Status)
+}
+
+// lines reports progress for logs: one line per step, and per tenth of the way.
+func (a *app) lines() func(api.Operation) {
+	last := ""
+	return func(op api.Operation) {
+		key := fmt.Sprint(op.Status, op.Step, op.Progress.Percent/10)
+		if key == last || client.Ended(op) {
+			return
+		}
+		last = key
+		fmt.Fprintf(a.stderr, "%s: %s\n", clean(op.VPSName), standing(op))
+	}
+}
+
+// standing tells how far an operation is.
+func standing(op api.Operation) string {
+	s := stepName(op)
+	p := op.Progress
+	if p.TotalBytes > 0 {
+		s += fmt.Sprintf(", %d %%, %s of %s", p.Percent, size(p.DoneBytes), size(p.TotalBytes))
+	}
+	if p.ETASeconds != nil {
+		s += fmt.Sprintf(", about %s left", time.Duration(*p.ETASeconds)*time.Second)
+	}
+	return s
+}
+
+func stepName(op api.Operation) string {
+	if op.Step == "" {
+		return string(op.Status)
+	}
+	return clean(op.Step)
+}
+
+// bar draws a progress bar. stop must be called before anything else is printed.
+func (a *app) bar(op api.Operation) (seen func(api.Operation), stop func()) {
+	w := progress.NewWriter()
+	w.SetOutputWriter(a.stderr)
+	w.SetAutoStop(true)
+	w.SetTrackerLength(30)
+	w.SetUpdateFrequency(100 * time.Millisecond)
+	w.SetStyle(progress.StyleBlocks)
+	w.Style().Visibility.Value = false
+	w.Style().Visibility.ETA = false
+	t := &progress.Tracker{Message: stepName(op), Total: 100, AutoStopDisabled: true, RemoveOnCompletion: true}
+	w.AppendTracker(t)
+	ended := make(chan struct{})
+	go func() {
+		w.Render()
+		close(ended)
+	}()
+	seen = func(op api.Operation) {
+		t.SetValue(int64(op.Progress.Percent))
+		t.UpdateMessage(clean(op.VPSName) + ": " + standing(op))
+	}
+	return seen, func() {
+		t.MarkAsDone()
+		<-ended
+	}
+}
