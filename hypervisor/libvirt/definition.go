@@ -39,6 +39,12 @@ func parseDefinition(text string) (*definition, error) {
 	return &definition{doc: doc, domain: domain}, nil
 }
 
+// copy returns a definition to edit apart from d.
+func (d *definition) copy() *definition {
+	doc := d.doc.Copy()
+	return &definition{doc: doc, domain: doc.Root()}
+}
+
 func (d *definition) text() (string, error) { return d.doc.WriteToString() }
 
 // active says that this is the definition of a domain in use.
@@ -121,23 +127,25 @@ func attr(e *etree.Element, child, name string) string {
 	return ""
 }
 
-// layerName names the layer of a disk that lies in path, as block jobs want it:
-// by number, as libvirt finds a path only in the very spelling that it has itself.
-func (d *definition) layerName(target, path string) (string, error) {
+// layer is an image of a disk's chain, as block jobs name it: by number, since
+// libvirt finds a path only in the very spelling that it has itself.
+type layer struct{ path, name string }
+
+// layers returns a disk's image and what lies below it.
+func (d *definition) layers(target string) ([]layer, error) {
 	e := d.disk(target)
 	if e == nil {
-		return "", fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
+		return nil, fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
 	}
+	var layers []layer
 	number := attr(e, "source", "index")
-	for layer := e; layer != nil; {
-		if path != "" && filePath(layer) == path && number != "" {
-			return fmt.Sprintf("%s[%s]", target, number), nil
-		}
-		if layer = layer.SelectElement("backingStore"); layer != nil {
-			number = layer.SelectAttrValue("index", "")
+	for e != nil {
+		layers = append(layers, layer{filePath(e), fmt.Sprintf("%s[%s]", target, number)})
+		if e = e.SelectElement("backingStore"); e != nil {
+			number = e.SelectAttrValue("index", "")
 		}
 	}
-	return "", fmt.Errorf("%w: %s has no layer %q", hypervisor.ErrReplaced, target, path)
+	return layers, nil
 }
 
 // agent reads the state of the guest agent's channel.
@@ -275,7 +283,8 @@ func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, erro
 	return doc.WriteToString()
 }
 
-// sameSources says whether two definitions give their disks the same images.
+// sameSources says whether two definitions give their disks the same images. Of
+// an empty drive only the persistent definition states a format.
 func (d *definition) sameSources(other *definition) bool {
 	mine, others := d.disks(), other.disks()
 	if len(mine) != len(others) {
@@ -283,7 +292,7 @@ func (d *definition) sameSources(other *definition) bool {
 	}
 	for i := range mine {
 		a, b := mine[i], others[i]
-		if a.Target != b.Target || a.Type != b.Type || a.Path != b.Path || a.Format != b.Format {
+		if a.Target != b.Target || a.Type != b.Type || a.Path != b.Path || a.Path != "" && a.Format != b.Format {
 			return false
 		}
 	}

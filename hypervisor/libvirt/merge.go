@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"libvirt.org/go/libvirt"
 
@@ -39,20 +40,22 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 // commitArguments checks the layers against what the guest uses, lest a caller
 // with old knowledge merges another layer than it means.
 func commitArguments(live *definition, m hypervisor.Merge) (top, base string, flags libvirt.DomainBlockCommitFlags, err error) {
-	if top, err = live.layerName(m.Target, m.Top); err != nil {
+	layers, err := live.layers(m.Target)
+	if err != nil {
 		return "", "", 0, err
 	}
-	if base, err = live.layerName(m.Target, m.Base); err != nil {
-		return "", "", 0, err
+	find := func(path string) int {
+		return slices.IndexFunc(layers, func(l layer) bool { return path != "" && l.path == path })
+	}
+	from, to := find(m.Top), find(m.Base)
+	if from < 0 || to <= from || m.Active != (from == 0) {
+		return "", "", 0, fmt.Errorf("%w: %s uses %q", hypervisor.ErrReplaced, m.Target, layers)
 	}
 	flags = libvirt.DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
-	if inUse := filePath(live.disk(m.Target)); m.Active != (inUse == m.Top) {
-		return "", "", 0, fmt.Errorf("%w: the guest writes to %q", hypervisor.ErrReplaced, inUse)
-	}
 	if m.Active {
 		flags |= libvirt.DOMAIN_BLOCK_COMMIT_ACTIVE
 	}
-	return top, base, flags, nil
+	return layers[from].name, layers[to].name, flags, nil
 }
 
 // MergeJob reads the job of one disk.

@@ -26,44 +26,65 @@ func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervis
 		if err != nil {
 			return err
 		}
-		flags := libvirt.DomainXMLFlags(0)
 		if !active {
-			flags = secureInactive
+			return h.switchOff(ctx, d, disks)
 		}
-		before, err := readDefinition(d, flags)
+		live, err := readDefinition(d, 0)
 		if err != nil {
 			return err
 		}
-		text, err := before.snapshotXML(disks)
+		text, err := live.snapshotXML(disks)
 		if err != nil {
 			return err
 		}
 		snapshot, err := d.CreateSnapshotXML(text, switchFlags)
-		if err == nil {
-			return snapshot.Free()
-		}
-		if active {
+		if err != nil {
 			return err
 		}
-		return errors.Join(err, h.takeBack(d, before))
+		return snapshot.Free()
 	})
 }
 
-// takeBack puts the definition of a domain that is off back to what it was
-// before a switch that failed. libvirt changes it in memory before it saves it,
-// and keeps the change when it cannot save.
-func (h *Host) takeBack(d *libvirt.Domain, before *definition) error {
-	now, err := readDefinition(d, secureInactive)
-	if err == nil && now.sameSources(before) {
+// switchOff switches the disks of a domain that is off, by its definition. Not
+// by libvirt's snapshot call: when that cannot save the definition, it fails but
+// keeps the overlays in memory, and the next start writes to them.
+func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervisor.DiskSwitch) error {
+	before, err := readDefinition(d, secureInactive)
+	if err != nil {
+		return err
+	}
+	after := before.copy()
+	for _, s := range disks {
+		if err := after.pointDisk(hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"}); err != nil {
+			return err
+		}
+		if _, err := h.Inspect(ctx, s.Overlay, "qcow2"); err != nil {
+			return err
+		}
+	}
+	if err := h.define(d, after); err != nil {
+		return err
+	}
+	if active, err := d.IsActive(); err != nil || !active {
+		return err
+	}
+	return h.settleSwitch(d, before, after)
+}
+
+// settleSwitch finds out what a start in the middle of switchOff has used. If it
+// came first, the switch is taken back: it would happen at the next boot.
+func (h *Host) settleSwitch(d *libvirt.Domain, before, after *definition) error {
+	live, err := readDefinition(d, 0)
+	if err != nil {
+		return err
+	}
+	if live.sameSources(after) {
 		return nil
 	}
-	if err == nil {
-		err = h.define(d, before)
+	if err := h.define(d, before); err != nil {
+		return fmt.Errorf("%w: it was started meanwhile, and its definition is in doubt: %w", hypervisor.ErrUnavailable, err)
 	}
-	if err != nil {
-		return fmt.Errorf("%w: the definition is in doubt: %w", hypervisor.ErrUnavailable, err)
-	}
-	return nil
+	return fmt.Errorf("%w: it was started meanwhile", hypervisor.ErrBusy)
 }
 
 // PointDisks rewrites the named disks' sources in the persistent definition.
