@@ -150,7 +150,7 @@ func TestAwaitReportsEveryStep(t *testing.T) {
 // The daemon is restarted while somebody waits: the operation goes on, and so does the wait.
 func TestAwaitOutlastsARestart(t *testing.T) {
 	service := servertest.New()
-	service.Hold = true
+	service.Set(func(s *servertest.Service) { s.Hold = true })
 	socket := filepath.Join(t.TempDir(), "s")
 	stop := serve(t, socket, service)
 	c, err := client.Unix(socket)
@@ -166,14 +166,14 @@ func TestAwaitOutlastsARestart(t *testing.T) {
 		ended <- err
 	}()
 	stop()
-	service.Hold = false
+	service.Set(func(s *servertest.Service) { s.Hold = false })
 	defer serve(t, socket, service)()
 	check(t, <-ended)
 }
 
 func TestAwaitStopsWithItsContext(t *testing.T) {
 	service := servertest.New()
-	service.Hold = true
+	service.Set(func(s *servertest.Service) { s.Hold = true })
 	c := unix(t, service)
 	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
 	check(t, err)

@@ -128,7 +128,7 @@ func TestPagingPastOthersEntries(t *testing.T) {
 
 func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
 	s := newSite(t)
-	s.service.Hold = true
+	s.service.Set(func(s *servertest.Service) { s.Hold = true })
 	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	start := time.Now()
 	got := s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=300ms", "")
@@ -151,7 +151,7 @@ func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
 
 func TestParkedOperationIsResumedByOperators(t *testing.T) {
 	s := newSite(t)
-	s.service.Outcome = vps.StatusNeedsAttention
+	s.service.Set(func(s *servertest.Service) { s.Outcome = vps.StatusNeedsAttention })
 	op := decode[api.Operation](t, s.call("snapshot", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	for range 2 {
 		op = decode[api.Operation](t, s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=1s", ""))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vpssnapd/api"
+	"vpssnapd/api/server/servertest"
 	"vpssnapd/daemon/vps"
 )
 
@@ -240,7 +241,7 @@ func TestSlowCallers(t *testing.T) {
 func TestWaitOutlastsTheLimits(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.service.Hold = true
+	s.service.Set(func(s *servertest.Service) { s.Hold = true })
 	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	got := s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=11s", "")
 	if got.StatusCode != 200 || decode[api.Operation](t, got).ID != op.ID {
@@ -258,7 +259,7 @@ func TestInsideErrorsStayInside(t *testing.T) {
 		"cause":    vps.Errorf(vps.CodeHypervisorUnavailable, "libvirt does not answer").Because(errors.New(secret)),
 		"unknown":  vps.Errorf("brand_new", "%s", secret),
 	} {
-		s.service.Err = err
+		s.service.Set(func(s *servertest.Service) { s.Err = err })
 		got := s.call("read", http.MethodGet, "/v1/vps/web1", "")
 		p := got.problem(t)
 		if strings.Contains(got.body, "secret") || got.StatusCode < 500 || p.RequestID == "" || p.RequestID != got.Header.Get("X-Request-Id") {
@@ -275,7 +276,7 @@ func TestInsideErrorsStayInside(t *testing.T) {
 
 func TestPanic(t *testing.T) {
 	s := newSite(t)
-	s.service.Panic = true
+	s.service.Set(func(s *servertest.Service) { s.Panic = true })
 	got := s.call("admin", http.MethodGet, "/v1/host", "")
 	if p := got.problem(t); got.StatusCode != 500 || p.Code != api.CodeInternal || strings.Contains(got.body, "test") {
 		t.Errorf("%s %s", got.Status, got.body)

@@ -119,15 +119,19 @@ func runExits(ts *testscript.TestScript, _ bool, args []string) {
 
 // outcome STATUS says how the next operations end.
 func outcome(ts *testscript.TestScript, _ bool, args []string) {
-	service(ts).Outcome = vps.Status(args[0])
+	service(ts).Set(func(s *servertest.Service) { s.Outcome = vps.Status(args[0]) })
 }
 
 // hold makes operations last.
-func hold(ts *testscript.TestScript, _ bool, _ []string) { service(ts).Hold = true }
+func hold(ts *testscript.TestScript, _ bool, _ []string) {
+	service(ts).Set(func(s *servertest.Service) { s.Hold = true })
+}
 
 // broken CODE lets every call fail.
 func broken(ts *testscript.TestScript, _ bool, args []string) {
-	service(ts).Err = vps.Errorf(vps.Code(args[0]), "it is broken").WithRemedy("mend it")
+	service(ts).Set(func(s *servertest.Service) {
+		s.Err = vps.Errorf(vps.Code(args[0]), "it is broken").WithRemedy("mend it")
+	})
 }
 
 // told TEXT checks that the daemon was told to do something; with ! that it was not.

@@ -165,7 +165,10 @@ func (s *Service) Operation(_ context.Context, id string) (vps.Operation, error)
 
 // WaitOperation moves the operation on by one status, or with Hold really waits.
 func (s *Service) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
-	if s.Hold {
+	s.mu.Lock()
+	hold := s.Hold
+	s.mu.Unlock()
+	if hold {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		s.waiting.Add(1)

@@ -39,7 +39,7 @@ func OwnGroup() (string, error) {
 	return g.Name, nil
 }
 
-// Service is a server.Service. Its fields may be set before it is used.
+// Service is a server.Service. Its exported fields are changed with Set.
 type Service struct {
 	// Outcome is how the next operations end; "" means succeeded.
 	Outcome vps.Status
@@ -79,6 +79,13 @@ func New() *Service {
 		s.refresh(v)
 	}
 	return s
+}
+
+// Set changes how s behaves, also while it is used.
+func (s *Service) Set(change func(*Service)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
 }
 
 func (s *Service) option(id string, state vps.OptionState) *vps.Option {
@@ -156,7 +163,7 @@ func (s *Service) ListVPS(context.Context) ([]vps.VPS, error) {
 	var list []vps.VPS
 	for _, v := range s.vps {
 		s.refresh(v)
-		list = append(list, *v)
+		list = append(list, copyVPS(v))
 	}
 	return list, s.Err
 }
@@ -168,10 +175,27 @@ func (s *Service) ShowVPS(_ context.Context, ref string) (vps.VPS, error) {
 	if err != nil {
 		return vps.VPS{}, err
 	}
-	return *v, nil
+	return copyVPS(v), nil
+}
+
+// copyVPS copies what later calls may change.
+func copyVPS(v *vps.VPS) vps.VPS {
+	c := *v
+	c.Option, c.Snapshot, c.Operation = copyOf(v.Option), copyOf(v.Snapshot), copyOf(v.Operation)
+	return c
+}
+
+func copyOf[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	c := *p
+	return &c
 }
 
 func (s *Service) Host(context.Context) (vps.Host, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.Panic {
 		panic("the test asked for it")
 	}
@@ -182,7 +206,11 @@ func (s *Service) Host(context.Context) (vps.Host, error) {
 	}, s.Err
 }
 
-func (s *Service) Ready(context.Context) error { return s.Err }
+func (s *Service) Ready(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Err
+}
 
 func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
 	s.mu.Lock()
