@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -201,15 +202,16 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 		if !mine {
 			return nil
 		}
-		close(struck)
 		if how == loseLibvirt {
 			host.Disconnect()
+			close(struck)
 			if strings.HasSuffix(at, ".after") {
 				return fmt.Errorf("%w: connection lost", hypervisor.ErrUnavailable)
 			}
 			return nil
 		}
 		host.Cut()
+		close(struck)
 		<-ctx.Done() // the rest of this daemon's life never happens
 		return ctx.Err()
 	})
@@ -231,14 +233,15 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 	case loseLibvirt:
 		host.SetHook(nil)
 		host.Connect()
+		w.eventually("libvirt is read again", func() bool { _, err := w.daemon.ListVPS(ctx); return err == nil })
 	default:
 		w.crash()
-		w.open()
-		if how == killBoth && w.state(id) != hypervisor.Off {
-			w.crash()
-			w.must(w.host.KillGuest(id))
-			w.open()
+		if how == killBoth {
+			if err := w.host.KillGuest(id); err != nil && !errors.Is(err, hypervisor.ErrOff) {
+				t.Fatal(err)
+			}
 		}
+		w.open()
 	}
 	if err != nil {
 		c.undone(w, id) // it died before the intent was durable
@@ -286,9 +289,7 @@ func (w *world) finished(id string) <-chan struct{} {
 func check(w *world, c crashCase, id string, op vps.Operation, state hypervisor.State, how death) {
 	w.t.Helper()
 	op = w.ended(op, nil)
-	if g, err := w.host.Guest(id); err != nil || g.Frozen {
-		w.t.Errorf("the guest is frozen (%v)", err)
-	}
+	w.eventually("the guest is thawed", func() bool { g, err := w.host.Guest(id); return err == nil && !g.Frozen })
 	if how != killBoth {
 		w.eventually(fmt.Sprintf("the VPS is %s again", state), func() bool { return w.state(id) == state })
 	}
