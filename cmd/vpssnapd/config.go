@@ -1,0 +1,185 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/pelletier/go-toml/v2"
+
+	"vpssnapd/api/server"
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// config is the configuration file. packaging/config.toml documents every key.
+type config struct {
+	StateDir      string     `toml:"state_dir"`
+	Socket        string     `toml:"socket"`
+	Listen        string     `toml:"listen"`
+	TokensFile    string     `toml:"tokens_file"`
+	OperatorGroup string     `toml:"operator_group"`
+	LogLevel      slog.Level `toml:"log_level"`
+	Libvirt       struct {
+		URI       string `toml:"uri"`
+		ConfigDir string `toml:"config_dir"`
+	} `toml:"libvirt"`
+	Snapshot struct {
+		Grace       duration `toml:"grace"`
+		UndoKeep    duration `toml:"undo_keep"`
+		FreezeLimit duration `toml:"freeze_limit"`
+		AgentWait   duration `toml:"agent_wait"`
+		MergeLimit  int      `toml:"merge_limit"`
+		Headroom    size     `toml:"headroom"`
+	} `toml:"snapshot"`
+	Offer struct {
+		Name        string     `toml:"name"`
+		Description string     `toml:"description"`
+		Amount      int64      `toml:"amount"`
+		Currency    string     `toml:"currency"`
+		Period      vps.Period `toml:"period"`
+		Conditions  []string   `toml:"conditions"`
+	} `toml:"offer"`
+}
+
+// duration is written as in "1h30m".
+type duration time.Duration
+
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = duration(v)
+	return err
+}
+
+// size is written as in "10 GiB".
+type size int64
+
+func (s *size) UnmarshalText(text []byte) error {
+	v, err := humanize.ParseBytes(string(text))
+	if err == nil && v > 1<<62 {
+		err = errors.New("too large")
+	}
+	*s = size(v) //nolint:gosec // checked above
+	return err
+}
+
+func defaults() config {
+	var c config
+	c.StateDir = "/var/lib/vpssnapd"
+	c.Socket = "/run/vpssnapd/api.sock"
+	c.OperatorGroup = "vpssnap"
+	c.Libvirt.URI = "qemu:///system"
+	c.Libvirt.ConfigDir = "/etc/libvirt/qemu"
+	c.Snapshot.Grace = duration(7 * 24 * time.Hour)
+	c.Snapshot.UndoKeep = duration(time.Hour)
+	c.Snapshot.FreezeLimit = duration(10 * time.Second)
+	c.Snapshot.AgentWait = duration(time.Minute)
+	c.Snapshot.MergeLimit = 2
+	c.Snapshot.Headroom = 5 << 30
+	c.Offer.Name = "Snapshot"
+	c.Offer.Description = "One snapshot of the VPS: a quick way back before a risky change. It is no backup."
+	c.Offer.Currency = "EUR"
+	c.Offer.Period = vps.PeriodMonth
+	return c
+}
+
+// readConfig reads the file over the defaults. Unknown keys are errors.
+func readConfig(path string) (config, error) {
+	c := defaults()
+	f, err := os.Open(path)
+	if err != nil {
+		return c, fmt.Errorf("cannot read the configuration: %w", err)
+	}
+	defer f.Close()
+	if err := ownedByUs(f); err != nil {
+		return c, fmt.Errorf("refusing the configuration %s: %w", path, err)
+	}
+	if err := toml.NewDecoder(f).DisallowUnknownFields().Decode(&c); err != nil {
+		var unknown *toml.StrictMissingError
+		if errors.As(err, &unknown) {
+			return c, fmt.Errorf("unknown key in the configuration %s:\n%s", path, unknown.String())
+		}
+		return c, fmt.Errorf("cannot read the configuration %s: %w", path, err)
+	}
+	if err := c.check(); err != nil {
+		return c, fmt.Errorf("in the configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ownedByUs refuses a file that others than its owner may write.
+func ownedByUs(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("others may write to it (mode %04o); chmod go-w it", info.Mode().Perm())
+	}
+	return nil
+}
+
+func (c config) check() error {
+	for key, path := range map[string]string{"state_dir": c.StateDir, "socket": c.Socket, "libvirt.config_dir": c.Libvirt.ConfigDir} {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%s = %q is no absolute path", key, path)
+		}
+	}
+	switch {
+	case c.Snapshot.FreezeLimit <= 0 || time.Duration(c.Snapshot.FreezeLimit) > 10*time.Second:
+		return errors.New("snapshot.freeze_limit must be above 0 and at most 10s")
+	case c.Snapshot.Grace < 0 || c.Snapshot.UndoKeep < 0 || c.Snapshot.AgentWait < 0:
+		return errors.New("durations of [snapshot] must not be negative")
+	case c.Snapshot.MergeLimit < 1:
+		return errors.New("snapshot.merge_limit must be 1 or more")
+	case c.Offer.Amount < 0 || len(c.Offer.Currency) != 3:
+		return errors.New("offer needs an amount of 0 or more in minor units and an ISO 4217 currency")
+	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
+		return errors.New(`offer.period must be "month", "year" or "once"`)
+	}
+	return c.checkListen()
+}
+
+// checkListen keeps the port on loopback: tokens must not cross a network in the clear.
+func (c config) checkListen() error {
+	if c.Listen == "" {
+		return nil
+	}
+	if c.TokensFile == "" {
+		return errors.New("listen needs tokens_file")
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("listen = %q: %w", c.Listen, err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("listen = %q is not a loopback address; put a TLS proxy in front", c.Listen)
+	}
+	return nil
+}
+
+func (c config) tokens() (*server.Tokens, error) {
+	if c.TokensFile == "" {
+		return nil, nil
+	}
+	return server.LoadTokens(c.TokensFile)
+}
+
+func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config {
+	return daemon.Config{
+		Host: host, StateDir: c.StateDir, Version: version, Logger: logger,
+		Offer: vps.Offer{
+			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
+			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
+		},
+		Grace: time.Duration(c.Snapshot.Grace), UndoKeep: time.Duration(c.Snapshot.UndoKeep),
+		FreezeLimit: time.Duration(c.Snapshot.FreezeLimit), AgentWait: time.Duration(c.Snapshot.AgentWait),
+		MergeLimit: c.Snapshot.MergeLimit, Headroom: int64(c.Snapshot.Headroom),
+	}
+}

@@ -1,0 +1,123 @@
+// Command vpssnapd takes, restores and deletes the snapshots of the VPSes on
+// this KVM host, and serves the REST API to panels, order systems and vpssnap.
+//
+// Exit codes: 0 stopped on request, 1 it could not start or go on, 2 usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"vpssnapd/api/server"
+	"vpssnapd/daemon"
+	"vpssnapd/hypervisor/libvirt"
+	"vpssnapd/hypervisor/qemuimg"
+	"vpssnapd/systemd"
+)
+
+// version is set at build time.
+var version = "dev"
+
+// shutdownLimit is how long requests may still be answered after SIGTERM.
+const shutdownLimit = 5 * time.Second
+
+func main() {
+	path := flag.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Usage = usage
+	flag.Parse()
+	switch {
+	case *showVersion:
+		fmt.Println("vpssnapd", version)
+		return
+	case flag.NArg() > 0:
+		usage()
+		os.Exit(2)
+	}
+	if err := run(*path); err != nil {
+		fmt.Fprintln(os.Stderr, "vpssnapd:", err)
+		os.Exit(1)
+	}
+}
+
+func usage() {
+	fmt.Fprint(os.Stderr, `usage: vpssnapd [-config FILE]
+
+Takes, restores and deletes the snapshots of the VPSes on this KVM host.
+Runs until SIGTERM or SIGINT; operations in progress are then left where they
+are, and the next start takes them up.
+
+`)
+	flag.PrintDefaults()
+	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request, 1 it could not start or go on, 2 usage.\n")
+}
+
+// run wires the parts and works until a signal.
+func run(path string) error {
+	c, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	tokens, err := c.tokens()
+	if err != nil {
+		return err
+	}
+	images, err := qemuimg.New()
+	if err != nil {
+		return err
+	}
+	host, err := libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
+	if err != nil {
+		return err
+	}
+	defer closing(logger, "libvirt", host.Close)
+	d, err := daemon.Open(ctx, c.daemon(host, logger))
+	if err != nil {
+		return err
+	}
+	defer closing(logger, "daemon", d.Close)
+
+	s := server.New(server.Config{Service: d, Tokens: tokens, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version})
+	return serve(ctx, s, c, logger)
+}
+
+// serve listens only now that recovery is done, tells systemd, and returns when
+// a signal comes or a listener fails.
+func serve(ctx context.Context, s *server.Server, c config, logger *slog.Logger) error {
+	listeners, err := listen(c)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 2)
+	go func() { failed <- s.ServeUnix(listeners.unix) }()
+	if listeners.tcp != nil {
+		go func() { failed <- s.ServeTCP(listeners.tcp) }()
+	}
+	logger.Info("ready", "version", version, "socket", c.Socket, "listen", c.Listen)
+	systemd.Ready()
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	systemd.Stopping()
+	shutdown, cancel := context.WithTimeout(context.Background(), shutdownLimit)
+	defer cancel()
+	return errors.Join(err, s.Shutdown(shutdown))
+}
+
+func closing(logger *slog.Logger, what string, closer func() error) {
+	if err := closer(); err != nil {
+		logger.Error("not closed cleanly", "what", what, "error", err)
+	}
+}
