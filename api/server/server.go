@@ -182,10 +182,12 @@ func (s *Server) logRequests() echo.MiddlewareFunc {
 			if r.Method == http.MethodGet && c.Response().Status < http.StatusBadRequest {
 				level = slog.LevelDebug
 			}
+			code, _ := c.Get(codeKey).(string)
+			actor, _ := c.Get(actorKey).(string)
 			s.log.Log(r.Context(), level, "request",
 				"request_id", requestID(c), "method", r.Method, "path", r.URL.Path,
-				"status", c.Response().Status, "code", c.Get(codeKey),
-				"actor", c.Get(actorKey), "remote", r.RemoteAddr, "took", time.Since(start))
+				"status", c.Response().Status, "code", code,
+				"actor", actor, "remote", r.RemoteAddr, "took", time.Since(start))
 			return nil
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"strings"
 
@@ -21,14 +22,25 @@ func (a *app) mayAsk(yes bool) error {
 }
 
 // confirm asks on the terminal. Only a typed yes is one.
-func (a *app) confirm(yes bool, question string) error {
+func (a *app) confirm(ctx context.Context, yes bool, question string) error {
 	if yes {
 		return nil
 	}
 	fmt.Fprintf(a.stderr, "%s Type yes to go on: ", clean(question))
-	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
-	if err != nil || !strings.EqualFold(strings.TrimSpace(answer), "yes") {
-		return errNotConfirmed
+	answer := make(chan string, 1)
+	go func() {
+		// Without an answer the line is empty, which is not yes.
+		line, _ := bufio.NewReader(a.stdin).ReadString('\n')
+		answer <- line
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.stderr)
+		return ctx.Err()
+	case line := <-answer:
+		if !strings.EqualFold(strings.TrimSpace(line), "yes") {
+			return errNotConfirmed
+		}
+		return nil
 	}
-	return nil
 }

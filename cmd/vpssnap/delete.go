@@ -27,7 +27,7 @@ written; it can no longer be put back to the snapshot.`,
 				return err
 			}
 			question := fmt.Sprintf("The snapshot of %s from %s will be gone for good; the VPS stays as it is.", args[0], moment(s.CreatedAt))
-			if err := a.confirm(yes, question); err != nil {
+			if err := a.confirm(ctx, yes, question); err != nil {
 				return err
 			}
 			op, err := c.Delete(ctx, args[0])

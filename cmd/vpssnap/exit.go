@@ -156,7 +156,11 @@ func outcomeCode(s api.OperationStatus) int {
 
 // complain tells the user what went wrong, and what to do about it.
 func (a *app) complain(err error) {
-	fmt.Fprintf(a.stderr, "vpssnap: %s\n", clean(err.Error()))
+	text := err.Error()
+	if errors.Is(err, context.Canceled) {
+		text = "interrupted"
+	}
+	fmt.Fprintf(a.stderr, "vpssnap: %s\n", clean(text))
 	for _, line := range a.remedy(err) {
 		fmt.Fprintf(a.stderr, "  %s\n", clean(line))
 	}

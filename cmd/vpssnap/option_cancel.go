@@ -23,7 +23,7 @@ deleted. With --now that happens at once.`,
 				if err := a.mayAsk(yes); err != nil {
 					return err
 				}
-				if err := a.confirm(yes, "The option of "+args[0]+" ends now, and its snapshot will be gone for good."); err != nil {
+				if err := a.confirm(ctx, yes, "The option of "+args[0]+" ends now, and its snapshot will be gone for good."); err != nil {
 					return err
 				}
 			}

@@ -21,7 +21,7 @@ since the restore is given up.`,
 			if err := a.mayAsk(yes); err != nil {
 				return err
 			}
-			if err := a.confirm(yes, "What was written to "+args[0]+" since the restore will be lost."); err != nil {
+			if err := a.confirm(ctx, yes, "What was written to "+args[0]+" since the restore will be lost."); err != nil {
 				return err
 			}
 			op, err := c.UndoRestore(ctx, args[0])

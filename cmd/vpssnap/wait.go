@@ -58,20 +58,16 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWa
 
 // done says what came of an operation that succeeded.
 func done(op api.Operation) string {
-	if op.Result != "" {
-		return clean(op.Result)
+	text := map[api.OperationKind]string{
+		api.OperationKindTake:        "the snapshot was taken",
+		api.OperationKindRestore:     "the snapshot was restored",
+		api.OperationKindUndoRestore: "the restore was undone",
+		api.OperationKindDelete:      "the snapshot was deleted",
+	}[op.Kind]
+	if op.Result != "" && op.Result != text {
+		text += ": " + clean(op.Result)
 	}
-	switch op.Kind {
-	case api.OperationKindTake:
-		return "the snapshot was taken"
-	case api.OperationKindRestore:
-		return "the snapshot was restored"
-	case api.OperationKindUndoRestore:
-		return "the restore was undone"
-	case api.OperationKindDelete:
-		return "the snapshot was deleted"
-	}
-	return string(op.Status)
+	return text
 }
 
 // lines reports progress for logs: one line per step, and per tenth of the way.
