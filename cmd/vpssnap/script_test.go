@@ -50,18 +50,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Defer(func() { os.RemoveAll(dir) })
-	tokens := filepath.Join(dir, "tokens.toml")
-	// The secret is "secret".
-	err = os.WriteFile(tokens, []byte(`[[token]]
-name = "panel"
-sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
-scopes = ["read", "snapshot"]
-way = "panel"
-`), 0o600)
-	if err != nil {
-		return err
-	}
-	known, err := server.LoadTokens(tokens)
+	known, err := panelToken(dir)
 	if err != nil {
 		return err
 	}
@@ -94,6 +83,21 @@ way = "panel"
 	env.Setenv("URL", "http://"+tcp.Addr().String())
 	env.Setenv("TZ", "UTC")
 	return nil
+}
+
+// panelToken knows one token, whose secret is "secret".
+func panelToken(dir string) (*server.Tokens, error) {
+	path := filepath.Join(dir, "tokens.toml")
+	err := os.WriteFile(path, []byte(`[[token]]
+name = "panel"
+sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
+scopes = ["read", "snapshot"]
+way = "panel"
+`), 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return server.LoadTokens(path)
 }
 
 func service(ts *testscript.TestScript) *servertest.Service {
