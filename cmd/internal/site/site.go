@@ -1,0 +1,225 @@
+// Package site is a lab with our daemon on it: the programs as they are built,
+// started as processes, on a private libvirtd. The demo, the end-to-end tests
+// and the campaigns stand on it.
+package site
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"vpssnapd/api/client"
+	"vpssnapd/hypervisor/lab"
+)
+
+// Options say what a Site is made of.
+type Options struct {
+	// BinDir holds the built vpssnapd and vpssnap.
+	BinDir string
+	// Lab is where its own libvirtd lives.
+	Lab lab.Options
+	// Config is added to the daemon's configuration, as TOML sections [snapshot]
+	// and [offer].
+	Config string
+	// Wrap is put before the daemon's command line, as in strace.
+	Wrap []string
+}
+
+// Site is one host: libvirtd, guests and the daemon.
+type Site struct {
+	Lab     *lab.Lab
+	Client  *client.Client
+	options Options
+	dir     string
+	daemon  *process
+}
+
+// Build builds the programs into dir.
+func Build(ctx context.Context, dir string, flags ...string) error {
+	args := append([]string{"build", "-o", dir + string(filepath.Separator)}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "vpssnapd/cmd/vpssnapd", "vpssnapd/cmd/vpssnap")...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot build the programs: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Open starts the lab and the daemon.
+func Open(ctx context.Context, o Options) (*Site, error) {
+	l, err := lab.Start(ctx, o.Lab)
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{Lab: l, options: o, dir: filepath.Join(l.Dir(), "vpssnapd")}
+	if err := s.prepare(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.StartDaemon(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Site) prepare() error {
+	if err := os.MkdirAll(s.StateDir(), 0o700); err != nil {
+		return err
+	}
+	config := fmt.Sprintf("state_dir = %q\nsocket = %q\n\n[libvirt]\nuri = %q\nconfig_dir = %q\n\n%s",
+		s.StateDir(), s.Socket(), s.Lab.URI(), filepath.Join(s.Lab.ConfigDir(), "qemu"), s.options.Config)
+	if err := os.WriteFile(s.ConfigFile(), []byte(config), 0o600); err != nil {
+		return err
+	}
+	var err error
+	s.Client, err = client.Unix(s.Socket())
+	return err
+}
+
+// ConfigFile is the daemon's configuration.
+func (s *Site) ConfigFile() string { return filepath.Join(s.dir, "config.toml") }
+
+// StateDir is the daemon's state directory.
+func (s *Site) StateDir() string { return filepath.Join(s.dir, "state") }
+
+// Socket is where the daemon answers.
+func (s *Site) Socket() string { return filepath.Join(s.dir, "api.sock") }
+
+// LogFile has what the daemon says.
+func (s *Site) LogFile() string { return filepath.Join(s.dir, "log") }
+
+// readyWithin is how long the daemon may take to answer.
+const readyWithin = 30 * time.Second
+
+// StartDaemon starts the daemon and returns when it answers.
+func (s *Site) StartDaemon(ctx context.Context) error {
+	log, err := os.OpenFile(s.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := append(append([]string{}, s.options.Wrap...), filepath.Join(s.options.BinDir, "vpssnapd"), "-config", s.ConfigFile())
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if s.daemon, err = start(cmd); err != nil {
+		return fmt.Errorf("cannot start the daemon: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	for {
+		if s.Client.Ready(ctx) == nil {
+			return nil
+		}
+		select {
+		case <-s.daemon.ended:
+			return fmt.Errorf("the daemon ended at its start: %w\n%s", s.daemon.err, s.DaemonLog())
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not answer\n%s", s.DaemonLog())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// DaemonLog is the end of what the daemon said.
+func (s *Site) DaemonLog() string {
+	text, err := os.ReadFile(s.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-4000):])
+}
+
+// DaemonPID is the daemon's process.
+func (s *Site) DaemonPID() int { return s.daemon.cmd.Process.Pid }
+
+// DaemonEnded is closed when the daemon's process has ended.
+func (s *Site) DaemonEnded() <-chan struct{} { return s.daemon.ended }
+
+// KillDaemon ends the daemon without a chance to do anything.
+func (s *Site) KillDaemon() error { return s.daemon.end(syscall.SIGKILL) }
+
+// StopDaemon asks the daemon to end and waits for it.
+func (s *Site) StopDaemon() error { return s.daemon.end(syscall.SIGTERM) }
+
+// CLI runs vpssnap on this site.
+func (s *Site) CLI(ctx context.Context, args ...string) (stdout, stderr string, code int) {
+	cmd := exec.CommandContext(ctx, filepath.Join(s.options.BinDir, "vpssnap"), append([]string{"--socket", s.Socket()}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	case err != nil:
+		return "", err.Error(), -1
+	}
+	return out.String(), errs.String(), code
+}
+
+// OurFiles returns the files of snapshots beside the images.
+func (s *Site) OurFiles() ([]string, error) {
+	entries, err := os.ReadDir(s.Lab.ImageDir())
+	var names []string
+	for _, e := range entries {
+		if strings.Contains(e.Name(), ".vpssnap-") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// Close ends the daemon, the guests and libvirtd.
+func (s *Site) Close() error {
+	var err error
+	if s.daemon != nil {
+		err = s.daemon.end(syscall.SIGTERM)
+	}
+	return errors.Join(err, s.Lab.Close())
+}
+
+// process is a child that dies with us.
+type process struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+	err   error
+}
+
+// start starts cmd from a thread that lives as long as the child: the kernel
+// sends Pdeathsig when the thread that started the child ends.
+func start(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, ended: make(chan struct{})}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.ended)
+		}
+	}()
+	return p, <-started
+}
+
+// end sends a signal and waits; having ended already is no error.
+func (p *process) end(sig syscall.Signal) error {
+	select {
+	case <-p.ended:
+		return nil
+	default:
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.ended
+	return nil
+}
