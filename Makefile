@@ -1,0 +1,48 @@
+# make demo          the main job on a real VPS (KEEP=1 leaves it up)
+# make test          everything that CI runs
+# make build         the programs, into build/
+# make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
+# make generate      api/*.gen.go anew from api/openapi.yaml
+# make lint          golangci-lint, which is slow to build the first time
+
+PREFIX  ?= /usr
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+GO      ?= go
+
+.PHONY: demo test unit build install generate lint deps clean
+
+build: deps
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/ ./cmd/...
+
+demo: build
+	build/vpssnap-demo -bin build $(if $(KEEP),-keep)
+
+# What the packages need that need neither libvirt nor root.
+UNIT := ./api/... ./daemon/... ./hypervisor ./hypervisor/fake ./hypervisor/hypervisortest ./cmd/vpssnap ./systemd
+
+test: deps
+	@test -z "$$(gofmt -l api cmd daemon hypervisor systemd)" || { gofmt -l api cmd daemon hypervisor systemd; echo 'not gofmt-ed'; exit 1; }
+	$(GO) vet ./...
+	$(GO) test -count=1 -timeout 20m ./...
+
+unit:
+	$(GO) test -count=1 $(UNIT)
+
+generate:
+	$(GO) generate ./api
+
+lint:
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run
+
+deps:
+	@packaging/install-deps
+
+install: build
+	install -D -m 0755 build/vpssnapd $(DESTDIR)$(PREFIX)/sbin/vpssnapd
+	install -D -m 0755 build/vpssnap $(DESTDIR)$(PREFIX)/bin/vpssnap
+	install -D -m 0644 systemd/vpssnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vpssnapd.service
+	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
+
+clean:
+	rm -rf build
