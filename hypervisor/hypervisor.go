@@ -58,24 +58,28 @@ type Domains interface {
 
 	// StartMerge begins to copy Top into Base while the guest runs (active or
 	// paused). ErrBusy when the disk has a job already, ErrOff when the domain
-	// is not active, ErrDenied when host confinement forbids writing the base.
+	// is not active, ErrReplaced when the disk does not use these layers, ErrDenied
+	// when host confinement forbids writing the base.
 	StartMerge(ctx context.Context, id string, m Merge) error
 	// MergeJob reads the job of one disk. No job, as when the domain is off, is
 	// Job{}, not an error.
 	MergeJob(ctx context.Context, id, target string) (Job, error)
 	// Pivot makes the guest use the base of a Ready merge. ErrNotReady when
-	// the job is not ready; the job and the overlay are then left as they are.
+	// the job is not ready, or there is none; the job and the overlay are then
+	// left as they are.
 	Pivot(ctx context.Context, id, target string) error
-	// AbortMerge ends a job; the overlay stays complete. No job is no error.
+	// AbortMerge ends a merge; the overlay stays complete. No job is no error, a
+	// Foreign one ErrBusy.
 	AbortMerge(ctx context.Context, id, target string) error
 
 	// PointDisks rewrites the named disks' sources in the persistent definition
 	// (all else, secrets included, is kept) and makes the definition durable,
 	// directory included. What it stated of the layers below a named disk is
 	// dropped: the image headers are the authority then. ErrPersistence when it
-	// cannot be saved.
+	// cannot be saved, or the domain is transient and has none.
 	PointDisks(ctx context.Context, id string, disks []DiskSource) error
 	// SyncDefinition makes the persistent definition durable, directory included.
+	// ErrPersistence when it cannot, or the domain is transient.
 	SyncDefinition(ctx context.Context, id string) error
 	// SetMetadata stores our XML element in the domain's definition (live and
 	// persistent); "" removes it.
@@ -88,7 +92,8 @@ type Domains interface {
 	// PowerOff ends the QEMU process and returns when it is gone; off already is no error.
 	PowerOff(ctx context.Context, id string) error
 	// Start boots the domain, ignoring and removing any managed save image; active already is
-	// no error. With paused its processors stay stopped.
+	// no error. With paused its processors stay stopped. ErrBusy when another
+	// process holds an image of the domain.
 	Start(ctx context.Context, id string, paused bool) error
 	// RemoveManagedSave removes the memory image that a start would resume; none is no error.
 	RemoveManagedSave(ctx context.Context, id string) error

@@ -2,13 +2,20 @@ package fake
 
 import (
 	"context"
+	"fmt"
 
 	"vpssnapd/hypervisor"
 )
 
+// errTransient: there is no persistent definition to change.
+var errTransient = fmt.Errorf("%w: the domain is transient", hypervisor.ErrPersistence)
+
 // PointDisks rewrites the named disks' sources in the persistent definition.
 func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.DiskSource) error {
 	return h.call(ctx, "PointDisks", id, func(d *domain) error {
+		if !d.Persistent {
+			return errTransient
+		}
 		for _, s := range disks {
 			disk, err := find(d.PersistentDisks, s.Target)
 			if err != nil {
@@ -24,13 +31,20 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 
 // SyncDefinition has nothing to do: a fake host never loses power.
 func (h *Host) SyncDefinition(ctx context.Context, id string) error {
-	return h.call(ctx, "SyncDefinition", id, func(*domain) error { return nil })
+	return h.call(ctx, "SyncDefinition", id, func(d *domain) error {
+		if !d.Persistent {
+			return errTransient
+		}
+		return nil
+	})
 }
 
 // SetMetadata stores our XML element; "" removes it.
 func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
 	return h.call(ctx, "SetMetadata", id, func(d *domain) error {
-		d.Metadata = xml
+		if d.Persistent {
+			d.Metadata = xml
+		}
 		return nil
 	})
 }

@@ -47,8 +47,8 @@ func (h *Host) emit(events []hypervisor.Event) {
 // Events delivers what happens on the host.
 func (h *Host) Events() <-chan hypervisor.Event { return h.queue.out }
 
-// queue holds events for a slow consumer. An event like one that still waits
-// takes its place at the end, so the last word on a subject stays the last.
+// queue holds events for a slow consumer. Of events alike one waits, at its
+// place; one about the connection at the end, so that the last word is true.
 type queue struct {
 	out  chan hypervisor.Event
 	done chan struct{}
@@ -69,10 +69,14 @@ func newQueue() *queue {
 }
 
 func (q *queue) put(e hypervisor.Event) {
+	alike := func(p hypervisor.Event) bool { return p.Kind == e.Kind && p.Domain == e.Domain }
 	q.mu.Lock()
-	q.pending = append(slices.DeleteFunc(q.pending, func(p hypervisor.Event) bool {
-		return p.Kind == e.Kind && p.Domain == e.Domain
-	}), e)
+	if e.Domain == "" {
+		q.pending = slices.DeleteFunc(q.pending, alike)
+	}
+	if !slices.ContainsFunc(q.pending, alike) {
+		q.pending = append(q.pending, e)
+	}
 	q.mu.Unlock()
 	select {
 	case q.more <- struct{}{}:

@@ -166,7 +166,7 @@ func (h *Host) ManagedSave(id string) error {
 }
 
 // ForeignJob starts a block job that is not a merge, such as a backup.
-// AbortMerge ends it.
+// FailMerge ends it.
 func (h *Host) ForeignJob(id, target string) error {
 	return h.update(id, func(d *domain) error {
 		if _, err := d.live(target); err != nil {
@@ -190,7 +190,7 @@ func (h *Host) FinishMerge(id, target string) error {
 	})
 }
 
-// FailMerge ends a merge as an error in the base does: the overlay stays whole.
+// FailMerge ends a job, a merge as an error in the base does: the overlay stays whole.
 func (h *Host) FailMerge(id, target string) error {
 	return h.update(id, func(d *domain) error {
 		delete(d.Jobs, target)

@@ -69,7 +69,7 @@ func span(disk *hypervisor.Disk, m hypervisor.Merge) ([]hypervisor.Layer, error)
 	top := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
 	base := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
 	if top < 0 || base <= top || m.Active != (top == 0) {
-		return nil, fmt.Errorf("disk %s has no such layers to merge", m.Target)
+		return nil, fmt.Errorf("%w: %s uses %v", hypervisor.ErrReplaced, m.Target, chain)
 	}
 	return chain[top : base+1], nil
 }
@@ -142,9 +142,9 @@ func dropLayers(disk *hypervisor.Disk, m hypervisor.Merge, header bool) error {
 func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job, error) {
 	var seen hypervisor.Job
 	err := h.call(ctx, "MergeJob", id, func(d *domain) error {
-		j, ok := d.Jobs[target]
-		if !ok {
-			return nil
+		j, found, err := d.job(target)
+		if err != nil || !found {
+			return err
 		}
 		seen = hypervisor.Job{Found: true, Ready: j.Ready, Foreign: j.Foreign, Total: j.Total}
 		switch {
@@ -166,6 +166,15 @@ func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job,
 	return seen, nil
 }
 
+// job returns the job of a disk; a domain that is off has none.
+func (d *domain) job(target string) (j job, found bool, err error) {
+	if d.active() {
+		_, err = d.live(target)
+	}
+	j, found = d.Jobs[target]
+	return j, found, err
+}
+
 // Pivot makes the guest use the base of a ready merge.
 func (h *Host) Pivot(ctx context.Context, id, target string) error {
 	if err := h.pivot(ctx, id, target); err != nil {
@@ -181,13 +190,16 @@ func (h *Host) pivot(ctx context.Context, id, target string) error {
 	var pivoted hypervisor.Disk
 	var top string
 	err := h.update(id, func(d *domain) error {
-		disk, err := d.live(target)
+		j, _, err := d.job(target)
 		if err != nil {
 			return err
 		}
-		j := d.Jobs[target]
 		if !j.Ready {
 			return hypervisor.ErrNotReady
+		}
+		disk, err := d.live(target)
+		if err != nil {
+			return err
 		}
 		span, err := span(disk, j.Merge)
 		if err != nil {
@@ -232,10 +244,15 @@ func (h *Host) pivot(ctx context.Context, id, target string) error {
 // AbortMerge ends a job; what it wrote stays in the base.
 func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
 	return h.call(ctx, "AbortMerge", id, func(d *domain) error {
-		if _, ok := d.Jobs[target]; ok {
-			delete(d.Jobs, target)
-			d.tell(hypervisor.EventJob)
+		j, found, err := d.job(target)
+		switch {
+		case err != nil || !found:
+			return err
+		case j.Foreign:
+			return fmt.Errorf("%w: the job is somebody else's", hypervisor.ErrBusy)
 		}
+		delete(d.Jobs, target)
+		d.tell(hypervisor.EventJob)
 		return nil
 	})
 }

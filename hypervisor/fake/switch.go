@@ -51,7 +51,12 @@ func (h *Host) switchToOverlays(ctx context.Context, id string, disks []hypervis
 	if err := h.reach(ctx, "SwitchToOverlays.half", id); err != nil {
 		return err
 	}
-	err = h.update(id, func(d *domain) error { return d.saveOverlays(before, disks) })
+	err = h.update(id, func(d *domain) error {
+		if !d.active() {
+			d.tell(hypervisor.EventDefined)
+		}
+		return d.saveOverlays(before, disks)
+	})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ var power = []test{
 	{"Start ignores a managed save", startIgnoresManagedSave},
 	{"RemoveManagedSave may be repeated", removeManagedSave},
 	{"Start without an image fails", startWithoutImage},
+	{"Start is refused while another guest reads the image", startBusy},
 	{"A transient domain is gone when it ends", transientEnds},
 }
 
@@ -93,6 +94,17 @@ func startWithoutImage(s *suite) {
 	g.inState(hypervisor.Off)
 }
 
+func startBusy(s *suite) {
+	g, golden := s.clone()
+	g.start()
+	s.is(s.host().Start(s.ctx, golden.id, false), hypervisor.ErrBusy)
+	golden.inState(hypervisor.Off)
+	g.check()
+	g.off()
+	golden.start()
+	golden.check()
+}
+
 func transientEnds(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -101,6 +113,12 @@ func transientEnds(s *suite) {
 	s.await(mark, hypervisor.EventUndefined, g.id)
 	if d := g.domain(); d.Persistent || len(d.PersistentDisks) != 0 || len(d.Disks) != 1 {
 		s.Fatalf("got %+v", d)
+	}
+	sources := []hypervisor.DiskSource{{Target: "vda", Path: g.disk("vda").Path, Format: "qcow2"}}
+	s.is(s.host().PointDisks(s.ctx, g.id, sources), hypervisor.ErrPersistence)
+	s.is(s.host().SyncDefinition(s.ctx, g.id), hypervisor.ErrPersistence)
+	if g.domain().Persistent {
+		s.Fatal("the transient domain became persistent")
 	}
 	g.off()
 	g.gone = true

@@ -145,6 +145,10 @@ func unknownIsNotFound(s *suite) {
 	g.start()
 	s.is(h.SwitchToOverlays(ctx, g.id, []hypervisor.DiskSwitch{{Target: "vdz", Overlay: g.path("none")}}), hypervisor.ErrNotFound)
 	s.is(h.StartMerge(ctx, g.id, hypervisor.Merge{Target: "vdz", Top: "/a", Base: "/b", Active: true}), hypervisor.ErrNotFound)
+	_, err := h.MergeJob(ctx, g.id, "vdz")
+	s.is(err, hypervisor.ErrNotFound)
+	s.is(h.Pivot(ctx, g.id, "vdz"), hypervisor.ErrNotFound)
+	s.is(h.AbortMerge(ctx, g.id, "vdz"), hypervisor.ErrNotFound)
 	sources[0].Target = "vdz"
 	s.is(h.PointDisks(ctx, g.id, sources), hypervisor.ErrNotFound)
 	g.check()
