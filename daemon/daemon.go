@@ -71,6 +71,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	c.Host = withFailpoints(c.Host)
 	lock, err := lockState(c.StateDir)
 	if err != nil {
 		return nil, err

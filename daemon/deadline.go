@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 )
@@ -56,6 +57,7 @@ func (d *Daemon) deadlinesChanged() {
 
 // meetDeadlines does everything that is due.
 func (d *Daemon) meetDeadlines(ctx context.Context) {
+	ctx = failpoint.Within(ctx, "daemon", "expiry")
 	now := d.now()
 	options, err := d.store.OpenOptions(ctx)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -22,7 +23,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 		return err
 	}
 	// Guests first: nobody may stand frozen or suspended longer than it takes to get here.
-	if err := d.keepPromises(ctx, ops); err != nil {
+	if err := d.keepPromises(failpoint.Within(ctx, "daemon", "recover"), ops); err != nil {
 		return err
 	}
 	for _, op := range ops {

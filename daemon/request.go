@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -107,7 +108,7 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	if err := r.check(dom, rec, &op); err != nil {
 		return op, err
 	}
-	err = d.store.Write(ctx, func(tx *store.Tx) error {
+	err = d.store.Write(failpoint.Within(ctx, string(op.Kind), "request"), func(tx *store.Tx) error {
 		if err := tx.InsertOperation(ctx, op); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 )
@@ -186,6 +187,7 @@ const maxTries = 6
 
 // work runs the operation to its end, to an operator, or to the runner's stop.
 func (r *Run) work(ctx context.Context) {
+	ctx = failpoint.Within(ctx, string(r.Op.Kind), "run")
 	plan, err := r.runner.Plan(r.Op)
 	if err != nil {
 		r.finish(ctx, vps.StatusNeedsAttention, err)
@@ -224,7 +226,7 @@ func (r *Run) forward(ctx context.Context, plan Plan, at int) {
 		r.enter(at, len(plan))
 		err := r.do(ctx, plan[at])
 		if err == nil {
-			err = r.advance(ctx, plan, at)
+			err = r.advance(failpoint.Within(ctx, string(r.Op.Kind), plan[at].Name), plan, at)
 		}
 		verdict, back := verdictOf(err)
 		switch {
@@ -264,6 +266,7 @@ func (r *Run) forward(ctx context.Context, plan Plan, at int) {
 
 // do runs one step. A step that can be cancelled is interrupted by a cancel.
 func (r *Run) do(ctx context.Context, s Step) error {
+	ctx = failpoint.Within(ctx, string(r.Op.Kind), s.Name)
 	if s.Irrevocable || r.Op.Irrevocable {
 		return s.Do(ctx, r)
 	}
@@ -342,7 +345,7 @@ func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
 	}
 	for try := 0; at >= 0; {
 		if undo := plan[at].Undo; undo != nil {
-			if err := undo(ctx, r); err != nil {
+			if err := undo(failpoint.Within(ctx, string(r.Op.Kind), "undo_"+plan[at].Name), r); err != nil {
 				if ctx.Err() != nil {
 					return
 				}

@@ -22,6 +22,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/vps"
 )
 
@@ -148,7 +149,7 @@ func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
 	if err := do(&Tx{queries: queries{tx}, tx: tx}); err != nil {
 		return plain(err)
 	}
-	return plain(tx.Commit())
+	return plain(failpoint.Around(ctx, "commit", tx.Commit))
 }
 
 // plain gives SQLite's errors the code that a caller may read, told apart by

@@ -50,8 +50,9 @@ var ours = []struct {
 	because string
 }{
 	{"vpssnapd/daemon/vps", nil, "the nouns are everybody's, so they depend on nobody"},
-	{"vpssnapd/daemon/store", []string{"vpssnapd/daemon/vps"}, "the record knows the nouns, not what is done with them"},
-	{"vpssnapd/daemon/operation", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/store"}, "the runner knows no step's meaning"},
+	{"vpssnapd/daemon/failpoint", nil, "every part of the daemon has points"},
+	{"vpssnapd/daemon/store", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/failpoint"}, "the record knows the nouns, not what is done with them"},
+	{"vpssnapd/daemon/operation", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/store", "vpssnapd/daemon/failpoint"}, "the runner knows no step's meaning"},
 	{"vpssnapd/daemon", []string{"vpssnapd/daemon/...", "vpssnapd/hypervisor"}, "the product speaks to a host through the interface only"},
 	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
