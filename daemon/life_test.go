@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -137,6 +138,9 @@ func TestRefusals(t *testing.T) {
 	for _, confirm := range []string{"", "000000000000"} {
 		_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: confirm}, operator)
 		w.refuses(vps.CodeConfirmationRequired, err)
+		if !strings.Contains(err.Error(), "the restore can be undone for 1 hour") {
+			t.Errorf("what is asked to be confirmed: %v", err)
+		}
 	}
 
 	poor, err := w.host.Define("poor", hypervisor.Disk{Target: "vda", SizeBytes: mib})

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -68,14 +70,32 @@ func (d *Daemon) confirmed(ctx context.Context, dom hypervisor.Domain, snap vps.
 	if confirm == snap.ID {
 		return nil
 	}
-	why := "the restore was not confirmed"
+	why := "a restore must be confirmed"
 	if confirm != "" {
 		why = "the confirmation names another snapshot"
 	}
 	return vps.Errorf(vps.CodeConfirmationRequired,
-		"%s: everything that %s has written since %s (about %d bytes) would be taken back, and the VPS would be stopped for a moment",
-		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), d.deltaBytes(ctx, snap)).
+		"%s: everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
+		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.UndoKeep)).
 		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
+}
+
+// undoable says for how long a restore can be undone.
+func undoable(keep time.Duration) string {
+	n, unit := int(keep.Seconds()), "second"
+	if n <= 0 {
+		return "cannot be undone"
+	}
+	for _, larger := range []string{"minute", "hour"} {
+		if n%60 != 0 {
+			break
+		}
+		n, unit = n/60, larger
+	}
+	if n > 1 {
+		unit += "s"
+	}
+	return fmt.Sprintf("can be undone for %d %s", n, unit)
 }
 
 // checkRestorable makes sure that everything a restore needs is there and ours.
