@@ -178,6 +178,11 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) error {
 	if dom.State == hypervisor.Off {
 		return d.pivotedOff(ctx, r, dom, snap)
 	}
+	if !dom.Persistent {
+		// Before the guest is suspended: it could not be let go again.
+		return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks", dom.Name).
+			WithRemedy("define %s again (virsh define), then resume the operation", dom.Name))
+	}
 	if err := d.suspendForPivot(ctx, r, dom); err != nil {
 		return err
 	}
