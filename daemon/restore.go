@@ -70,12 +70,12 @@ func (d *Daemon) confirmed(ctx context.Context, dom hypervisor.Domain, snap vps.
 	if confirm == snap.ID {
 		return nil
 	}
-	why := "a restore must be confirmed"
+	why := ""
 	if confirm != "" {
-		why = "the confirmation names another snapshot"
+		why = "the confirmation names another snapshot: "
 	}
 	return vps.Errorf(vps.CodeConfirmationRequired,
-		"%s: everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
+		"%severything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
 		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.UndoKeep)).
 		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
 }

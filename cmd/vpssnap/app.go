@@ -123,14 +123,19 @@ func (a *app) token() (string, error) {
 	return token, nil
 }
 
-// action is the RunE of a command that asks the daemon.
+// action is the RunE of a command that asks the daemon. Its first argument, if
+// there is one, is what an error's remedy is about.
 func (a *app) action(do func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		return do(cmd.Context(), c, args)
+		err = do(cmd.Context(), c, args)
+		if len(args) > 0 {
+			err = withCommands(err, args[0])
+		}
+		return err
 	}
 }
 

@@ -202,6 +202,23 @@ func outcomeRemedy(op api.Operation) []string {
 	return lines
 }
 
+// withCommands puts our commands in the place of the API's calls.
+func withCommands(err error, ref string) error {
+	var refused *client.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	switch refused.Code {
+	case api.CodeOptionRequired:
+		refused.Remedy = "activate the option:  vpssnap option activate " + ref
+	case api.CodeSnapshotExists:
+		refused.Remedy = "delete it:   vpssnap delete " + ref + "\nreplace it:  vpssnap take " + ref + " --replace"
+	case api.CodeOperationInProgress:
+		refused.Remedy = "see how it goes:  vpssnap operations --vps " + ref
+	}
+	return err
+}
+
 func refusedRemedy(e *client.Error) []string {
 	var lines []string
 	if e.Remedy != "" {

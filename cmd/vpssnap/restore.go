@@ -62,7 +62,7 @@ func (a *app) confirmRestore(ctx context.Context, c *client.Client, ref string, 
 	if !errors.As(err, &told) || told.Code != api.CodeConfirmationRequired {
 		return err
 	}
-	fmt.Fprintf(a.stderr, "The snapshot was taken %s (%s). Since then %s were written.\n%s\n",
-		humanize.Time(s.CreatedAt), moment(s.CreatedAt), size(s.DeltaBytes), clean(told.Detail))
+	fmt.Fprintf(a.stderr, "The snapshot was taken %s (%s).\nWhat a restore does: %s.\n",
+		humanize.Time(s.CreatedAt), moment(s.CreatedAt), clean(told.Detail))
 	return a.confirm(ctx, false, "Restore "+ref+"?")
 }

@@ -71,7 +71,7 @@ func snapshotPairs(s api.Snapshot) [][2]string {
 		{"Broken", clean(s.Reason)},
 		{"Description", clean(s.Description)},
 		{"Taken", moment(s.CreatedAt)},
-		{"Consistency", consistency(s.Consistency)},
+		{"Consistency", consistency(s)},
 		{"Size", size(s.SizeBytes)},
 		{"Written since", size(s.DeltaBytes)},
 	}

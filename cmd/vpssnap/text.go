@@ -24,7 +24,7 @@ func clean(s string) string {
 
 func size(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) }
 
-func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04 MST") }
+func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
 // momentOr prints a time that may be missing.
 func momentOr(t *time.Time, otherwise string) string {
@@ -79,14 +79,14 @@ func kindName(k api.OperationKind) string {
 }
 
 // consistency says what a snapshot promises.
-func consistency(c api.Consistency) string {
-	switch c {
+func consistency(s api.Snapshot) string {
+	switch s.Consistency {
 	case api.ConsistencyFilesystem:
-		return "filesystem (the guest froze its file systems)"
+		return fmt.Sprintf("filesystem (the guest froze its file systems for %d ms)", s.FreezeMS)
 	case api.ConsistencyCrash:
 		return "crash (as after a power cut)"
 	case api.ConsistencyOffline:
 		return "offline (the VPS was off)"
 	}
-	return string(c)
+	return string(s.Consistency)
 }

@@ -75,7 +75,7 @@ func (a *app) lines() func(api.Operation) {
 	last := ""
 	return func(op api.Operation) {
 		key := fmt.Sprint(op.Status, op.Step, op.Progress.Percent/10)
-		if key == last || client.Ended(op) {
+		if key == last || op.Step == "" || client.Ended(op) {
 			return
 		}
 		last = key
@@ -96,9 +96,40 @@ func standing(op api.Operation) string {
 	return s
 }
 
+// steps says in words what an operation is at.
+var steps = map[string]string{
+	"overlays":   "making overlays",
+	"switch":     "switching the disks to the overlays",
+	"verify":     "checking the disks",
+	"metadata":   "noting the snapshot in the VPS's definition",
+	"old_merge":  "merging the replaced snapshot",
+	"old_settle": "writing the VPS's definition",
+	"old_unlink": "removing the replaced snapshot's files",
+
+	"spares":     "preparing the disks",
+	"stop":       "stopping the VPS",
+	"exchange":   "exchanging the disks",
+	"definition": "checking the VPS's definition",
+	"start":      "starting the VPS",
+	"answer":     "waiting for the guest to answer",
+	"tidy":       "tidying up",
+
+	"queue":    "waiting for other merges",
+	"end_undo": "giving up the undo of the last restore",
+	"merge":    "merging the disks",
+	"pivot":    "switching the VPS to the merged disks",
+	"settle":   "writing the VPS's definition",
+	"resume":   "letting the VPS go on",
+	"unlink":   "removing the snapshot's files",
+}
+
+// stepName names the step, in its own name if this version has no words for it.
 func stepName(op api.Operation) string {
-	if op.Step == "" {
-		return string(op.Status)
+	switch words, ok := steps[op.Step]; {
+	case op.Step == "":
+		return "about to begin"
+	case ok:
+		return words
 	}
 	return clean(op.Step)
 }
