@@ -77,12 +77,16 @@ func demo(ctx context.Context, bin string, keep bool) (err error) {
 	if err := p.perform(ctx, scenes); err != nil {
 		return err
 	}
-	if keep {
-		p.keepUp(ctx)
-	}
-	if err := p.perform(context.WithoutCancel(ctx), closing); err != nil {
-		return err
+	// Cleaning up is not to be interrupted.
+	end := context.WithoutCancel(ctx)
+	if !keep {
+		if err := p.perform(end, closing); err != nil {
+			return err
+		}
+		p.summary()
+		return nil
 	}
 	p.summary()
-	return nil
+	p.keepUp(ctx)
+	return p.perform(end, closing)
 }

@@ -30,13 +30,6 @@ func (p *play) qemuPID() int {
 	return pid
 }
 
-// processes are those that must be gone at the end.
-func (p *play) processes() []int {
-	libvirtd, err := p.site.Lab.LibvirtdPID()
-	p.check(err)
-	return []int{p.site.DaemonPID(), libvirtd, p.qemuPID()}
-}
-
 // current is the snapshot as the API tells it.
 func (p *play) current() api.Snapshot {
 	if p.err != nil {

@@ -43,6 +43,7 @@ type play struct {
 	proofs  []string
 
 	// What later scenes compare with.
+	libvirtd     int    // its process
 	qemu         int    // the process that runs the VPS
 	image        string // the VPS's disk without a snapshot
 	snapshot     string // its id
@@ -158,6 +159,9 @@ func (p *play) dialogue(code int, keys *keyboard, args ...string) string {
 		return ""
 	}
 	got := cmd.ProcessState.ExitCode()
+	if got != 0 {
+		p.note("exit code %d", got)
+	}
 	p.expect(got == code, "%s ended with exit code %d, expected %d", line, got, code)
 	return printed.String()
 }

@@ -11,13 +11,14 @@ import (
 	"strings"
 )
 
-// rest calls the API over the socket, shows the answer, and expects its status.
+// rest calls the API over the socket as curl would, which need not be installed;
+// it shows the answer and expects its status.
 func (p *play) rest(status int, method, path, body string) string {
 	if p.err != nil {
 		return ""
 	}
-	line := fmt.Sprintf("curl --unix-socket $VPSSNAP_SOCKET -X %s http://vpssnapd%s", method, path)
-	if body != "" {
+	line := "curl --unix-socket $VPSSNAP_SOCKET http://vpssnapd" + path
+	if method == http.MethodPost {
 		line += " --json '" + body + "'"
 	}
 	p.prompt("$ ", line)
@@ -28,7 +29,7 @@ func (p *play) rest(status int, method, path, body string) string {
 	}
 	var pretty bytes.Buffer
 	p.check(json.Indent(&pretty, bytes.TrimSpace(answer), "", "  "))
-	fmt.Fprintf(p.out, "%d %s\n%s\n", got, http.StatusText(got), &pretty)
+	fmt.Fprintf(p.out, "HTTP %d %s\n%s\n", got, http.StatusText(got), &pretty)
 	p.expect(got == status, "%s %s was answered with %d, expected %d", method, path, got, status)
 	return pretty.String()
 }

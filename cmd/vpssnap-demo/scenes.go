@@ -51,6 +51,8 @@ func (p *play) open() {
 	if p.check(err); p.err != nil {
 		return
 	}
+	p.libvirtd, err = s.Lab.LibvirtdPID()
+	p.check(err)
 	p.shell(0, "virsh", "version")
 	p.says(p.vpssnap(0, "host"), "Connected to libvirt")
 }
@@ -74,7 +76,7 @@ func (p *play) boot() {
 
 func (p *play) refuseWithoutOption() {
 	p.says(p.vpssnap(4, "take", guest), "no active snapshot option")
-	p.prove("a take without an active option is refused, with exit code 4")
+	p.prove("a take without an active option is refused")
 }
 
 func (p *play) activate() {
@@ -94,17 +96,17 @@ func (p *play) take() {
 	p.goesOnAfter("take", before)
 	p.says(printed, "the snapshot was taken")
 	p.says(p.vpssnap(0, "show", guest), "before the upgrade", "filesystem")
-	p.expect(p.blocks() != p.image, "the VPS still writes into %s", p.image)
 	s := p.current()
 	p.snapshot = s.ID
-	p.prove("taken %s, consistency %q: the guest's file systems stood frozen for %d ms",
-		s.CreatedAt.Local().Format("15:04:05"), s.Consistency, s.FreezeMS)
 	p.expect(s.Consistency == api.ConsistencyFilesystem, "the guest was not frozen")
+	p.prove("it was taken %s with consistency %q: the guest's file systems stood frozen for %d ms",
+		s.CreatedAt.Local().Format("2006-01-02 15:04:05 MST"), s.Consistency, s.FreezeMS)
+	p.expect(p.blocks() != p.image, "the VPS still writes into %s", p.image)
 }
 
 func (p *play) refuseSecond() {
 	p.says(p.vpssnap(4, "take", guest), "has a snapshot already")
-	p.prove("a second take is refused, with exit code 4")
+	p.prove("a second take is refused")
 }
 
 func (p *play) destroy() {
@@ -120,6 +122,7 @@ func (p *play) askByREST() {
 	p.says(p.rest(200, "GET", path, ""), p.snapshot, `"state": "available"`)
 	printed := p.rest(422, "POST", path+"/restore", "{}")
 	p.says(printed, "confirmation_required", "can be undone", p.snapshot)
+	p.expect(p.qemuPID() == p.qemu, "the VPS was restarted")
 	p.prove("a restore that was not confirmed does nothing but say what would be lost")
 }
 
@@ -160,7 +163,7 @@ func (p *play) journal() {
 }
 
 func (p *play) cleanUp() {
-	pids := p.processes()
+	pids := []int{p.site.DaemonPID(), p.libvirtd, p.qemu}
 	dir := p.site.Lab.Dir()
 	p.check(p.close())
 	for _, pid := range pids {
