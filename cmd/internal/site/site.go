@@ -29,6 +29,8 @@ type Options struct {
 	// Config is added to the daemon's configuration, as TOML sections [snapshot]
 	// and [offer].
 	Config string
+	// Env, when set, is added to the daemon's environment at each start.
+	Env func() []string
 	// Wrap is put before the daemon's command line, as in strace.
 	Wrap []string
 }
@@ -107,6 +109,9 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 	args := append(append([]string{}, s.options.Wrap...), filepath.Join(s.options.BinDir, "vpssnapd"), "-config", s.ConfigFile())
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if s.options.Env != nil {
+		cmd.Env = append(os.Environ(), s.options.Env()...)
+	}
 	if s.daemon, err = start(cmd); err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
