@@ -274,7 +274,8 @@ type Image struct {
 	InternalSnapshots int
 	// Bitmaps counts persistent dirty bitmaps.
 	Bitmaps int
-	// Dirty says that the header has the corrupt or dirty flag set.
+	// Corrupt says that the header has the corrupt flag set. The dirty flag is not
+	// told: with lazy refcounts a running guest has it set all the time.
 	Corrupt bool
 }
 

@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"libvirt.org/go/libvirt"
@@ -118,81 +119,89 @@ func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
 }
 
 func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
-	records, err := c.GetAllDomainStats(nil, libvirt.DOMAIN_STATS_STATE, 0)
+	domains, err := c.ListAllDomains(0)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		for _, r := range records {
-			_ = r.Domain.Free()
-		}
-	}()
-	flags, err := readFlags(c)
+	defer free(domains)
+	have, err := readGroups(c)
 	if err != nil {
 		return nil, err
 	}
 	var list []hypervisor.Domain
-	for _, r := range records {
-		f, err := flags.factsOf(r)
+	for i := range domains {
+		domain, err := have.describe(&domains[i])
 		if err == nil {
-			var domain hypervisor.Domain
-			if domain, err = describe(r.Domain, f); err == nil {
-				list = append(list, domain)
-			}
-		}
-		if err != nil && !hasCode(err, libvirt.ERR_NO_DOMAIN) {
+			list = append(list, domain)
+		} else if !hasCode(err, libvirt.ERR_NO_DOMAIN) && !errors.Is(err, hypervisor.ErrNotFound) {
 			return nil, err
 		}
 	}
 	return list, nil
 }
 
-// flags are the ids of the domains to which something applies.
-type flags struct{ persistent, autostart, managedSave, snapshots, checkpoints map[string]bool }
+func free(domains []libvirt.Domain) {
+	for i := range domains {
+		_ = domains[i].Free()
+	}
+}
 
-func readFlags(c *libvirt.Connect) (flags, error) {
-	var f flags
+// groups are the ids of the domains to which something applies.
+type groups struct{ active, persistent, autostart, managedSave, snapshots, checkpoints map[string]bool }
+
+func readGroups(c *libvirt.Connect) (groups, error) {
+	var g groups
 	for _, ask := range []struct {
 		answer *map[string]bool
 		flag   libvirt.ConnectListAllDomainsFlags
 	}{
-		{&f.persistent, libvirt.CONNECT_LIST_DOMAINS_PERSISTENT},
-		{&f.autostart, libvirt.CONNECT_LIST_DOMAINS_AUTOSTART},
-		{&f.managedSave, libvirt.CONNECT_LIST_DOMAINS_MANAGEDSAVE},
-		{&f.snapshots, libvirt.CONNECT_LIST_DOMAINS_HAS_SNAPSHOT},
-		{&f.checkpoints, libvirt.CONNECT_LIST_DOMAINS_HAS_CHECKPOINT},
+		{&g.active, libvirt.CONNECT_LIST_DOMAINS_ACTIVE},
+		{&g.persistent, libvirt.CONNECT_LIST_DOMAINS_PERSISTENT},
+		{&g.autostart, libvirt.CONNECT_LIST_DOMAINS_AUTOSTART},
+		{&g.managedSave, libvirt.CONNECT_LIST_DOMAINS_MANAGEDSAVE},
+		{&g.snapshots, libvirt.CONNECT_LIST_DOMAINS_HAS_SNAPSHOT},
+		{&g.checkpoints, libvirt.CONNECT_LIST_DOMAINS_HAS_CHECKPOINT},
 	} {
 		domains, err := c.ListAllDomains(ask.flag)
 		if err != nil {
-			return flags{}, err
+			return groups{}, err
 		}
 		*ask.answer = map[string]bool{}
 		for i := range domains {
 			if id, err := domains[i].GetUUIDString(); err == nil {
 				(*ask.answer)[id] = true
 			}
-			_ = domains[i].Free()
 		}
+		free(domains)
 	}
-	return f, nil
+	return g, nil
 }
 
-// factsOf puts together what is known of one domain of the list.
-func (s flags) factsOf(r libvirt.DomainStats) (f facts, err error) {
-	if f.name, err = r.Domain.GetName(); err != nil {
-		return f, err
+// describe puts together what is known of one domain of the list.
+func (g groups) describe(d *libvirt.Domain) (hypervisor.Domain, error) {
+	name, err := d.GetName()
+	if err != nil {
+		return hypervisor.Domain{}, err
 	}
-	if f.id, err = r.Domain.GetUUIDString(); err != nil {
-		return f, err
+	id, err := d.GetUUIDString()
+	if err != nil {
+		return hypervisor.Domain{}, err
 	}
-	if r.State != nil {
-		f.state, f.reason = r.State.State, r.State.Reason
+	f := facts{
+		id: id, name: name, state: libvirt.DOMAIN_SHUTOFF,
+		persistent: g.persistent[id], autostart: g.autostart[id], managedSave: g.managedSave[id],
 	}
-	f.persistent, f.autostart, f.managedSave = s.persistent[f.id], s.autostart[f.id], s.managedSave[f.id]
-	if s.snapshots[f.id] || s.checkpoints[f.id] {
-		err = countMetadata(r.Domain, &f)
+	if g.active[id] {
+		if f.state, f.reason, err = d.GetState(); err != nil {
+			return hypervisor.Domain{}, err
+		}
 	}
-	return f, err
+	if g.snapshots[id] || g.checkpoints[id] {
+		if err := countMetadata(d, &f); err != nil {
+			return hypervisor.Domain{}, err
+		}
+	}
+	return describe(d, f)
 }
 
 // describe adds to the facts what the XML says.
@@ -250,36 +259,26 @@ func pauseReason(reason libvirt.DomainPausedReason) hypervisor.PauseReason {
 }
 
 // readDefinitions reads the live XML (nil when off) and the persistent one (nil
-// when transient). State and XML are asked for one after the other; when they
-// disagree the domain was started or ended in between, and both are asked again.
+// when transient). State and XML are asked for one after the other: a domain
+// that ended in between is off.
 func readDefinitions(d *libvirt.Domain, f *facts) (live, next *definition, err error) {
-	for {
-		live, next = nil, nil
-		on := f.state != libvirt.DOMAIN_SHUTOFF
-		if on {
-			if live, err = readDefinition(d, 0); err != nil {
-				return nil, nil, err
-			}
-		}
-		if f.persistent {
-			if next, err = readDefinition(d, libvirt.DOMAIN_XML_INACTIVE); err != nil {
-				return nil, nil, err
-			}
-		}
-		active, err := d.IsActive()
-		if err != nil {
+	if f.state != libvirt.DOMAIN_SHUTOFF {
+		if live, err = readDefinition(d, 0); err != nil {
 			return nil, nil, err
 		}
-		if active == on && (live == nil || live.active()) && (live != nil || next != nil) {
-			return live, next, nil
+		if !live.active() {
+			live, f.state = nil, libvirt.DOMAIN_SHUTOFF
 		}
-		if f.persistent, err = d.IsPersistent(); err != nil {
-			return nil, nil, err
-		}
-		if f.state, f.reason, err = d.GetState(); err != nil {
+	}
+	if f.persistent {
+		if next, err = readDefinition(d, libvirt.DOMAIN_XML_INACTIVE); err != nil {
 			return nil, nil, err
 		}
 	}
+	if live == nil && next == nil {
+		return nil, nil, fmt.Errorf("%w: it ended meanwhile", hypervisor.ErrNotFound)
+	}
+	return live, next, nil
 }
 
 // readDefinition reads a domain's XML. It is never logged: with

@@ -46,7 +46,7 @@ var words = []struct {
 	{"Operation not permitted", hypervisor.ErrDenied},
 	{"No space left on device", hypervisor.ErrNoSpace},
 	{"Disk quota exceeded", hypervisor.ErrNoSpace},
-	{"Failed to get ", hypervisor.ErrBusy}, // Failed to get "write" lock
+	{`" lock`, hypervisor.ErrBusy}, // Failed to get shared "write" lock
 	{"No such file or directory", fs.ErrNotExist},
 }
 

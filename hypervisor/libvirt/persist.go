@@ -39,10 +39,27 @@ func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervis
 		}
 		snapshot, err := d.CreateSnapshotXML(text, switchFlags)
 		if err != nil {
-			return err
+			return h.unlessSwitched(d, disks, err)
 		}
 		return snapshot.Free()
 	})
+}
+
+// unlessSwitched drops the error of a switch that has happened: libvirt fails
+// too when the guest writes to the overlays and only the definition could not be
+// saved. SyncDefinition tells of that.
+func (h *Host) unlessSwitched(d *libvirt.Domain, disks []hypervisor.DiskSwitch, failure error) error {
+	live, err := readDefinition(d, 0)
+	if err != nil || !live.active() {
+		return fmt.Errorf("%w: it is unknown whether the disks were switched: %w", hypervisor.ErrUnavailable, errors.Join(failure, err))
+	}
+	for _, s := range disks {
+		if disk := live.disk(s.Target); disk == nil || filePath(disk) != s.Overlay {
+			return failure
+		}
+	}
+	h.log.Warn("libvirt switched disks and then failed", "error", failure)
+	return nil
 }
 
 // switchOff switches the disks of a domain that is off, by its definition. Not

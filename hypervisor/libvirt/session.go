@@ -39,6 +39,7 @@ const (
 type session struct {
 	lines [2]*libvirt.Connect
 	lost  chan struct{} // gets a word from either connection's close callback
+	over  chan struct{} // closed when the session is given up
 	undo  []func() error
 	calls sync.WaitGroup
 }
@@ -115,6 +116,7 @@ func (h *Host) serve(ctx context.Context, s *session) {
 	h.mu.Lock()
 	h.session = nil
 	h.mu.Unlock()
+	close(s.over)
 	h.ended.Go(s.end)
 }
 
@@ -144,7 +146,7 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 }
 
 func (h *Host) dial() (*session, error) {
-	s := &session{lost: make(chan struct{}, 1)}
+	s := &session{lost: make(chan struct{}, 1), over: make(chan struct{})}
 	for i := range s.lines {
 		if err := s.open(h.uri, line(i)); err != nil {
 			s.end()
@@ -210,6 +212,8 @@ func (h *Host) enter() (*session, error) {
 
 // call runs f on one of the connections. A call of libvirt cannot be called off:
 // when ctx ends, the caller goes on and f ends by itself, its outcome unknown.
+// The same when the session is over: of several calls under way when libvirtd
+// hangs, libvirt 9.0 frees only one.
 func call[T any](ctx context.Context, h *Host, which line, f func(*libvirt.Connect) (T, error)) (T, error) {
 	type outcome struct {
 		value T
@@ -232,6 +236,8 @@ func call[T any](ctx context.Context, h *Host, which line, f func(*libvirt.Conne
 	select {
 	case o := <-done:
 		return o.value, o.err
+	case <-s.over:
+		return none, fmt.Errorf("%w: the connection to libvirt was lost", hypervisor.ErrUnavailable)
 	case <-ctx.Done():
 		return none, fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, context.Cause(ctx))
 	}

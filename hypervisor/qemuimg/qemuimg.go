@@ -94,7 +94,7 @@ func classify(what string, err error, text string) error {
 	}{
 		{"No space left on device", hypervisor.ErrNoSpace},
 		{"Disk quota exceeded", hypervisor.ErrNoSpace},
-		{"Failed to get ", hypervisor.ErrBusy}, // Failed to get "write" lock
+		{`" lock`, hypervisor.ErrBusy}, // Failed to get shared "write" lock
 		{"Permission denied", hypervisor.ErrDenied},
 		{"Operation not permitted", hypervisor.ErrDenied},
 		{"Unknown driver", hypervisor.ErrUnsupported},
