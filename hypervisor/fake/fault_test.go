@@ -336,6 +336,26 @@ func TestExchangeUnderAGuestIsFelt(t *testing.T) {
 	}
 }
 
+// TestTornFiles is what a kill in the middle of a write leaves.
+func TestTornFiles(t *testing.T) {
+	v := newVPS(t)
+	for _, path := range []string{v.base, filepath.Join(v.dir, "domains", v.id+".json")} {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		must(t, err)
+		_, err = f.WriteString("\n{\"offset\":40")
+		must(t, errors.Join(err, f.Close()))
+	}
+	v.sees(0, 1)
+	v.write(1, 2)
+	must(t, v.Suspend(v.ctx, v.id))
+	v.reopen()
+	v.sees(0, 1)
+	v.sees(1, 2)
+	if s := v.domain().State; s != hypervisor.Paused {
+		t.Errorf("the VPS is %s", s)
+	}
+}
+
 // TestKilledProcess is the daemon's crash in earnest: a process of its own is
 // killed in the middle of a pivot, and the next one finds all of it.
 func TestKilledProcess(t *testing.T) {

@@ -50,7 +50,7 @@ func readLayer(path, format string) (layer, error) {
 	for line := range bytes.Lines(data) {
 		var r record
 		if json.Unmarshal(line, &r) != nil {
-			break
+			continue
 		}
 		if r.Format != "" {
 			l.header = r
@@ -74,8 +74,8 @@ func appendTo(path string, records ...record) error {
 }
 
 func writeRecords(f *os.File, records []record) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
+	b := bytes.NewBufferString("\n") // whatever was torn before ends here
+	e := json.NewEncoder(b)
 	for _, r := range records {
 		if err := e.Encode(r); err != nil {
 			return err
