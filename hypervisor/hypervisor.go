@@ -9,6 +9,7 @@ package hypervisor
 
 import (
 	"context"
+	"io/fs"
 	"time"
 )
 
@@ -124,6 +125,8 @@ type Images interface {
 	Remove(ctx context.Context, path string, inode uint64) error
 	// Stat reads a file's identity and allocation.
 	Stat(ctx context.Context, path string) (File, error)
+	// Files lists the regular files of a directory, by name.
+	Files(ctx context.Context, dir string) ([]NamedFile, error)
 	// Space reads the file system that holds dir.
 	Space(ctx context.Context, dir string) (Space, error)
 }
@@ -187,6 +190,8 @@ type Domain struct {
 	TPM bool
 	// ForeignSnapshots counts libvirt snapshot objects, which we never make.
 	ForeignSnapshots int
+	// SnapshotNames are the names of the foreign snapshots.
+	SnapshotNames []string
 	// Checkpoints counts libvirt checkpoints (dirty bitmaps).
 	Checkpoints int
 	// Metadata is our XML element as stored in the persistent definition; "" when there is none.
@@ -300,6 +305,14 @@ type File struct {
 	Size      int64
 	Allocated int64
 	Modified  time.Time
+	Mode      fs.FileMode // the permission bits
+	UID       uint32
+}
+
+// NamedFile is an entry of a directory.
+type NamedFile struct {
+	Name  string
+	Inode uint64
 }
 
 // Space is the room on a file system, in bytes, as an unprivileged writer sees it.

@@ -297,6 +297,8 @@ func statFile(path string) (hypervisor.File, error) {
 		Size:      st.Size,
 		Allocated: st.Blocks * 512,
 		Modified:  time.Unix(st.Mtim.Unix()),
+		Mode:      fs.FileMode(st.Mode).Perm(),
+		UID:       st.Uid,
 	}
 	for _, format := range []string{"qcow2", "raw"} {
 		if l, err := readLayer(path, format); err == nil {
@@ -308,6 +310,31 @@ func statFile(path string) (hypervisor.File, error) {
 		}
 	}
 	return file, nil
+}
+
+// Files lists the regular files of a directory.
+func (h *Host) Files(ctx context.Context, dir string) (files []hypervisor.NamedFile, err error) {
+	err = h.image(ctx, "Files", dir, func() error {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if !e.Type().IsRegular() {
+				continue
+			}
+			inode, err := inodeOf(filepath.Join(dir, e.Name()))
+			if err != nil {
+				return err
+			}
+			files = append(files, hypervisor.NamedFile{Name: e.Name(), Inode: inode})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot list %s: %w", dir, err)
+	}
+	return files, nil
 }
 
 // Space reads the file system that holds dir.

@@ -18,6 +18,7 @@ var images = []test{
 	{"Exchange swaps two files", exchange},
 	{"Remove removes only the file that was meant", remove},
 	{"Stat tells what an image holds", statGrows},
+	{"Files lists what lies in a directory", files},
 	{"Space tells the room", space},
 	{"A missing file is told", missing},
 }
@@ -215,4 +216,34 @@ func missing(s *suite) {
 	s.is(err, fs.ErrNotExist)
 	s.must(h.Remove(ctx, gone, 1))
 	g.check()
+}
+
+func files(s *suite) {
+	g := s.written("qcow2")
+	path := g.path("listed")
+	s.must(os.WriteFile(path, nil, 0o600))
+	s.must(os.Chmod(path, 0o640))
+	s.must(os.Mkdir(g.path("directory"), 0o700))
+	s.must(os.Symlink(path, g.path("symlink")))
+	stat, err := s.host().Stat(s.ctx, path)
+	s.must(err)
+	if stat.Mode != 0o640 || int(stat.UID) != os.Getuid() {
+		s.Errorf("the file has mode %v and owner %d", stat.Mode, stat.UID)
+	}
+	list, err := s.host().Files(s.ctx, filepath.Dir(path))
+	s.must(err)
+	found := false
+	for _, f := range list {
+		switch filepath.Join(filepath.Dir(path), f.Name) {
+		case path:
+			found = f.Inode == stat.Inode
+		case g.path("directory"), g.path("symlink"):
+			s.Errorf("%s is listed as a regular file", f.Name)
+		}
+	}
+	if !found {
+		s.Errorf("%s with inode %d is not in %v", path, stat.Inode, list)
+	}
+	_, err = s.host().Files(s.ctx, g.path("none"))
+	s.is(err, fs.ErrNotExist)
 }

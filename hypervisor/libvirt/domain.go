@@ -18,7 +18,7 @@ type facts struct {
 	persistent  bool
 	autostart   bool
 	managedSave bool
-	snapshots   int
+	snapshots   []string
 	checkpoints int
 }
 
@@ -94,7 +94,7 @@ func readFacts(d *libvirt.Domain) (f facts, err error) {
 
 // countMetadata counts the snapshot and checkpoint objects that others made.
 func countMetadata(d *libvirt.Domain, f *facts) (err error) {
-	if f.snapshots, err = d.SnapshotNum(0); err != nil {
+	if f.snapshots, err = d.SnapshotListNames(0); err != nil {
 		return err
 	}
 	checkpoints, err := d.ListAllCheckpoints(0)
@@ -213,7 +213,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	domain := hypervisor.Domain{
 		ID: f.id, Name: f.name, State: states[f.state], Persistent: f.persistent,
 		Autostart: f.autostart, ManagedSave: f.managedSave,
-		ForeignSnapshots: f.snapshots, Checkpoints: f.checkpoints,
+		ForeignSnapshots: len(f.snapshots), SnapshotNames: f.snapshots, Checkpoints: f.checkpoints,
 	}
 	if domain.State == "" {
 		domain.State = hypervisor.Unknown

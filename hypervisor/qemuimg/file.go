@@ -31,7 +31,36 @@ func (i *Images) Stat(_ context.Context, path string) (hypervisor.File, error) {
 		Size:      st.Size,
 		Allocated: st.Blocks * 512,
 		Modified:  time.Unix(st.Mtim.Unix()).UTC(),
+		Mode:      fs.FileMode(st.Mode).Perm(),
+		UID:       st.Uid,
 	}, nil
+}
+
+// Files lists the regular files of a directory. What goes away meanwhile is left out.
+func (i *Images) Files(_ context.Context, dir string) ([]hypervisor.NamedFile, error) {
+	what := fmt.Sprintf("cannot list %q", dir)
+	if err := checkPath(dir); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fileError(what, err)
+	}
+	var files []hypervisor.NamedFile
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		var st unix.Stat_t
+		err := unix.Lstat(filepath.Join(dir, e.Name()), &st)
+		switch {
+		case err == nil:
+			files = append(files, hypervisor.NamedFile{Name: e.Name(), Inode: st.Ino})
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fileError(what, err)
+		}
+	}
+	return files, nil
 }
 
 // Space reads the file system that holds dir.
