@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,8 +40,13 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 	if err := checkNames(path, format); err != nil {
 		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
 	}
-	if _, err := os.Stat(path); err != nil {
+	file, err := os.Stat(path)
+	if err != nil {
 		return hypervisor.Image{}, fileError(what, err)
+	}
+	// Opening a named pipe would wait for its other end.
+	if kind := file.Mode().Type(); kind != 0 && kind != fs.ModeDevice {
+		return hypervisor.Image{}, fmt.Errorf("%s: %w: it is neither a file nor a block device", what, hypervisor.ErrUnsupported)
 	}
 	ctx, cancel := context.WithTimeout(ctx, shortTime)
 	defer cancel()
