@@ -32,6 +32,7 @@ it, open another terminal as root, and there:
 
   vpssnap list
   vpssnap take %[5]s
+  vpssnap restore %[5]s
   curl --unix-socket $VPSSNAP_SOCKET http://vpssnapd/v1/vps/%[5]s
   virsh domblklist %[5]s
   virsh qemu-agent-command %[5]s '{"execute": "guest-info"}'

@@ -25,6 +25,8 @@ const (
 	exitInterrupted = 130
 )
 
+var errInterrupted = errors.New("interrupted")
+
 func main() {
 	lab.Main()
 	os.Exit(run())
@@ -47,14 +49,13 @@ func run() int {
 	context.AfterFunc(ctx, stop)
 
 	err := demo(ctx, *bin, *keep)
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		fmt.Fprintln(os.Stderr, "\nvpssnap-demo: interrupted; everything was cleaned up")
-		return exitInterrupted
 	}
 	fmt.Fprintf(os.Stderr, "\n%s %v\n", text.FgRed.Sprint("vpssnap-demo:"), err)
+	if errors.Is(err, errInterrupted) {
+		return exitInterrupted
+	}
 	return exitFailed
 }
 

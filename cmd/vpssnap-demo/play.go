@@ -77,7 +77,7 @@ func (p *play) perform(ctx context.Context, list []scene) error {
 
 func (p *play) failure(s scene) error {
 	if errors.Is(p.ctx.Err(), context.Canceled) {
-		return context.Canceled
+		return errInterrupted
 	}
 	err := fmt.Errorf("scene %d, %q: %w", p.shown, s.headline, p.err)
 	if p.site != nil {
@@ -159,7 +159,7 @@ func (p *play) dialogue(code int, keys *keyboard, args ...string) string {
 		return ""
 	}
 	got := cmd.ProcessState.ExitCode()
-	if got != 0 {
+	if got > 0 {
 		p.note("exit code %d", got)
 	}
 	p.expect(got == code, "%s ended with exit code %d, expected %d", line, got, code)
