@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,7 @@ type Daemon struct {
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
+	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -93,6 +95,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	d.background(d.watchDeadlines)
+	d.background(d.watchSpace)
 	return d, nil
 }
 

@@ -154,9 +154,12 @@ const (
 type PauseReason string
 
 const (
-	PausedByUser  PauseReason = "user"
-	PausedByIO    PauseReason = "io_error" // werror=stop or enospc
-	PausedByOther PauseReason = "other"
+	PausedByUser PauseReason = "user"
+	// PausedByIO: a disk gave an I/O error (werror=stop).
+	PausedByIO PauseReason = "io_error"
+	// PausedByNoSpace: a disk could not grow; it may run on when there is space.
+	PausedByNoSpace PauseReason = "no_space"
+	PausedByOther   PauseReason = "other"
 )
 
 // AgentState is what is known of the guest agent's channel.

@@ -14,6 +14,8 @@ const (
 	MessageOptionChanged      MessageKind = "option_changed"
 	MessageUndoEnded          MessageKind = "undo_ended"
 	MessageWarning            MessageKind = "warning"
+	// MessageSpace: a file system is filling up, or has room again.
+	MessageSpace MessageKind = "space"
 )
 
 // Message is one line of the journal that customers and operators read. Append-only.

@@ -219,7 +219,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 		domain.State = hypervisor.Unknown
 	}
 	if domain.State == hypervisor.Paused {
-		domain.PauseReason = pauseReason(libvirt.DomainPausedReason(f.reason))
+		domain.PauseReason = pauseReason(d, libvirt.DomainPausedReason(f.reason))
 	}
 	if next != nil {
 		domain.PersistentDisks = next.disks()
@@ -248,14 +248,30 @@ var states = map[libvirt.DomainState]hypervisor.State{
 	libvirt.DOMAIN_PMSUSPENDED: hypervisor.Suspended,
 }
 
-func pauseReason(reason libvirt.DomainPausedReason) hypervisor.PauseReason {
+// pauseReason tells a lack of space from other I/O errors by what libvirt noted
+// of the disks. That note outlives the lack, so alone it would prove nothing.
+func pauseReason(d *libvirt.Domain, reason libvirt.DomainPausedReason) hypervisor.PauseReason {
 	switch reason {
 	case libvirt.DOMAIN_PAUSED_USER:
 		return hypervisor.PausedByUser
 	case libvirt.DOMAIN_PAUSED_IOERROR:
+		if starved(d) {
+			return hypervisor.PausedByNoSpace
+		}
 		return hypervisor.PausedByIO
 	}
 	return hypervisor.PausedByOther
+}
+
+// starved says that every disk with an error ran out of space.
+func starved(d *libvirt.Domain) bool {
+	faulty, err := d.GetDiskErrors(0)
+	for _, disk := range faulty {
+		if disk.Error != libvirt.DOMAIN_DISK_ERROR_NO_SPACE {
+			return false
+		}
+	}
+	return err == nil && len(faulty) > 0
 }
 
 // readDefinitions reads the live XML (nil when off) and the persistent one (nil

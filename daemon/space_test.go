@@ -1,0 +1,88 @@
+package daemon_test
+
+import (
+	"strings"
+	"testing"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// TestHeadroom (row 25): a take is refused below the headroom, with the numbers.
+func TestHeadroom(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	id := w.vps("web1", hypervisor.Running)
+	w.host.SetFree(1<<30 - 1)
+	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	w.refuses(vps.CodeInsufficientSpace, err)
+	for _, number := range []string{"1073741823", "1073741824"} {
+		if !strings.Contains(err.Error(), number) {
+			t.Errorf("%v does not name %s", err, number)
+		}
+	}
+	if left := w.files(); len(left) > 0 {
+		t.Errorf("files made: %v", left)
+	}
+	w.host.SetFree(1 << 30)
+	w.take(id, vps.TakeRequest{})
+}
+
+// TestStarvedGuestRunsOn (row 25): a guest that stopped for lack of space runs on
+// when there is some, one that stopped for another I/O error does not.
+func TestStarvedGuestRunsOn(t *testing.T) {
+	for reason, runs := range map[hypervisor.PauseReason]bool{
+		hypervisor.PausedByNoSpace: true, hypervisor.PausedByIO: false, hypervisor.PausedByUser: false} {
+		w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+		id := w.vps("web1", hypervisor.Running)
+		w.host.SetFree(0)
+		w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.State, d.PauseReason = hypervisor.Paused, reason }))
+		w.eventually("the pause is known", func() bool {
+			v, err := w.daemon.ShowVPS(ctx, id)
+			return err == nil && v.State == vps.StatePaused
+		})
+		w.daemon.LookAtSpace(ctx)
+		if got := w.state(id); got != hypervisor.Paused {
+			t.Errorf("%s: the guest is %s without any space", reason, got)
+		}
+		w.host.SetFree(1 << 30)
+		w.daemon.LookAtSpace(ctx)
+		if got := w.state(id) == hypervisor.Running; got != runs {
+			t.Errorf("%s: running %v with space, want %v", reason, got, runs)
+		}
+	}
+}
+
+// TestSpaceIsTold: crossing a level writes one message, with the forecast.
+func TestSpaceIsTold(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	w.host.SetFree(100 << 30)
+	start := w.now()
+	w.setClock(start)
+	w.vps("web1", hypervisor.Running)
+	said := func() []string {
+		page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageSpace})
+		w.must(err)
+		var texts []string
+		for _, m := range page.Messages {
+			texts = append(texts, m.Text)
+		}
+		return texts
+	}
+	w.daemon.LookAtSpace(ctx)
+	if got := said(); len(got) != 0 {
+		t.Fatalf("messages without need: %v", got)
+	}
+	w.setClock(start.Add(5 * 60e9))
+	w.host.SetFree(90 << 30) // 10 GiB in 5 minutes: full in 45
+	w.daemon.LookAtSpace(ctx)
+	w.daemon.LookAtSpace(ctx)
+	if got := said(); len(got) != 1 || !strings.Contains(got[0], "critical") || !strings.Contains(got[0], "full in 45m") {
+		t.Fatalf("messages: %v", got)
+	}
+	w.setClock(start.Add(60 * 60e9))
+	w.daemon.LookAtSpace(ctx)
+	if got := said(); len(got) != 2 || !strings.Contains(got[0], "ok") {
+		t.Fatalf("messages: %v", got)
+	}
+}
