@@ -18,6 +18,7 @@ type Run struct {
 	runner *Runner
 	staged []func(context.Context, *store.Tx) error
 	again  bool
+	ended  chan struct{} // closed when nobody works on it any more
 
 	mu        sync.Mutex
 	cancel    context.CancelCauseFunc

@@ -59,13 +59,15 @@ func New(c Config) *Runner {
 
 // Close stops all work where it is and waits until it has stopped.
 func (r *Runner) Close() {
+	r.mu.Lock() // not within a Start, which looks at ctx and then adds to wg
 	r.stop()
+	r.mu.Unlock()
 	r.wg.Wait()
 }
 
 // Start begins or takes up an operation that is durable as pending or running.
 func (r *Runner) Start(op vps.Operation) {
-	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning}
+	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning, ended: make(chan struct{})}
 	r.mu.Lock()
 	if r.live[op.ID] != nil || r.ctx.Err() != nil {
 		r.mu.Unlock()
@@ -77,10 +79,11 @@ func (r *Runner) Start(op vps.Operation) {
 	go func() {
 		defer r.wg.Done()
 		run.work(r.ctx)
+		r.Ended(run.Op)
 		r.mu.Lock()
 		delete(r.live, op.ID)
 		r.mu.Unlock()
-		r.Ended(run.Op)
+		close(run.ended)
 		r.wake(op.ID)
 	}()
 }
@@ -101,6 +104,9 @@ func (r *Runner) Cancel(ctx context.Context, id string) error {
 
 // Resume takes up a parked operation at its step.
 func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, error) {
+	if err := r.awaitEnd(ctx, op.ID); err != nil {
+		return op, err
+	}
 	err := r.Store.Write(ctx, func(tx *store.Tx) error {
 		current, err := tx.Operation(ctx, op.ID)
 		if err != nil {
@@ -120,6 +126,23 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, e
 	}
 	r.Start(op)
 	return op, nil
+}
+
+// awaitEnd returns when nobody works on an operation that was seen parked: the
+// run that parked it may still be giving back what it held.
+func (r *Runner) awaitEnd(ctx context.Context, id string) error {
+	r.mu.Lock()
+	run := r.live[id]
+	r.mu.Unlock()
+	if run == nil {
+		return nil
+	}
+	select {
+	case <-run.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Live adds to an operation what only the memory knows: its progress.
@@ -182,7 +205,8 @@ func pause(ctx context.Context, try int) error {
 
 var errInterrupted = errors.New("cancelled on request")
 
-// maxTries is how often a step that may not be undone is tried before an operator is asked.
+// maxTries is how often a step that may not be undone is tried, and how often
+// an operation may go back, before an operator is asked.
 const maxTries = 6
 
 // work runs the operation to its end, to an operator, or to the runner's stop.
@@ -212,7 +236,7 @@ func (r *Run) work(ctx context.Context) {
 func (r *Run) begin(ctx context.Context, plan Plan) bool {
 	now := r.runner.Now()
 	r.Op.StartedAt = &now
-	r.Op.Step = plan[0].Name
+	r.Op.Step, r.Op.Irrevocable = plan[0].Name, plan[0].Irrevocable
 	if err := move(&r.Op, vps.StatusRunning); err != nil {
 		r.runner.Logger.Error("operation not begun", "operation", r.Op.ID, "error", err)
 		return false
@@ -220,48 +244,56 @@ func (r *Run) begin(ctx context.Context, plan Plan) bool {
 	return r.save(ctx, true)
 }
 
+// tries counts, in one run, how often the present step failed and how often the
+// operation went back.
+type tries struct{ step, back int }
+
 // forward does the steps from at on.
 func (r *Run) forward(ctx context.Context, plan Plan, at int) {
-	for try := 0; ; {
+	var t tries
+	for at < len(plan) {
 		r.enter(at, len(plan))
 		err := r.do(ctx, plan[at])
 		if err == nil {
 			err = r.advance(failpoint.Within(ctx, string(r.Op.Kind), plan[at].Name), plan, at)
 		}
-		verdict, back := verdictOf(err)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return // left resumable
-		case err == nil:
-			at, try, r.again = at+1, 0, false
-			if at == len(plan) {
-				return
-			}
+		}
+		if err == nil {
+			at, t.step, r.again = at+1, 0, false
 			continue
-		case verdict == verdictPark:
-			r.finish(ctx, vps.StatusNeedsAttention, err)
-			return
-		case verdict == verdictFail:
-			r.finish(ctx, vps.StatusFailed, err)
-			return
-		case verdict == verdictRollBack, !r.Op.Irrevocable && !r.runner.Unavailable(err):
-			r.rollBack(ctx, plan, at, err)
-			return
-		case verdict == verdictBack:
-			if at = r.goBack(ctx, plan, at, back); at < 0 {
-				return
-			}
-		case try >= maxTries && !r.runner.Unavailable(err):
-			r.finish(ctx, vps.StatusNeedsAttention, err)
+		}
+		r.staged, r.again = nil, true // of a step that is not done nothing is recorded
+		if at = r.failed(ctx, plan, at, err, &t); at < 0 || pause(ctx, max(t.step, t.back)) != nil {
 			return
 		}
-		r.runner.Logger.Warn("step is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
-		r.staged, r.again = nil, true
-		if pause(ctx, try) != nil {
-			return
-		}
-		try++
+		t.step++
 	}
+}
+
+// failed decides what becomes of an operation whose step failed. It returns the
+// step to be tried next, or -1 when this run is over.
+func (r *Run) failed(ctx context.Context, plan Plan, at int, err error, t *tries) int {
+	verdict, back := verdictOf(err)
+	switch {
+	case verdict == verdictFail:
+		r.finish(ctx, vps.StatusFailed, err)
+		return -1
+	case verdict == verdictRollBack, verdict == "" && !r.Op.Irrevocable && !r.runner.Unavailable(err):
+		r.rollBack(ctx, plan, at, err)
+		return -1
+	case verdict == verdictPark, verdict == verdictBack && t.back >= maxTries,
+		verdict == "" && t.step >= maxTries && !r.runner.Unavailable(err):
+		r.finish(ctx, vps.StatusNeedsAttention, err)
+		return -1
+	}
+	r.runner.Logger.Warn("step is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
+	if verdict == verdictBack {
+		t.back++
+		return r.goBack(ctx, plan, at, back)
+	}
+	return at
 }
 
 // do runs one step. A step that can be cancelled is interrupted by a cancel.
