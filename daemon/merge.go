@@ -125,6 +125,10 @@ func (d *Daemon) noRoomToMerge(op vps.Operation, disk vps.SnapshotDisk, free int
 // mergeOff merges the overlays of a VPS that is off. ErrBusy means that somebody
 // started it meanwhile.
 func (d *Daemon) mergeOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {
+	if dom.ManagedSave {
+		return operation.Park(vps.Errorf(vps.CodeVPSChanged, "the memory of %s was saved to disk during the merge; a start would put it on disks that are no longer there", dom.Name).
+			WithRemedy("start %s, or drop the saved memory (virsh managedsave-remove %s), then resume the operation", dom.Name, dom.Name))
+	}
 	for i, disk := range set.snap.Disks {
 		if set.merged(dom, disk) {
 			continue

@@ -35,7 +35,7 @@ func (d *Daemon) Restore(ctx context.Context, ref string, r vps.RestoreRequest, 
 				return err
 			}
 			op.SnapshotID = rec.snapshot.ID
-			return setPlan(op, restoreNotes{Was: dom.State, PauseReason: dom.PauseReason, After: r.PowerAfter})
+			return setPlan(op, restoreNotes{Was: dom.State, PauseReason: dom.PauseReason, Saved: dom.ManagedSave, After: r.PowerAfter})
 		},
 	})
 }
@@ -56,7 +56,7 @@ func (d *Daemon) UndoRestore(ctx context.Context, ref string, actor vps.Actor) (
 				return err
 			}
 			op.SnapshotID = rec.snapshot.ID
-			notes := restoreNotes{Was: dom.State, PauseReason: dom.PauseReason, After: vps.PowerPrevious, NVRAMSpare: rec.snapshot.NVRAMUndo}
+			notes := restoreNotes{Was: dom.State, PauseReason: dom.PauseReason, Saved: dom.ManagedSave, After: vps.PowerPrevious, NVRAMSpare: rec.snapshot.NVRAMUndo}
 			for _, disk := range rec.snapshot.Disks {
 				notes.Spares = append(notes.Spares, spare{Target: disk.Target, Path: disk.Undo, Inode: disk.UndoInode})
 			}
@@ -132,7 +132,9 @@ func (d *Daemon) checkRestorable(ctx context.Context, dom hypervisor.Domain, sna
 type restoreNotes struct {
 	Was         hypervisor.State
 	PauseReason hypervisor.PauseReason
-	After       vps.PowerAfter
+	// Saved says that its memory was saved to disk.
+	Saved bool
+	After vps.PowerAfter
 	// Spares are the overlays that take the place of the present ones.
 	Spares []spare
 	// NVRAMSpare are the UEFI variables that take the place of the present ones.
@@ -348,18 +350,28 @@ func (d *Daemon) startAfterRestore(ctx context.Context, r *operation.Run) error 
 		return err
 	}
 	start, paused := notes.powerAfter()
-	if !start {
-		r.Op.Result = "the VPS is off"
-		return nil
+	if start {
+		if err := d.Config.Host.Start(ctx, r.Op.VPS, paused); err != nil {
+			return fmt.Errorf("the disks are restored, but the VPS does not start: %w", err)
+		}
 	}
-	if err := d.Config.Host.Start(ctx, r.Op.VPS, paused); err != nil {
-		return fmt.Errorf("the disks are restored, but the VPS does not start: %w", err)
-	}
-	r.Op.Result = "the VPS was started"
-	if paused {
-		r.Op.Result = "the VPS was started and is paused, as before"
-	}
+	r.Op.Result = notes.powerResult()
 	return nil
+}
+
+// powerResult says what has become of the VPS, for a human.
+func (n restoreNotes) powerResult() string {
+	text := "the VPS is off"
+	switch start, paused := n.powerAfter(); {
+	case paused:
+		text = "the VPS was started and is paused, as before"
+	case start:
+		text = "the VPS was started"
+	}
+	if n.Saved {
+		text += "; its saved memory belonged to the disks of before and was dropped"
+	}
+	return text
 }
 
 func (n restoreNotes) powerAfter() (start, paused bool) {

@@ -78,6 +78,8 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return busy(dom, rec)
 	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting:
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
+	case dom.ManagedSave:
+		return no(vps.CodeVPSChanged, "the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name)
 	case !dom.Persistent:
 		return no(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name)
 	case undoIsKept(*rec.snapshot):

@@ -2,7 +2,6 @@ package site_test
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -129,14 +128,11 @@ func (h *host) refused(code api.Code, word string) func(api.Operation, error) {
 	}
 }
 
-// leftAlone fails if a file of ours lies beside the images of a VPS.
-func (h *host) leftAlone(name string) {
+// reconnected waits until the daemon has read everything from a libvirtd that was away.
+func (h *host) reconnected() {
 	h.t.Helper()
-	files, err := h.OurFiles()
-	h.must(err)
-	for _, f := range files {
-		if strings.HasPrefix(filepath.Base(f), name+"-") {
-			h.t.Errorf("file left: %s", f)
-		}
-	}
+	h.eventually("the daemon has libvirt again", func() bool {
+		_, err := h.Client.ListVPS(h.t.Context())
+		return err == nil
+	})
 }
