@@ -50,6 +50,23 @@ func (d *Daemon) removeRecorded(ctx context.Context, path string, inode uint64) 
 	return d.Config.Host.Remove(ctx, path, inode)
 }
 
+// designNVRAM says where the UEFI variables will be kept. The first start makes
+// their file; a VPS that was never started has none to keep.
+func (d *Daemon) designNVRAM(ctx context.Context, dom hypervisor.Domain, snap *vps.Snapshot) error {
+	if dom.NVRAM == "" {
+		return nil
+	}
+	_, err := d.Config.Host.Stat(ctx, dom.NVRAM)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return explainAs("cannot take a snapshot of "+dom.Name, err)
+	}
+	snap.NVRAM, snap.NVRAMSaved = dom.NVRAM, nvramPath(dom.NVRAM, snap.ID, "saved")
+	return nil
+}
+
 // saveNVRAM copies the UEFI variables, which are part of what a restore brings back.
 func (d *Daemon) saveNVRAM(ctx context.Context, snap vps.Snapshot, notes *takeNotes) error {
 	if snap.NVRAM == "" {

@@ -73,9 +73,9 @@ type takeNotes struct {
 // designSnapshot checks the VPS and lays down what its snapshot will consist of.
 func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec record) (vps.Snapshot, error) {
 	now := d.now()
-	snap := vps.Snapshot{ID: newSnapshotID(), VPS: dom.ID, State: vps.SnapshotCreating, CreatedAt: now, UpdatedAt: now, NVRAM: dom.NVRAM}
-	if dom.NVRAM != "" {
-		snap.NVRAMSaved = nvramPath(dom.NVRAM, snap.ID, "saved")
+	snap := vps.Snapshot{ID: newSnapshotID(), VPS: dom.ID, State: vps.SnapshotCreating, CreatedAt: now, UpdatedAt: now}
+	if err := d.designNVRAM(ctx, dom, &snap); err != nil {
+		return snap, err
 	}
 	paths := map[string]string{}
 	for _, disk := range included(dom.Disks) {
