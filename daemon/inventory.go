@@ -57,7 +57,8 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 	}
 }
 
-// domain reads one domain anew.
+// domain reads one domain anew. It wakes nobody: who waits for a change reads
+// the domain himself, and would wake himself without end.
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
 	d, err := v.host.Domain(ctx, id)
 	v.mu.Lock()
@@ -68,7 +69,6 @@ func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, e
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
 	}
-	v.wakeLocked()
 	return d, err
 }
 
@@ -85,7 +85,7 @@ func (v *inventory) note(e hypervisor.Event) {
 	v.wakeLocked()
 }
 
-// changes returns a channel that is closed when anything is noted or read.
+// changes returns a channel that is closed at the next event, or when all was read.
 func (v *inventory) changes() <-chan struct{} {
 	ch := make(chan struct{})
 	v.mu.Lock()

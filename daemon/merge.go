@@ -43,13 +43,11 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 			return false, nil
 		}
 		state, err := d.pushMerges(ctx, dom, set)
-		if errors.Is(err, hypervisor.ErrOff) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, hypervisor.ErrOff): // the next look sees it off
+		case err != nil:
 			return false, err
-		}
-		if state.waiting == 0 {
+		case state.waiting == 0:
 			return true, nil
 		}
 		r.Progress(state.done, state.total)
