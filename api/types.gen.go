@@ -113,6 +113,7 @@ const (
 	MessageKindOperationStarted   MessageKind = "operation_started"
 	MessageKindOperationSucceeded MessageKind = "operation_succeeded"
 	MessageKindOptionChanged      MessageKind = "option_changed"
+	MessageKindSpace              MessageKind = "space"
 	MessageKindUndoEnded          MessageKind = "undo_ended"
 	MessageKindWarning            MessageKind = "warning"
 )
@@ -131,6 +132,8 @@ func (e MessageKind) Valid() bool {
 	case MessageKindOperationSucceeded:
 		return true
 	case MessageKindOptionChanged:
+		return true
+	case MessageKindSpace:
 		return true
 	case MessageKindUndoEnded:
 		return true
@@ -303,6 +306,27 @@ func (e SnapshotState) Valid() bool {
 	case SnapshotStateGone:
 		return true
 	case SnapshotStateRestoring:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StorageLevel.
+const (
+	StorageLevelCritical StorageLevel = "critical"
+	StorageLevelOk       StorageLevel = "ok"
+	StorageLevelWarning  StorageLevel = "warning"
+)
+
+// Valid indicates whether the value is a known member of the StorageLevel enum.
+func (e StorageLevel) Valid() bool {
+	switch e {
+	case StorageLevelCritical:
+		return true
+	case StorageLevelOk:
+		return true
+	case StorageLevelWarning:
 		return true
 	default:
 		return false
@@ -710,8 +734,16 @@ type SnapshotState string
 type Storage struct {
 	FreeBytes int64 `json:"free_bytes"`
 
+	// FullInSeconds When it is full at the present rate. Left out when it is not filling up.
+	FullInSeconds int64 `json:"full_in_seconds,omitempty,omitzero"`
+
 	// HeadroomBytes Takes are refused when less than this is free.
 	HeadroomBytes int64 `json:"headroom_bytes"`
+
+	// Level ok; warning: less than twice the headroom is free, or full within a
+	// day at the present rate; critical: less than the headroom is free,
+	// or full within three hours.
+	Level StorageLevel `json:"level"`
 
 	// OverlayBytes Held by snapshots.
 	OverlayBytes   int64  `json:"overlay_bytes"`
@@ -719,6 +751,11 @@ type Storage struct {
 	TakesPermitted bool   `json:"takes_permitted"`
 	TotalBytes     int64  `json:"total_bytes"`
 }
+
+// StorageLevel ok; warning: less than twice the headroom is free, or full within a
+// day at the present rate; critical: less than the headroom is free,
+// or full within three hours.
+type StorageLevel string
 
 // TakeRequest defines model for TakeRequest.
 type TakeRequest struct {

@@ -312,8 +312,12 @@ func (d *Daemon) storage(ctx context.Context, domains []hypervisor.Domain, overl
 		if err != nil {
 			continue
 		}
-		all = append(all, vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free, HeadroomBytes: d.Headroom,
-			OverlayBytes: overlays[dir], TakesPermitted: space.Free >= d.Headroom})
+		s := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free, HeadroomBytes: d.Headroom,
+			OverlayBytes: overlays[dir], TakesPermitted: space.Free >= d.Headroom, Level: vps.SpaceOK}
+		if f := d.knownFillings()[space.Device]; f != nil {
+			s.Level, s.FullInSeconds = f.level, int64(f.fullIn().Seconds())
+		}
+		all = append(all, s)
 	}
 	return all
 }

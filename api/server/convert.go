@@ -198,5 +198,7 @@ func wireStorage(s vps.Storage) api.Storage {
 		HeadroomBytes:  s.HeadroomBytes,
 		OverlayBytes:   s.OverlayBytes,
 		TakesPermitted: s.TakesPermitted,
+		Level:          api.StorageLevel(s.Level),
+		FullInSeconds:  s.FullInSeconds,
 	}
 }

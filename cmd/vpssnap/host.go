@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -42,9 +44,17 @@ func (a *app) showHost(h api.Host) {
 		return
 	}
 	a.say("")
-	t := a.table("directory", "total", "free", "kept free", "snapshots", "takes permitted")
+	t := a.table("directory", "total", "free", "kept free", "snapshots", "takes permitted", "space")
 	for _, s := range h.Storage {
-		t.AppendRow(table.Row{clean(s.Path), size(s.TotalBytes), size(s.FreeBytes), size(s.HeadroomBytes), size(s.OverlayBytes), yesNo(s.TakesPermitted)})
+		t.AppendRow(table.Row{clean(s.Path), size(s.TotalBytes), size(s.FreeBytes), size(s.HeadroomBytes), size(s.OverlayBytes), yesNo(s.TakesPermitted), spaceOf(s)})
 	}
 	t.Render()
+}
+
+// spaceOf says how serious the lack of space is, and when it will be full.
+func spaceOf(s api.Storage) string {
+	if s.FullInSeconds <= 0 {
+		return string(s.Level)
+	}
+	return fmt.Sprintf("%s, full in %s", s.Level, (time.Duration(s.FullInSeconds) * time.Second).Round(time.Minute))
 }

@@ -22,4 +22,7 @@ type Storage struct {
 	HeadroomBytes  int64 // takes are refused when less than this is free
 	OverlayBytes   int64 // allocated by our overlays
 	TakesPermitted bool
+	Level          SpaceLevel
+	// FullInSeconds is when it is full at the present rate; 0: it is not filling up.
+	FullInSeconds int64
 }

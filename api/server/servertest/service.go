@@ -202,7 +202,7 @@ func (s *Service) Host(context.Context) (vps.Host, error) {
 	return vps.Host{
 		Hostname: "host1", Version: "1.0", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.22", Connected: true,
 		VPSCount: 3, SnapshotCount: 1,
-		Storage: []vps.Storage{{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true}},
+		Storage: []vps.Storage{{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true, Level: vps.SpaceOK}},
 	}, s.Err
 }
 
