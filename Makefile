@@ -1,5 +1,6 @@
 # make demo          the main job on a real VPS (KEEP=1 leaves it up)
 # make test          everything that CI runs
+# make torture       the kill campaign (MINUTES=30 SEED=)
 # make build         the programs, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
 # make generate      api/*.gen.go anew from api/openapi.yaml
@@ -10,7 +11,11 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X main.version=$(VERSION)
 GO      ?= go
 
-.PHONY: demo test unit build install generate lint deps clean
+.PHONY: demo test unit torture build install generate lint deps clean
+
+# How long the kill campaign goes on, and its seed (0: a new one).
+MINUTES ?= 30
+SEED    ?= 0
 
 build: deps
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/ ./cmd/...
@@ -25,6 +30,11 @@ test: deps
 	@test -z "$$(gofmt -l api cmd daemon hypervisor systemd)" || { gofmt -l api cmd daemon hypervisor systemd; echo 'not gofmt-ed'; exit 1; }
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 20m ./...
+	$(GO) test -count=1 -tags failpoints -run 'Failpoint|EveryEffect' ./daemon
+	$(GO) run ./cmd/vpssnap-torture -minutes 2 -kills 25
+
+torture: build
+	build/vpssnap-torture -minutes $(MINUTES) -seed $(SEED)
 
 unit:
 	$(GO) test -count=1 $(UNIT)
@@ -42,6 +52,7 @@ install: build
 	install -D -m 0755 build/vpssnapd $(DESTDIR)$(PREFIX)/sbin/vpssnapd
 	install -D -m 0755 build/vpssnap $(DESTDIR)$(PREFIX)/bin/vpssnap
 	install -D -m 0644 systemd/vpssnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vpssnapd.service
+	install -D -m 0755 packaging/libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/vpssnapd
 	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
 
 clean:

@@ -24,6 +24,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
+// databaseFile is the record's name in the state directory.
+const databaseFile = "vpssnapd.db"
+
 // Config is what a Daemon needs. Every field must be set, unless it says otherwise.
 type Config struct {
 	Host hypervisor.Host
@@ -78,7 +81,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, filepath.Join(c.StateDir, "vpssnapd.db"))
+	db, err := store.Open(ctx, filepath.Join(c.StateDir, databaseFile))
 	if err != nil {
 		lock.Close()
 		return nil, err

@@ -30,6 +30,21 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	}
 }
 
+// reviewDefinitions looks at every VPS with a snapshot: somebody may have
+// defined it anew while nobody watched.
+func (d *Daemon) reviewDefinitions(ctx context.Context) {
+	snapshots, err := d.store.Snapshots(ctx)
+	if err != nil {
+		d.Logger.Error("definitions not reviewed", "error", err)
+		return
+	}
+	for _, snap := range snapshots {
+		if _, ok := d.inventory.find(snap.VPS); ok {
+			d.definitionChanged(ctx, snap.VPS)
+		}
+	}
+}
+
 // repairDefinition points the definition at the overlays again, and writes the
 // metadata that a definition made elsewhere has wiped.
 func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {

@@ -117,6 +117,7 @@ func (d *Daemon) readHost(ctx context.Context) {
 		if err == nil {
 			d.Logger.Info("libvirt answers", "domains", len(d.inventory.all()))
 			d.deadlinesChanged()
+			d.reviewDefinitions(ctx)
 			return
 		}
 		if ctx.Err() != nil || errors.Is(err, hypervisor.ErrUnavailable) {

@@ -30,6 +30,7 @@ const shutdownLimit = 5 * time.Second
 
 func main() {
 	path := flag.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
+	hook := flag.Bool("hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Usage = usage
 	flag.Parse()
@@ -37,14 +38,29 @@ func main() {
 	case *showVersion:
 		fmt.Println("vpssnapd", version)
 		return
+	case *hook:
+		exit(hookWith(*path, flag.Args()))
 	case flag.NArg() > 0:
 		usage()
 		os.Exit(2)
 	}
-	if err := run(*path); err != nil {
+	exit(run(*path))
+}
+
+func exit(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "vpssnapd:", err)
 		os.Exit(1)
 	}
+	os.Exit(0)
+}
+
+func hookWith(path string, args []string) error {
+	c, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	return runHook(c, args, os.Stdin)
 }
 
 func usage() {

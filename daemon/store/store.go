@@ -78,6 +78,15 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	return &Store{queries: queries{reader}, writer: writer, reader: reader}, nil
 }
 
+// OpenReadOnly opens the database of a daemon that may be running, to read.
+func OpenReadOnly(path string) (*Store, error) {
+	reader, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_busy_timeout=5000&_defensive=1&_dqs=0")
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
+	}
+	return &Store{queries: queries{reader}, reader: reader}, nil
+}
+
 // createPrivate makes the file before SQLite would, which would make it world-readable.
 func createPrivate(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -129,6 +138,9 @@ func integrity(ctx context.Context, db *sql.DB) error {
 
 // Close closes the database.
 func (s *Store) Close() error {
+	if s.writer == nil {
+		return s.reader.Close()
+	}
 	return errors.Join(s.reader.Close(), s.writer.Close())
 }
 

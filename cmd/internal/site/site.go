@@ -61,7 +61,7 @@ func Open(ctx context.Context, o Options) (*Site, error) {
 		return nil, err
 	}
 	s := &Site{Lab: l, options: o, dir: filepath.Join(l.Dir(), "vpssnapd")}
-	if err := s.prepare(); err != nil {
+	if err := errors.Join(s.prepare(), s.installHook(ctx)); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.StartDaemon(ctx); err != nil {
@@ -82,6 +82,23 @@ func (s *Site) prepare() error {
 	var err error
 	s.Client, err = client.Unix(s.Socket())
 	return err
+}
+
+// installHook installs libvirt's hook as packaging/libvirt-hook does on a host.
+// libvirtd looks for hooks when it starts.
+func (s *Site) installHook(ctx context.Context) error {
+	dir := filepath.Join(s.Lab.ConfigDir(), "hooks", "qemu.d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	script := fmt.Sprintf("#!/bin/sh\nexec '%s' -config '%s' -hook \"$@\"\n", filepath.Join(s.options.BinDir, "vpssnapd"), s.ConfigFile())
+	if err := os.WriteFile(filepath.Join(dir, "vpssnapd"), []byte(script), 0o755); err != nil { //nolint:gosec // libvirtd runs it
+		return err
+	}
+	if err := s.Lab.KillLibvirtd(); err != nil {
+		return err
+	}
+	return s.Lab.StartLibvirtd(ctx)
 }
 
 // ConfigFile is the daemon's configuration.

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+)
+
+// hookLimit bounds how long a VPS's start may wait for us.
+const hookLimit = 10 * time.Second
+
+// maxDomainXML is more than any definition is long.
+const maxDomainXML = 16 << 20
+
+// hookDomain is what the hook reads of the definition that is about to start.
+type hookDomain struct {
+	UUID  string `xml:"uuid"`
+	Name  string `xml:"name"`
+	Disks []struct {
+		Source struct {
+			File string `xml:"file,attr"`
+		} `xml:"source"`
+	} `xml:"devices>disk"`
+}
+
+// runHook is libvirt's qemu hook (packaging/libvirt-hook calls it): the operation
+// and its phase come as arguments, the definition on standard input. Exit 1
+// refuses the start, and libvirt shows what we say to whoever asked for it.
+func runHook(c config, args []string, stdin io.Reader) error {
+	if len(args) < 3 || args[1] != "prepare" || args[2] != "begin" {
+		return nil
+	}
+	var d hookDomain
+	if err := xml.NewDecoder(io.LimitReader(stdin, maxDomainXML)).Decode(&d); err != nil {
+		return fmt.Errorf("the definition of %s cannot be read: %w", args[0], err)
+	}
+	var images []string
+	for _, disk := range d.Disks {
+		if disk.Source.File != "" {
+			images = append(images, disk.Source.File)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
+	defer cancel()
+	err := daemon.RefuseStart(ctx, c.StateDir, d.UUID, d.Name, images)
+	var refusal *vps.Error
+	if errors.As(err, &refusal) {
+		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
+	}
+	if err != nil {
+		// A record that cannot be read must not keep every VPS of the host down.
+		fmt.Fprintf(os.Stderr, "vpssnapd: %s starts unchecked: %v\n", d.Name, err)
+	}
+	return nil
+}

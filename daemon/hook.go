@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// RefuseStart says why a VPS must not be started on these images now, nil when
+// it may. It is asked by libvirt's hook, in a process of its own, so it reads
+// nothing but the record: calling libvirt from its hook would deadlock. Without
+// a record nothing is refused.
+func RefuseStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
+	path := filepath.Join(stateDir, databaseFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := store.OpenReadOnly(path)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	snapshots, err := db.Snapshots(ctx)
+	if err != nil {
+		return fmt.Errorf("the record cannot be read: %w", err)
+	}
+	for _, snap := range snapshots {
+		if snap.VPS != vpsID {
+			continue
+		}
+		if err := refuseStartOn(snap, name, images); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseStartOn holds the images against one snapshot of the VPS.
+func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
+	if snap.State == vps.SnapshotRestoring {
+		return vps.Errorf(vps.CodeOperationInProgress, "%s is in the middle of a restore and must not be started on half of its disks", name).
+			WithRemedy("wait: the restore starts it (vpssnap operations list)")
+	}
+	for _, image := range images {
+		for _, disk := range snap.Disks {
+			switch {
+			case snap.State != vps.SnapshotCreating && !disk.Pivoted && image == disk.Base:
+				return vps.Errorf(vps.CodeVPSChanged, "%s would write to %s, which is the frozen base of its snapshot; its data is in %s", name, image, disk.Overlay).
+					WithRemedy("define disk %s with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Target, disk.Overlay)
+			case disk.Pivoted && image == disk.Overlay:
+				return vps.Errorf(vps.CodeVPSChanged, "%s would use %s, a merged overlay with old data; its data is in %s", name, image, disk.Base).
+					WithRemedy("define disk %s with %s (%s)", disk.Target, disk.Base, disk.BaseFormat)
+			}
+		}
+	}
+	return nil
+}
