@@ -106,6 +106,8 @@ type Domains interface {
 type Images interface {
 	// Inspect reads an image's own header. Safe while a guest uses the image.
 	Inspect(ctx context.Context, path, format string) (Image, error)
+	// Unused makes sure that no process has an image open to write: ErrBusy when one has.
+	Unused(ctx context.Context, path, format string) error
 	// CreateOverlay makes a new qcow2 overlay, exclusive, mode 0600, owner as
 	// the base, verified and durable (file and directory) when it returns.
 	CreateOverlay(ctx context.Context, o Overlay) (File, error)

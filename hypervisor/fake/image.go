@@ -34,6 +34,20 @@ func (h *Host) Inspect(ctx context.Context, path, format string) (hypervisor.Ima
 	}, nil
 }
 
+// Unused makes sure that nobody has an image open to write.
+func (h *Host) Unused(ctx context.Context, path, format string) error {
+	err := h.image(ctx, "Unused", path, func() error {
+		if _, err := readLayer(path, format); err != nil {
+			return err
+		}
+		return h.unused("", path)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot find %s unused: %w", path, err)
+	}
+	return nil
+}
+
 // image runs one Images call between its two points.
 func (h *Host) image(ctx context.Context, call, path string, effect func() error) error {
 	if err := h.fate(ctx, call+".before", path); err != nil {

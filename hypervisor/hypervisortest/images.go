@@ -14,6 +14,7 @@ var images = []test{
 	{"CreateOverlay never touches what exists", createOverlayExclusive},
 	{"CreateOverlay without a base leaves nothing", createOverlayNoBase},
 	{"Inspect reads a header and trusts no other format", inspect},
+	{"Unused tells an image that a guest writes to", unused},
 	{"Copy copies once", copyFile},
 	{"Exchange swaps two files", exchange},
 	{"Remove removes only the file that was meant", remove},
@@ -104,6 +105,16 @@ func inspect(s *suite) {
 	if image, err := s.host().Inspect(s.ctx, g.disk("vdb").Path, "qcow2"); err == nil {
 		s.Errorf("a raw disk reads as qcow2: %+v", image)
 	}
+}
+
+func unused(s *suite) {
+	g := s.written("qcow2")
+	path := g.disk("vda").Path
+	s.must(s.host().Unused(s.ctx, path, "qcow2"))
+	g.enter(hypervisor.Paused)
+	s.is(s.host().Unused(s.ctx, path, "qcow2"), hypervisor.ErrBusy)
+	g.off()
+	s.must(s.host().Unused(s.ctx, path, "qcow2"))
 }
 
 func copyFile(s *suite) {
@@ -204,6 +215,7 @@ func missing(s *suite) {
 	h, ctx := s.host(), s.ctx
 	_, err := h.Inspect(ctx, gone, "qcow2")
 	s.is(err, fs.ErrNotExist)
+	s.is(h.Unused(ctx, gone, "qcow2"), fs.ErrNotExist)
 	_, err = h.Copy(ctx, gone, g.path("copy"))
 	s.is(err, fs.ErrNotExist)
 	s.absent(g.path("copy"))

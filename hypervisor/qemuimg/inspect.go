@@ -65,6 +65,23 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 	return image, nil
 }
 
+// Unused asks for the header without -U: QEMU then wants the lock that a writer has.
+func (i *Images) Unused(ctx context.Context, path, format string) error {
+	what := fmt.Sprintf("cannot find %q unused", path)
+	if err := checkNames(path, format); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return fileError(what, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, shortTime)
+	defer cancel()
+	if err := i.run(ctx, &limitedBuffer{}, "info", "-f", format, path); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
 func parseInfo(data []byte, format string) (hypervisor.Image, error) {
 	var in info
 	if err := json.Unmarshal(data, &in); err != nil {
