@@ -67,6 +67,9 @@ func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) error {
 	if err := d.checkMergeable(ctx, dom, snap); err != nil {
 		return err
 	}
+	if err := d.checkUnshared(ctx, dom, imagesOf(snap)); err != nil {
+		return err
+	}
 	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, d.now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
@@ -107,6 +110,19 @@ func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		}
 	}
 	return nil
+}
+
+// checkUnshared makes sure that no other VPS uses what is about to be merged.
+func (d *Daemon) checkUnshared(ctx context.Context, dom hypervisor.Domain, images map[string]string) error {
+	target := d.sharedDisk(dom, images)
+	if target == "" {
+		target = d.sharedBelow(ctx, dom, images)
+	}
+	if target == "" {
+		return nil
+	}
+	return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: another VPS of this host uses an image of the snapshot, and would change with it", target, dom.Name).
+		WithRemedy("give the other VPS a disk of its own (virsh domblklist), then ask for the same again")
 }
 
 // endUndo removes the disks from before the last restore: they lie on the same

@@ -148,6 +148,15 @@ func (d *Daemon) inspectBase(ctx context.Context, dom hypervisor.Domain, disk hy
 	return img, d.checkChain(ctx, dom, disk, img, refuse)
 }
 
+// besideOf is the path of a backing file that an image's header names, which may
+// be relative to the image.
+func besideOf(image, backing string) string {
+	if filepath.IsAbs(backing) {
+		return backing
+	}
+	return filepath.Join(filepath.Dir(image), backing)
+}
+
 // maxChain is how many images a chain may have below a disk.
 const maxChain = 16
 
@@ -166,9 +175,7 @@ func (d *Daemon) checkChain(ctx context.Context, dom hypervisor.Domain, disk hyp
 		case top.BackingFormat != "qcow2" && top.BackingFormat != "raw":
 			return refuse("its backing file has the format %s, only a stated qcow2 or raw is supported", orNone(top.BackingFormat))
 		}
-		if !filepath.IsAbs(path) {
-			path = filepath.Join(filepath.Dir(above), path)
-		}
+		path = besideOf(above, path)
 		if disk.ChainKnown && (depth >= len(disk.Chain) || disk.Chain[depth].Path != path) {
 			return refuse("its image names another backing file than the definition of the VPS")
 		}
@@ -180,25 +187,6 @@ func (d *Daemon) checkChain(ctx context.Context, dom hypervisor.Domain, disk hyp
 			return refuse("a backing file is encrypted or keeps its data in another file")
 		}
 		above, top = path, img
-	}
-	return nil
-}
-
-// sharedBase refuses a disk whose image another VPS uses too: a merge or a
-// restore would change that one's data.
-func (d *Daemon) sharedBase(dom hypervisor.Domain, paths map[string]string) error {
-	for _, other := range d.inventory.all() {
-		if other.ID == dom.ID {
-			continue
-		}
-		for _, disk := range append(append([]hypervisor.Disk{}, other.Disks...), other.PersistentDisks...) {
-			for _, layer := range append([]hypervisor.Layer{{Path: disk.Path}}, disk.Chain...) {
-				if target, ok := paths[layer.Path]; ok && layer.Path != "" {
-					return vps.Errorf(vps.CodeUnsupportedDisk,
-						"cannot take a snapshot of %s: disk %s: another VPS of this host uses its image too", dom.Name, target)
-				}
-			}
-		}
 	}
 	return nil
 }

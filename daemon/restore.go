@@ -100,6 +100,10 @@ func undoable(keep time.Duration) string {
 
 // checkRestorable makes sure that everything a restore needs is there and ours.
 func (d *Daemon) checkRestorable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
+		return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: another VPS of this host uses an image of the snapshot", dom.Name, target).
+			WithRemedy("give the other VPS a disk of its own (virsh domblklist)")
+	}
 	for _, disk := range snap.Disks {
 		changed := func(why string) error {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: %s", dom.Name, disk.Target, why).

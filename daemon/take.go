@@ -77,7 +77,6 @@ func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec 
 	if err := d.designNVRAM(ctx, dom, &snap); err != nil {
 		return snap, err
 	}
-	paths := map[string]string{}
 	for _, disk := range included(dom.Disks) {
 		if err := d.undisturbed(dom, disk, rec.snapshot); err != nil {
 			return snap, err
@@ -90,15 +89,19 @@ func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec 
 		if err != nil {
 			return snap, explainAs("cannot take a snapshot of "+dom.Name, err)
 		}
-		paths[disk.Path] = disk.Target
 		snap.SizeBytes += img.VirtualSize
 		snap.Disks = append(snap.Disks, vps.SnapshotDisk{
 			Target: disk.Target, Base: disk.Path, BaseFormat: disk.Format, BaseInode: file.Inode, SizeBytes: img.VirtualSize,
 			Overlay: overlayPath(disk.Path, snap.ID, disk.Target),
 		})
 	}
-	if err := d.sharedBase(dom, paths); err != nil {
-		return snap, err
+	if rec.snapshot != nil { // whose overlays a replace merges
+		if err := d.checkUnshared(ctx, dom, imagesOf(*rec.snapshot)); err != nil {
+			return snap, err
+		}
+	}
+	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
+		return snap, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: another VPS of this host uses its image too", dom.Name, target)
 	}
 	return snap, d.checkHeadroom(ctx, dom, snap)
 }

@@ -72,11 +72,7 @@ func (h *host) undefineOff(name string) {
 	h.take(name, api.TakeRequest{})
 	h.must(h.Lab.WriteDisk(ctx, name, "vda", 0, 'b', 1<<20))
 	overlay := h.path(name, "vda")
-	h.virsh("undefine", name)
-	h.eventually("the daemon knows "+name+" no more", func() bool {
-		_, err := h.Client.VPS(ctx, name)
-		return client.CodeOf(err) == api.CodeNotFound
-	})
+	h.undefine(name)
 	if _, err := os.Stat(overlay); err != nil {
 		h.t.Errorf("the overlay of a VPS that was undefined: %v", err)
 	}
