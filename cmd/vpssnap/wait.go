@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"vpssnapd/api"
 	"vpssnapd/api/client"
@@ -58,16 +61,16 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWa
 
 // done says what came of an operation that succeeded.
 func done(op api.Operation) string {
-	text := map[api.OperationKind]string{
+	what := map[api.OperationKind]string{
 		api.OperationKindTake:        "the snapshot was taken",
 		api.OperationKindRestore:     "the snapshot was restored",
 		api.OperationKindUndoRestore: "the restore was undone",
 		api.OperationKindDelete:      "the snapshot was deleted",
 	}[op.Kind]
-	if op.Result != "" && op.Result != text {
-		text += ": " + clean(op.Result)
+	if op.Result != "" && op.Result != what {
+		what += ": " + clean(op.Result)
 	}
-	return text
+	return what
 }
 
 // lines reports progress for logs: one line per step, and per tenth of the way.
@@ -134,17 +137,23 @@ func stepName(op api.Operation) string {
 	return clean(op.Step)
 }
 
-// bar draws a progress bar. stop must be called before anything else is printed.
+// bar draws a progress bar, in one line that is gone afterwards. stop must be
+// called before anything else is printed.
 func (a *app) bar(op api.Operation) (seen func(api.Operation), stop func()) {
 	w := progress.NewWriter()
 	w.SetOutputWriter(a.stderr)
 	w.SetAutoStop(true)
-	w.SetTrackerLength(30)
+	w.SetTrackerLength(barWidth)
+	// A line that wraps would not be drawn over.
+	w.SetMessageLength(max(20, width(a.stderr)-besideMessage))
 	w.SetUpdateFrequency(100 * time.Millisecond)
 	w.SetStyle(progress.StyleBlocks)
-	w.Style().Visibility.Value = false
-	w.Style().Visibility.ETA = false
-	t := &progress.Tracker{Message: stepName(op), Total: 100, AutoStopDisabled: true, RemoveOnCompletion: true}
+	style := w.Style()
+	// The message has the numbers.
+	style.Visibility.Percentage, style.Visibility.Value, style.Visibility.ETA = false, false, false
+	style.Options.Separator, style.Options.TimeInProgressPrecision = " ", time.Second
+	// With RemoveOnCompletion the library would not draw over the line before.
+	t := &progress.Tracker{Message: stepName(op), Total: 100, AutoStopDisabled: true}
 	w.AppendTracker(t)
 	ended := make(chan struct{})
 	go func() {
@@ -158,5 +167,22 @@ func (a *app) bar(op api.Operation) (seen func(api.Operation), stop func()) {
 	return seen, func() {
 		t.MarkAsDone()
 		<-ended
+		fmt.Fprint(a.stderr, text.CursorUp.Sprint(), text.EraseLine.Sprint())
 	}
+}
+
+const (
+	barWidth = 20
+	// besideMessage is the bar, and a time as in " [1h59m59s] ".
+	besideMessage = barWidth + 14
+)
+
+// width is how many columns a terminal has.
+func width(f any) int {
+	if file, ok := f.(*os.File); ok {
+		if columns, _, err := term.GetSize(int(file.Fd())); err == nil && columns > 0 {
+			return columns
+		}
+	}
+	return 80
 }
