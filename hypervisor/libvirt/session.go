@@ -19,6 +19,10 @@ const (
 	keepAliveEvery = 2 // seconds
 	keepAliveCount = 3
 
+	// connectWithin is how long one attempt to connect may take. The client
+	// library waits for ever for a libvirtd that accepts and then says nothing.
+	connectWithin = 10 * time.Second
+
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
 )
@@ -84,9 +88,7 @@ func (h *Host) keepConnected(ctx context.Context, tried chan<- struct{}) {
 			h.serve(ctx, s)
 			continue
 		}
-		if first {
-			h.log.Warn("libvirt does not answer; trying again", "uri", h.uri, "error", err)
-		}
+		h.log.Warn("libvirt does not answer; trying again", "uri", h.uri, "error", err)
 		wait := time.NewTimer(delay/2 + rand.N(delay/2))
 		select {
 		case <-wait.C:
@@ -132,6 +134,8 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 		s, err := h.dial()
 		done <- outcome{s, err}
 	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, connectWithin, errors.New("no answer in time"))
+	defer cancel()
 	select {
 	case o := <-done:
 		return o.session, o.err
@@ -141,7 +145,7 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 				o.session.end()
 			}
 		}()
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

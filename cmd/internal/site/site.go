@@ -148,13 +148,19 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 	}
 }
 
-// DaemonLog is the end of what the daemon said.
+// DaemonLog is the end of what the daemon said, without the questions whether it is ready.
 func (s *Site) DaemonLog() string {
 	text, err := os.ReadFile(s.LogFile())
 	if err != nil {
 		return err.Error()
 	}
-	return string(text[max(0, len(text)-4000):])
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.Contains(line, "path=/readyz") && !strings.Contains(line, "vpssnapd is not ready") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-60):], "")
 }
 
 // DaemonPID is the daemon's process.
