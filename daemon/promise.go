@@ -23,46 +23,71 @@ type freezing struct {
 }
 
 // freeze asks the guest agent to freeze the file systems, as far as the policy
-// and the VPS's state let it. The thaw has been promised on disk before. An
-// error is returned only where the policy requires the freeze.
+// and the VPS's state let it. The caller owes a thaw when it was asked, whatever
+// came of it.
 func (d *Daemon) freeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (freezing, error) {
-	f := freezing{began: d.Now()}
+	var f freezing
+	owed, err := d.store.HasPromise(ctx, dom.ID, store.PromiseThaw)
 	switch {
+	case err != nil:
+		return f, err
 	case policy == vps.QuiesceNever || dom.State == hypervisor.Off:
-		return f, d.notFrozen(ctx, dom)
+		return f, nil
 	case dom.State != hypervisor.Running:
 		f.note = "not frozen, because the VPS was " + string(dom.State)
 	case dom.Agent != hypervisor.AgentConnected:
 		f.note = "not frozen, because no guest agent answers"
+	case owed:
+		// Its late answer would thaw the guest in the middle of this freeze.
+		f.note = "not frozen, because the guest agent still owes an answer to an earlier thaw"
 	default:
-		f.asked = true
-		err := d.Config.Host.Freeze(ctx, dom.ID, d.FreezeLimit)
-		if err == nil {
-			f.done = true
-			return f, nil
-		}
-		f.note = "not frozen, because the guest agent did not do it in time"
-		d.Logger.Warn("guest not frozen", "vps", dom.Name, "error", err)
+		return d.askToFreeze(ctx, dom, policy)
 	}
-	if policy == vps.QuiesceRequire {
-		return f, vps.Errorf(vps.CodeGuestUnresponsive, "cannot take a consistent snapshot of %s: %s", dom.Name, f.note).
-			WithRemedy("start qemu-guest-agent in the VPS, or allow a snapshot without it (quiesce prefer)")
-	}
-	if !f.asked {
-		return f, d.notFrozen(ctx, dom)
-	}
-	return f, nil
+	return f, required(policy, dom, f)
 }
 
-// notFrozen takes the promise back where the guest was never asked to freeze.
-func (d *Daemon) notFrozen(ctx context.Context, dom hypervisor.Domain) error {
-	return d.kept(ctx, dom.ID, store.PromiseThaw)
+// askToFreeze promises the thaw on disk, and then freezes the guest.
+func (d *Daemon) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (freezing, error) {
+	owed := store.Promise{VPS: dom.ID, Kind: store.PromiseThaw, Since: d.now()}
+	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+		return freezing{}, err
+	}
+	f := freezing{asked: true, began: d.Now()}
+	err := d.Config.Host.Freeze(ctx, dom.ID, d.FreezeLimit)
+	if err == nil {
+		f.done = true
+		return f, nil
+	}
+	f.note = "not frozen, because the guest agent did not do it in time"
+	d.Logger.Warn("guest not frozen", "vps", dom.Name, "error", err)
+	return f, required(policy, dom, f)
 }
 
-// thaw thaws a guest that we owe it to. When the agent does not answer at once
-// it goes on in the background until it does: the agent is serial, so its
-// answer proves that a late freeze was consumed too.
+// required is the error of a freeze that did not come about where it had to.
+func required(policy vps.Quiesce, dom hypervisor.Domain, f freezing) error {
+	if policy != vps.QuiesceRequire {
+		return nil
+	}
+	return vps.Errorf(vps.CodeGuestUnresponsive, "cannot take a consistent snapshot of %s: %s", dom.Name, f.note).
+		WithRemedy("start qemu-guest-agent in the VPS, or allow a snapshot without it (quiesce prefer)")
+}
+
+// stopLimit is how long a daemon that is told to stop still works on a guest
+// that stands still because of it.
+const stopLimit = 8 * time.Second
+
+// evenWhenStopping returns a context that outlives the daemon's stop for a while.
+func evenWhenStopping(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+}
+
+// thaw thaws a guest that we owe it to, also when the daemon is about to stop.
+// When the agent does not answer at once it goes on in the background until it
+// does: the agent is serial, so its answer proves that a late freeze was
+// consumed too.
 func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
+	ctx, cancel := evenWhenStopping(ctx)
+	defer cancel()
 	owed, err := d.store.HasPromise(ctx, dom.ID, store.PromiseThaw)
 	if err == nil && !owed {
 		return

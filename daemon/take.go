@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -64,8 +65,8 @@ type takeNotes struct {
 	Quiesce vps.Quiesce
 	// Replaces is the snapshot that goes when this one is there; "" for none.
 	Replaces string
-	// Made is when each overlay was last changed as we made it, by target.
-	Made map[string]time.Time
+	// Made is each overlay as we made it, by target.
+	Made map[string]hypervisor.File
 	// NVRAMAt is when the UEFI variables had last changed as we copied them.
 	NVRAMAt time.Time
 }
@@ -174,7 +175,7 @@ func (d *Daemon) makeOverlays(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	notes.Made = map[string]time.Time{}
+	notes.Made = map[string]hypervisor.File{}
 	for i, disk := range snap.Disks {
 		file, err := d.Config.Host.CreateOverlay(ctx, hypervisor.Overlay{
 			Path: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat, SizeBytes: disk.SizeBytes})
@@ -182,27 +183,20 @@ func (d *Daemon) makeOverlays(ctx context.Context, r *operation.Run) error {
 			return fmt.Errorf("overlay of disk %s: %w", disk.Target, err)
 		}
 		snap.Disks[i].OverlayInode = file.Inode
-		notes.Made[disk.Target] = file.Modified
+		notes.Made[disk.Target] = file
 		r.Progress(int64(i+1), int64(len(snap.Disks)))
 	}
 	if err := d.saveNVRAM(ctx, snap, &notes); err != nil {
 		return err
 	}
-	owed := store.Promise{VPS: snap.VPS, Kind: store.PromiseThaw, Since: d.now()}
-	r.Stage(func(ctx context.Context, tx *store.Tx) error {
-		if notes.Quiesce != vps.QuiesceNever {
-			if err := tx.Promise(ctx, owed); err != nil {
-				return err
-			}
-		}
-		return tx.SaveSnapshot(ctx, snap)
-	})
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
 }
 
-// removeOverlays takes makeOverlays back: files that we made and nothing uses.
+// removeOverlays takes makeOverlays back: files that we made, nothing uses and
+// nobody has written to.
 func (d *Daemon) removeOverlays(ctx context.Context, r *operation.Run) error {
-	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	snap, notes, err := d.takeState(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -211,9 +205,13 @@ func (d *Daemon) removeOverlays(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	for _, disk := range snap.Disks {
-		if uses(dom, disk.Overlay) {
-			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s writes to an overlay of a take that failed", r.Op.VPSName).
-				WithRemedy("keep the file; resume the operation once virsh domblklist %s no longer shows it", r.Op.VPSName))
+		written, err := d.written(ctx, disk, notes)
+		if err != nil {
+			return err
+		}
+		if written || uses(dom, disk.Overlay) {
+			return vps.Errorf(vps.CodeVPSChanged, "%s has written to an overlay of a take that failed", r.Op.VPSName).
+				WithRemedy("keep the overlay of disk %s: it may hold the newest data of %s", disk.Target, r.Op.VPSName)
 		}
 		if err := d.removeOwn(ctx, disk.Overlay); err != nil {
 			return err
@@ -227,8 +225,23 @@ func (d *Daemon) removeOverlays(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
+// written says whether anybody has written to an overlay since we made it. After
+// a power cut only the allocation tells: an fdatasync makes that durable, and
+// not the time of the last change.
+func (d *Daemon) written(ctx context.Context, disk vps.SnapshotDisk, notes takeNotes) (bool, error) {
+	made, known := notes.Made[disk.Target]
+	if !known {
+		return false, nil // the take ended before anybody was told of the file
+	}
+	now, err := d.Config.Host.Stat(ctx, disk.Overlay)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return !now.Modified.Equal(made.Modified) || now.Allocated > made.Allocated, err
+}
+
 // switchDisks is the moment of the snapshot. Within the freeze there is nothing
-// but the switch; the thaw was promised on disk before.
+// but the switch.
 func (d *Daemon) switchDisks(ctx context.Context, r *operation.Run) error {
 	snap, notes, err := d.takeState(ctx, r)
 	if err != nil {
@@ -279,12 +292,13 @@ func (d *Daemon) switchInTime(ctx context.Context, snap vps.Snapshot, frozen fre
 // adoptSwitch finds out, after a crash or a lost connection, whether the disks
 // were switched. What libvirt and the files say counts.
 func (d *Daemon) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, notes takeNotes) error {
+	// Nothing is rolled back on an error here: what is not known to be unused is not removed.
 	if err := d.outwait(ctx, snap.VPS); err != nil {
-		return rollBackUnlessUnavailable(err)
+		return err
 	}
 	dom, err := d.inventory.domain(ctx, snap.VPS)
 	if err != nil {
-		return rollBackUnlessUnavailable(err)
+		return err
 	}
 	d.thaw(ctx, dom)
 	switched := 0
@@ -300,17 +314,34 @@ func (d *Daemon) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Sna
 		return nil
 	}
 	for _, disk := range snap.Disks {
-		file, err := d.Config.Host.Stat(ctx, disk.Overlay)
-		if err != nil {
-			return operation.RollBack(err)
+		if err := d.notOpen(ctx, dom, disk); err != nil {
+			return err
 		}
-		if file.Modified.After(notes.Made[disk.Target]) || switched > 0 {
+		written, err := d.written(ctx, disk, notes)
+		if err != nil {
+			return err
+		}
+		if written || switched > 0 {
 			// QEMU had switched and died before libvirt wrote it down. The
 			// overlay may hold what the guest wrote since.
 			return d.adoptLostSwitch(ctx, r, dom, snap)
 		}
 	}
 	return operation.RollBack(errInterrupted(r.Op))
+}
+
+// notOpen makes sure that QEMU does not write to an overlay that libvirt knows
+// nothing of: it may have died between QEMU's switch and its own note of it.
+func (d *Daemon) notOpen(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	err := d.Config.Host.Unused(ctx, disk.Overlay, "qcow2")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case !errors.Is(err, hypervisor.ErrBusy):
+		return err
+	}
+	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name, disk.Target).
+		WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name, dom.Name).Because(err))
 }
 
 // outwait returns when a call that we gave up waiting for has ended in libvirt.
@@ -335,8 +366,8 @@ func (d *Daemon) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hype
 		if dom.State != hypervisor.Off || base.Modified.After(overlay.Modified) {
 			return operation.Park(vps.Errorf(vps.CodeVPSChanged,
 				"disk %s of %s was switched to its overlay, but the VPS was started on the base again: both may hold new data", disk.Target, r.Op.VPSName).
-				WithRemedy("shut %s down and decide which file holds the customer's data: %s (base) or %s (overlay); keep both until then",
-					r.Op.VPSName, disk.Base, disk.Overlay))
+				WithRemedy("shut %s down and decide which file holds the customer's data, base or overlay; keep both until then", r.Op.VPSName).
+				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 		}
 	}
 	if err := d.Config.Host.PointDisks(ctx, snap.VPS, overlaySources(snap)); err != nil {
