@@ -61,17 +61,12 @@ func run() int {
 
 // demo plays all scenes, and cleans up however they end.
 func demo(ctx context.Context, bin string, keep bool) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("this needs root, for a libvirtd of its own")
-	}
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
 	}
-	for _, program := range []string{"vpssnapd", "vpssnap"} {
-		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
-			return fmt.Errorf("%w: build it first (go build -o %s/ ./cmd/...)", err, bin)
-		}
+	if err := prepare(ctx, bin); err != nil {
+		return err
 	}
 	p := &play{out: os.Stdout, bin: bin}
 	defer func() { err = errors.Join(err, p.close()) }()
@@ -90,4 +85,22 @@ func demo(ctx context.Context, bin string, keep bool) (err error) {
 	p.summary()
 	p.keepUp(ctx)
 	return p.perform(end, closing)
+}
+
+// prepare makes sure that everything is there that the scenes need.
+func prepare(ctx context.Context, bin string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("this needs root, for a libvirtd of its own")
+	}
+	for _, program := range []string{"vpssnapd", "vpssnap"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			return fmt.Errorf("%w: build it first (go build -o %s/ ./cmd/...)", err, bin)
+		}
+	}
+	fmt.Println("Making the VPS's kernel and guest agent ready; they are downloaded once.")
+	_, err := lab.Build(ctx, "")
+	if ctx.Err() != nil {
+		return errInterrupted
+	}
+	return err
 }
