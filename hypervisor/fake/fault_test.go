@@ -191,7 +191,9 @@ func TestMergeWritesTheBaseAtOnce(t *testing.T) {
 	v.want(v.Pivot(v.ctx, v.id, "vda"), hypervisor.ErrNotReady)
 	v.holds(v.base, 0, 2)
 	v.holds(v.base, 1, 0)
+	v.want(v.Unused(v.ctx, v.base, "qcow2"), hypervisor.ErrBusy)
 	must(t, v.KillGuest(v.id))
+	must(t, v.Unused(v.ctx, v.base, "qcow2"))
 	v.sees(0, 2)
 	v.sees(1, 2)
 }
@@ -251,6 +253,7 @@ func TestOfflineMergeHalfDone(t *testing.T) {
 		}
 		v.want(v.Start(ctx, v.id, false), hypervisor.ErrBusy)
 		v.want(v.MergeOffline(ctx, m, nil), hypervisor.ErrBusy)
+		v.want(v.Unused(ctx, v.base, "qcow2"), hypervisor.ErrBusy)
 		return died
 	})
 	v.want(v.MergeOffline(v.ctx, m, nil), died)

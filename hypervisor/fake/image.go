@@ -40,7 +40,18 @@ func (h *Host) Unused(ctx context.Context, path, format string) error {
 		if _, err := readLayer(path, format); err != nil {
 			return err
 		}
-		return h.unused("", path)
+		all, err := h.loadAll()
+		if err != nil {
+			return err
+		}
+		for _, d := range all {
+			if d.writes(path) {
+				return fmt.Errorf("%w: %s writes to it", hypervisor.ErrBusy, d.Name)
+			}
+		}
+		held, err := hold(unix.LOCK_SH, path)
+		letGo(held)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("cannot find %s unused: %w", path, err)

@@ -114,8 +114,13 @@ func (h *Host) lockable(d *domain) error {
 	return err
 }
 
-// writes says whether the guest writes to path alone.
+// writes says whether the guest, or a merge under it, writes to path alone.
 func (d *domain) writes(path string) bool {
+	for _, j := range d.Jobs {
+		if j.Base == path {
+			return true
+		}
+	}
 	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
 		return disk.Path == path && !disk.ReadOnly && !disk.Shareable
 	})

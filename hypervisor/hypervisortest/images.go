@@ -113,6 +113,9 @@ func unused(s *suite) {
 	s.must(s.host().Unused(s.ctx, path, "qcow2"))
 	g.enter(hypervisor.Paused)
 	s.is(s.host().Unused(s.ctx, path, "qcow2"), hypervisor.ErrBusy)
+	l := g.take("snap")["vda"]
+	s.must(s.host().Unused(s.ctx, path, "qcow2"))
+	s.is(s.host().Unused(s.ctx, l.overlay, "qcow2"), hypervisor.ErrBusy)
 	g.off()
 	s.must(s.host().Unused(s.ctx, path, "qcow2"))
 }
