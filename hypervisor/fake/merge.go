@@ -187,38 +187,11 @@ func (h *Host) pivot(ctx context.Context, id, target string) error {
 	if err := h.reach(ctx, "Pivot.before", id); err != nil {
 		return err
 	}
-	var pivoted hypervisor.Disk
 	var top string
-	err := h.update(id, func(d *domain) error {
-		j, _, err := d.job(target)
-		if err != nil {
-			return err
-		}
-		if !j.Ready {
-			return hypervisor.ErrNotReady
-		}
-		disk, err := d.live(target)
-		if err != nil {
-			return err
-		}
-		span, err := span(disk, j.Merge)
-		if err != nil {
-			return err
-		}
-		if err := copyDown(span, 1, 1); err != nil {
-			return err
-		}
-		chain, err := layers(disk)
-		if err != nil {
-			return err
-		}
-		delete(d.Jobs, target)
-		top = disk.Path
-		disk.Path, disk.Format = j.Base, span[len(span)-1].Format
-		disk.Chain, disk.ChainKnown = chain[len(span):], true
-		pivoted = *disk
-		d.tell(hypervisor.EventJob)
-		return d.reopen()
+	var pivoted hypervisor.Disk
+	err := h.update(id, func(d *domain) (err error) {
+		top, pivoted, err = d.pivotLive(target)
+		return err
 	})
 	if err != nil {
 		return err
@@ -239,6 +212,39 @@ func (h *Host) pivot(ctx context.Context, id, target string) error {
 		return err
 	}
 	return h.reach(ctx, "Pivot.after", id)
+}
+
+// pivotLive makes the guest use the base, and returns the image it used before
+// and the disk as it is now.
+func (d *domain) pivotLive(target string) (top string, pivoted hypervisor.Disk, err error) {
+	fail := func(err error) (string, hypervisor.Disk, error) { return "", hypervisor.Disk{}, err }
+	j, _, err := d.job(target)
+	if err != nil {
+		return fail(err)
+	}
+	if !j.Ready {
+		return fail(hypervisor.ErrNotReady)
+	}
+	disk, err := d.live(target)
+	if err != nil {
+		return fail(err)
+	}
+	span, err := span(disk, j.Merge)
+	if err != nil {
+		return fail(err)
+	}
+	if err := copyDown(span, 1, 1); err != nil {
+		return fail(err)
+	}
+	chain, err := layers(disk)
+	if err != nil {
+		return fail(err)
+	}
+	delete(d.Jobs, target)
+	disk.Path, disk.Format = j.Base, span[len(span)-1].Format
+	disk.Chain, disk.ChainKnown = chain[len(span):], true
+	d.tell(hypervisor.EventJob)
+	return span[0].Path, *disk, d.reopen()
 }
 
 // AbortMerge ends a job; what it wrote stays in the base.
