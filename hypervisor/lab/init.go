@@ -21,8 +21,11 @@ const initName = "vpssnap-lab-init"
 // capabilitiesDir is where libvirtd keeps what it found out about QEMU.
 const capabilitiesDir = "/var/cache/libvirt"
 
+// configDir is where libvirtd keeps its configuration and the definitions.
+const configDir = "/etc/libvirt"
+
 // replacedDirs are the machine's directories that a lab replaces by its own.
-var replacedDirs = []string{"/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", capabilitiesDir}
+var replacedDirs = []string{configDir, "/var/lib/libvirt", "/var/log/libvirt", capabilitiesDir}
 
 // mainCalled guards against a binary that would run itself again and again.
 var mainCalled atomic.Bool

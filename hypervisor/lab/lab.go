@@ -42,6 +42,10 @@ type Options struct {
 	// here outlives the lab, may be shared by several labs, and may be a mount
 	// of its own if it is mounted before Start.
 	ImageDir string
+	// ConfigDir is what libvirtd sees as /etc/libvirt; "" is a directory of the
+	// lab's own. Definitions lie there; one given here outlives the lab with
+	// them, and is taken up as it is found.
+	ConfigDir string
 	// CacheDir keeps the guests' kernel and initramfs, and what libvirtd found
 	// out about QEMU. See Build for "".
 	CacheDir string
@@ -49,9 +53,10 @@ type Options struct {
 
 // Lab is one private libvirtd and its guests.
 type Lab struct {
-	dir      string
-	imageDir string
-	cacheDir string
+	dir       string
+	imageDir  string
+	configDir string
+	cacheDir  string
 
 	init     *exec.Cmd
 	mu       sync.Mutex // one request to init at a time
@@ -74,7 +79,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", err)
 	}
-	l := &Lab{dir: dir, imageDir: o.ImageDir, cacheDir: o.CacheDir}
+	l := &Lab{dir: dir, imageDir: o.ImageDir, configDir: o.ConfigDir, cacheDir: o.CacheDir}
 	if err := l.start(ctx); err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", errors.Join(err, l.Close()))
 	}
@@ -119,7 +124,7 @@ func (l *Lab) makeDirs() error {
 	dirs := []string{l.imageDir, l.consoleDir(), filepath.Dir(l.socket())}
 	for _, replaced := range replacedDirs {
 		dirs = append(dirs, filepath.Join(l.dir, filepath.Dir(replaced)))
-		if replaced != capabilitiesDir {
+		if replaced != capabilitiesDir && replaced != configDir {
 			dirs = append(dirs, filepath.Join(l.dir, replaced))
 		}
 	}
@@ -128,7 +133,23 @@ func (l *Lab) makeDirs() error {
 			return err
 		}
 	}
-	return nil
+	return l.placeConfigDir()
+}
+
+// placeConfigDir makes libvirtd's configuration directory, where it was asked for.
+func (l *Lab) placeConfigDir() error {
+	inside := filepath.Join(l.dir, configDir)
+	if l.configDir == "" {
+		return os.Mkdir(inside, 0o755)
+	}
+	if err := os.MkdirAll(l.configDir, 0o755); err != nil {
+		return err
+	}
+	outside, err := filepath.Abs(l.configDir)
+	if err != nil {
+		return err
+	}
+	return os.Symlink(outside, inside)
 }
 
 // shareCapabilities lets all labs use what one libvirtd found out about QEMU,

@@ -255,6 +255,18 @@ func TestLabsShareAnImageDirectory(t *testing.T) {
 	}
 }
 
+func TestDefinitionsOutliveTheLab(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "libvirt")
+	first := startLabWith(t, Options{ConfigDir: config})
+	_, err := first.DefineDomain(t.Context(), smallGuest("web1"))
+	must(t, err)
+	must(t, first.Close())
+	second := startLabWith(t, Options{ConfigDir: config})
+	if state, err := second.State(t.Context(), "web1"); err != nil || state != "shut off" {
+		t.Errorf("in a lab on the same definitions web1 is %q, %v", state, err)
+	}
+}
+
 func TestStartIsRefused(t *testing.T) {
 	if _, err := Start(t.Context(), Options{Parent: filepath.Join(t.TempDir(), "missing")}); err == nil {
 		t.Error("a lab lives in a directory that does not exist")

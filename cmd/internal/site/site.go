@@ -26,6 +26,8 @@ type Options struct {
 	BinDir string
 	// Lab is where its own libvirtd lives.
 	Lab lab.Options
+	// StateDir is the daemon's; "" is a directory that ends with the site.
+	StateDir string
 	// Config is added to the daemon's configuration, as TOML sections [snapshot]
 	// and [offer].
 	Config string
@@ -71,8 +73,10 @@ func Open(ctx context.Context, o Options) (*Site, error) {
 }
 
 func (s *Site) prepare() error {
-	if err := os.MkdirAll(s.StateDir(), 0o700); err != nil {
-		return err
+	for _, dir := range []string{s.dir, s.StateDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
 	}
 	config := fmt.Sprintf("state_dir = %q\nsocket = %q\n\n[libvirt]\nuri = %q\nconfig_dir = %q\n\n%s",
 		s.StateDir(), s.Socket(), s.Lab.URI(), filepath.Join(s.Lab.ConfigDir(), "qemu"), s.options.Config)
@@ -105,7 +109,12 @@ func (s *Site) installHook(ctx context.Context) error {
 func (s *Site) ConfigFile() string { return filepath.Join(s.dir, "config.toml") }
 
 // StateDir is the daemon's state directory.
-func (s *Site) StateDir() string { return filepath.Join(s.dir, "state") }
+func (s *Site) StateDir() string {
+	if s.options.StateDir != "" {
+		return s.options.StateDir
+	}
+	return filepath.Join(s.dir, "state")
+}
 
 // Socket is where the daemon answers.
 func (s *Site) Socket() string { return filepath.Join(s.dir, "api.sock") }
