@@ -1,6 +1,7 @@
 # make demo          the main job on a real VPS (KEEP=1 leaves it up)
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
+# make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make build         the programs, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
 # make generate      api/*.gen.go anew from api/openapi.yaml
@@ -35,6 +36,13 @@ test: deps
 
 torture: build
 	build/vpssnap-torture -minutes $(MINUTES) -seed $(SEED)
+
+# How many cuts for each layout of file systems; 0: after every write.
+CUTS ?= 60
+
+.PHONY: powercut
+powercut: build
+	build/vpssnap-powercut -cuts $(CUTS) -seed $(SEED)
 
 unit:
 	$(GO) test -count=1 $(UNIT)
