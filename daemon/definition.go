@@ -16,7 +16,12 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
 	d.refreshDomain(ctx, id)
-	defer d.locks.acquire(id)()
+	release, err := d.locks.acquire(ctx, id)
+	if err != nil {
+		d.Logger.Warn("definition not looked at", "vps", id, "error", err)
+		return
+	}
+	defer release()
 	rec, err := readRecord(ctx, d.store, id)
 	if err != nil || rec.operation != nil || rec.snapshot == nil || rec.snapshot.State != vps.SnapshotAvailable {
 		return // a running operation reads and writes the definition itself

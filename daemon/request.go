@@ -92,7 +92,11 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	if err != nil {
 		return vps.Operation{}, err
 	}
-	defer d.locks.acquire(dom.ID)()
+	release, err := d.locks.acquire(ctx, dom.ID)
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	defer release()
 	rec, err := readRecord(ctx, d.store, dom.ID)
 	if err != nil {
 		return vps.Operation{}, err

@@ -166,7 +166,11 @@ func (d *Daemon) resumeStarved(ctx context.Context) {
 }
 
 func (d *Daemon) resumeIfFed(ctx context.Context, id string) error {
-	defer d.locks.acquire(id)()
+	release, err := d.locks.acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
 	rec, err := readRecord(ctx, d.store, id)
 	if err != nil || rec.operation != nil {
 		return err // an operation decides itself when its guest runs

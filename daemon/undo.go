@@ -30,7 +30,11 @@ func (d *Daemon) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(fun
 
 // expireUndo removes the disks from before a restore when their time is over.
 func (d *Daemon) expireUndo(ctx context.Context, snap vps.Snapshot) error {
-	defer d.locks.acquire(snap.VPS)()
+	release, err := d.locks.acquire(ctx, snap.VPS)
+	if err != nil {
+		return err
+	}
+	defer release()
 	rec, err := readRecord(ctx, d.store, snap.VPS)
 	if err != nil || rec.operation != nil || rec.snapshot == nil || rec.snapshot.UndoUntil == nil ||
 		d.now().Before(*rec.snapshot.UndoUntil) {
