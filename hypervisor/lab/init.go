@@ -77,7 +77,7 @@ func runInit(dir string) error {
 	go readRequests(requests)
 
 	var s supervisor
-	mountErr := mountAll(dir)
+	separateErr := errors.Join(mountAll(dir), syscall.Sethostname([]byte(filepath.Base(dir))))
 	replies := json.NewEncoder(os.Stdout)
 	for {
 		select {
@@ -88,7 +88,7 @@ func runInit(dir string) error {
 				return errors.Join(killAll(), os.RemoveAll(dir))
 			}
 			var answer reply
-			err := mountErr
+			err := separateErr
 			if err == nil {
 				answer, err = s.serve(r)
 			}

@@ -2,13 +2,15 @@
 // guests, which the machine's own libvirtd never notices. It needs root and the
 // packages that packaging/install-deps installs, and imports nothing of ours.
 //
-// A lab is a mount and pid namespace. Its first process (init.go) is this very
+// A lab is a mount, pid and host name namespace: guests migrate between labs that
+// share their images as between hosts. Its first process (init.go) is this very
 // binary started again, which supervises libvirtd: guests survive the death of
 // libvirtd, and nothing survives the death of the lab's owner.
 package lab
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -180,7 +182,7 @@ func (l *Lab) startInit() error {
 		Dir:    "/",
 		Stderr: log,
 		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
+			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS,
 			Setsid:     true, // the terminal's ^C is the owner's affair
 		},
 	}
@@ -200,6 +202,9 @@ func (l *Lab) startInit() error {
 }
 
 func (l *Lab) writeConfig() error {
+	// libvirt tells hosts apart by name and by the machine's id, which all labs share.
+	id := make([]byte, 16)
+	rand.Read(id) //nolint:errcheck // crypto/rand.Read never fails
 	files := map[string]string{
 		"qemu.conf": `cgroup_controllers = []
 security_driver = "none"
@@ -211,7 +216,8 @@ namespaces = []
 		"libvirtd.conf": fmt.Sprintf(`unix_sock_dir = %q
 auth_unix_rw = "none"
 auth_unix_ro = "none"
-`, filepath.Dir(l.socket())),
+host_uuid = "%x-%x-%x-%x-%x"
+`, filepath.Dir(l.socket()), id[:4], id[4:6], id[6:8], id[8:10], id[10:]),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(l.ConfigDir(), name), []byte(text), 0o644); err != nil {

@@ -21,7 +21,13 @@ type host struct {
 
 func newHost(t *testing.T, config string) *host {
 	t.Helper()
-	s, err := site.Open(t.Context(), site.Options{BinDir: binDir, Config: config})
+	return openHost(t, site.Options{Config: config})
+}
+
+func openHost(t *testing.T, o site.Options) *host {
+	t.Helper()
+	o.BinDir = binDir
+	s, err := site.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +142,7 @@ func (h *host) clean(name string) {
 // TestLife is the main job on guests without an OS, in every state, with one to
 // three disks of both formats, byte for byte.
 func TestLife(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, "")
 	for _, state := range []string{"running", "paused", "shut off"} {
 		for n := 1; n <= 3; n++ {
@@ -202,6 +209,7 @@ func (h *host) life(name, state string, n int) {
 
 // TestRealGuest takes and restores a snapshot of a guest that boots, through its agent.
 func TestRealGuest(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, "")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
