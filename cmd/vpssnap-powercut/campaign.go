@@ -140,6 +140,7 @@ func (c *campaign) choose(limit int) []int {
 		})
 		slices.SortStableFunc(groups[name], func(a, b int) int { return cmp.Compare(c.distance(a), c.distance(b)) })
 	}
+	source.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	if limit == 0 {
 		limit = all
 	}

@@ -153,13 +153,21 @@ func (e *expected) operate(a *act, cut int64, status api.OperationStatus) error 
 	return nil
 }
 
+// cutShort is the operation that had begun and not ended; nil when there is none.
+func cutShort(v *victim, cut int64) *act {
+	for _, a := range v.acts {
+		if a.op != "" && a.began < cut && cut <= a.ended {
+			return a
+		}
+	}
+	return nil
+}
+
 // label says what was being done at a cut: the operation and its step.
 func label(victims []*victim, cut int64) string {
 	for _, v := range victims {
-		for _, a := range v.acts {
-			if a.began < cut && cut <= a.ended && a.op != "" {
-				return a.kind + " at " + a.step(cut)
-			}
+		if a := cutShort(v, cut); a != nil {
+			return fmt.Sprintf("%s of %s at %s", a.kind, v.name, a.step(cut))
 		}
 	}
 	return "between operations"
