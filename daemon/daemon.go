@@ -139,6 +139,7 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 // operationEnded gives back what a run held, and follows it up.
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
+	d.letGo(d.ctx, op.VPS)
 	d.inventory.refresh(d.ctx, op.VPS)
 	d.deadlinesChanged()
 }

@@ -53,10 +53,13 @@ func (d *Daemon) reviewDefinitions(ctx context.Context) {
 // repairDefinition points the definition at the overlays again, and writes the
 // metadata that a definition made elsewhere has wiped.
 func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	if !dom.Persistent {
+		return nil
+	}
 	var wrong []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
 		next, ok := diskOf(dom.PersistentDisks, disk.Target)
-		if !ok || next.Path != disk.Base {
+		if !ok || next.Path != disk.Base || disk.Pivoted {
 			continue
 		}
 		safe, err := d.overlayIsAuthority(ctx, dom, snap, disk)

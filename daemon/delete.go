@@ -101,6 +101,9 @@ func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
 			return changed("its overlay lies on another image than the base that was recorded")
 		}
+		if img.InternalSnapshots > 0 {
+			return changed("its overlay holds internal snapshots, which would be lost (qemu-img snapshot -l)")
+		}
 		base, err := d.Config.Host.Stat(ctx, disk.Base)
 		if err != nil {
 			return err
@@ -145,7 +148,7 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	set := mergeSet{snap: snap, active: true, merged: pivoted}
+	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err
@@ -203,11 +206,30 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	for i := range snap.Disks {
-		if err := d.pivotDisk(ctx, r, snap, i); err != nil {
+		err := d.pivotDisk(ctx, r, snap, i)
+		if errors.Is(err, errRedefined) {
+			return errDefinedAnew(dom, snap.Disks[i])
+		}
+		if err != nil {
 			return d.pivotLater(ctx, r, err)
 		}
 	}
 	return nil
+}
+
+// errRedefined: the definition names a base that no pivot of ours put there.
+var errRedefined = errors.New("the VPS was defined anew")
+
+// redefined says that somebody defined the VPS anew, which wipes our metadata.
+// The merge sees to it that there is some: a base that a definition names
+// without it may lack what the guest wrote last.
+func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
+
+func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
+		WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
+			dom.Name, disk.Target, dom.Name).
+		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 }
 
 // suspendForPivot stops a running guest; that it will run again is promised first.
@@ -229,26 +251,36 @@ func (d *Daemon) suspendForPivot(ctx context.Context, r *operation.Run, dom hype
 // ready again: with the guest still, only what was in flight is left to copy.
 const pivotReadyWait = 2 * time.Second
 
-// pivotDisk pivots one disk, unless it has pivoted, and records it at once.
+// pivotDisk pivots one disk, unless it has pivoted, and records it at once. A
+// guest that somebody let run meanwhile is not pivoted: overlay and base would
+// not be equal.
 func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snapshot, i int) error {
 	disk := snap.Disks[i]
 	if disk.Pivoted {
 		return nil
 	}
+	ours := false
 	for until := time.Now().Add(pivotReadyWait); ; {
 		changed := d.inventory.changes()
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
 			return err
 		}
-		if dom.State == hypervisor.Off {
+		now, ok := diskOf(dom.Disks, disk.Target)
+		switch {
+		case dom.State == hypervisor.Off:
 			return hypervisor.ErrOff
-		}
-		if now, ok := diskOf(dom.Disks, disk.Target); ok && now.Path == disk.Base {
-			break // ours by this or an earlier try: before this step it was on the overlay
+		case ok && now.Path == disk.Base && !ours && redefined(dom):
+			return errRedefined
+		case ok && now.Path == disk.Base: // by this or an earlier try
+			snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()
+			return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+		case dom.State == hypervisor.Running:
+			return fmt.Errorf("disk %s not pivoted: somebody let the guest run: %w", disk.Target, hypervisor.ErrBusy)
 		}
 		err = d.Config.Host.Pivot(ctx, dom.ID, disk.Target)
 		if err == nil {
+			ours = true
 			continue // and see that the live definition names the base
 		}
 		if !errors.Is(err, hypervisor.ErrNotReady) || time.Now().After(until) {
@@ -261,17 +293,16 @@ func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()
-	return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 }
 
-// pivotLater lets the guest run again, each disk on the side it is recorded on,
-// and goes back to merging.
+// pivotLater lets the guest run again, each disk on the side it is on, and goes
+// back to merging.
 func (d *Daemon) pivotLater(ctx context.Context, r *operation.Run, cause error) error {
-	if unavailable(cause) || ctx.Err() != nil {
+	err := d.keepResume(ctx, r.Op.VPS)
+	if unavailable(cause) {
 		return cause // nothing is known; the next try reads the host, still within this step
 	}
-	if err := d.keepResume(ctx, r.Op.VPS); err != nil {
+	if err != nil {
 		return err
 	}
 	return operation.Back("merge", cause)
@@ -287,9 +318,13 @@ func (d *Daemon) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 	}
 	for i, disk := range snap.Disks {
 		now, ok := diskOf(dom.PersistentDisks, disk.Target)
-		if ok && now.Path == disk.Base && notes.Merged[disk.Target].IsZero() {
-			snap.Disks[i].Pivoted = true
+		if !ok || disk.Pivoted || now.Path != disk.Base || !notes.Merged[disk.Target].IsZero() {
+			continue
 		}
+		if redefined(dom) {
+			return errDefinedAnew(dom, disk)
+		}
+		snap.Disks[i].Pivoted = true
 	}
 	snap.UpdatedAt = d.now()
 	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) }); err != nil {
@@ -390,7 +425,7 @@ func (d *Daemon) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := d.removeSnapshotFiles(ctx, dom, snap); err != nil {
+	if err := d.removeSnapshotFiles(ctx, dom, snap, "settle"); err != nil {
 		return err
 	}
 	if err := d.Config.Host.SetMetadata(ctx, dom.ID, ""); err != nil {
@@ -401,12 +436,19 @@ func (d *Daemon) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
-// removeSnapshotFiles removes the overlays, stale since the pivot, and the saved variables.
-func (d *Daemon) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+// removeSnapshotFiles removes the overlays, stale since they were merged, and
+// the saved variables. Where somebody has brought one back into the VPS, the
+// operation goes back to the step that puts that right.
+func (d *Daemon) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string) error {
 	for _, disk := range snap.Disks {
+		if now, ok := diskOf(dom.Disks, disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
+			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged", dom.Name, disk.Target).
+				WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; what was written since the start is lost with the old overlay",
+					dom.Name, disk.Target, dom.Name).
+				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
+		}
 		if uses(dom, disk.Overlay) {
-			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "disk %s of %s is merged, but its definition still names the old overlay", disk.Target, dom.Name).
-				WithRemedy("the current data is in %s; point the definition of %s at it (virsh edit), then resume the operation", disk.Base, dom.Name))
+			return operation.Back(right, fmt.Errorf("the definition of %s names the old overlay of disk %s again: %w", dom.Name, disk.Target, hypervisor.ErrBusy))
 		}
 		if err := d.removeRecorded(ctx, disk.Overlay, disk.OverlayInode); err != nil {
 			return err

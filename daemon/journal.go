@@ -59,7 +59,11 @@ func detailOf(op vps.Operation) string {
 	if op.Error == nil {
 		return ""
 	}
-	return fmt.Sprintf("step %s: %s: %s; %s", op.Step, op.Error.Code, op.Error.Detail, op.Error.Remedy)
+	text := fmt.Sprintf("step %s: %s: %s; %s", op.Step, op.Error.Code, op.Error.Detail, op.Error.Remedy)
+	if op.Error.Err != nil {
+		text += fmt.Sprintf(" (%v)", op.Error.Err)
+	}
+	return text
 }
 
 // Messages returns one page of the journal.

@@ -26,6 +26,9 @@ type mergeSet struct {
 	active bool
 	// merged says that a disk needs no merge any more.
 	merged func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool
+	// next is whose overlays the next boot shall use, whoever defines the VPS
+	// anew during the merge.
+	next []vps.Snapshot
 }
 
 // mergeRunning merges while QEMU runs. It returns done when every disk is
@@ -41,6 +44,11 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 		}
 		if dom.State == hypervisor.Off {
 			return false, nil
+		}
+		for _, snap := range set.next {
+			if err := d.repairDefinition(ctx, dom, snap); err != nil {
+				return false, err
+			}
 		}
 		state, err := d.pushMerges(ctx, dom, set)
 		switch {
@@ -77,8 +85,8 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		}
 		if now, ok := diskOf(dom.Disks, disk.Target); set.active && (!ok || now.Path != disk.Overlay) {
 			return s, operation.Park(vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay", disk.Target, dom.Name).
-				WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay %s, keep both files, then resume the operation",
-					dom.Name, disk.Overlay))
+				WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay, keep both files, then resume the operation", dom.Name).
+				Because(fmt.Errorf("the overlay is %s", disk.Overlay)))
 		}
 		job, err := d.Config.Host.MergeJob(ctx, dom.ID, disk.Target)
 		if err != nil {
@@ -104,8 +112,14 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 }
 
 // mergeFailed says why merges end without result, as far as the host tells. The
-// overlays are whole, so the same can be asked for again.
+// overlays are whole, so the same can be asked for again; until then no job of
+// another disk goes on without anybody to end it.
 func (d *Daemon) mergeFailed(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	for _, disk := range snap.Disks {
+		if err := d.Config.Host.AbortMerge(ctx, r.Op.VPS, disk.Target); err != nil {
+			return fmt.Errorf("merge of disk %s not ended: %w", disk.Target, err)
+		}
+	}
 	for _, disk := range snap.Disks {
 		if space, err := d.Config.Host.Space(ctx, filepath.Dir(disk.Base)); err == nil && space.Free < 16<<20 {
 			return operation.Fail(d.noRoomToMerge(r.Op, disk, space.Free))

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -115,11 +116,65 @@ func (d *Daemon) keepThaw(ctx context.Context, id string) error {
 
 // keepResume tries once to keep the promise to resume.
 func (d *Daemon) keepResume(ctx context.Context, id string) error {
-	err := d.Config.Host.Resume(ctx, id)
+	err := d.mayRun(ctx, id)
+	if err == nil {
+		err = d.Config.Host.Resume(ctx, id)
+	}
 	if err != nil && !errors.Is(err, hypervisor.ErrOff) && !errors.Is(err, hypervisor.ErrNotFound) {
 		return fmt.Errorf("guest not resumed: %w", err)
 	}
 	return d.kept(ctx, id, store.PromiseResume)
+}
+
+// mayRun is nil when a guest that stands still for a pivot may run: something
+// durable, the record or the definition, names every base that it will write to.
+func (d *Daemon) mayRun(ctx context.Context, id string) error {
+	dom, err := d.inventory.domain(ctx, id)
+	if err != nil || !dom.Persistent {
+		return err // without a definition there is no next boot to take the wrong disk
+	}
+	snap, err := d.store.CurrentSnapshot(ctx, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var bases []hypervisor.DiskSource
+	for _, disk := range snap.Disks {
+		if now, ok := diskOf(dom.Disks, disk.Target); ok && now.Path == disk.Base && !disk.Pivoted {
+			bases = append(bases, hypervisor.DiskSource{Target: disk.Target, Path: disk.Base, Format: disk.BaseFormat})
+		}
+	}
+	if dom.State == hypervisor.Off || len(bases) == 0 {
+		return nil
+	}
+	return d.Config.Host.PointDisks(ctx, id, bases)
+}
+
+// letGo keeps what an operation still owes its guest when its run is over: it
+// was parked, or the daemon is about to stop.
+func (d *Daemon) letGo(ctx context.Context, id string) {
+	ctx, cancel := evenWhenStopping(ctx)
+	defer cancel()
+	owed, err := d.store.HasPromise(ctx, id, store.PromiseResume)
+	if err == nil && !owed {
+		return
+	}
+	if err := d.keepResume(ctx, id); err != nil {
+		d.Logger.Error("guest stands still", "vps", id, "error", err)
+		d.insist("resume", id, d.keepResumeOfParked)
+	}
+}
+
+// keepResumeOfParked leaves a guest to its operation while that is worked on: it
+// may stand still for the next pivot.
+func (d *Daemon) keepResumeOfParked(ctx context.Context, id string) error {
+	op, err := d.store.ActiveOperation(ctx, id)
+	if err == nil && op.Status != vps.StatusNeedsAttention {
+		return nil
+	}
+	return d.keepResume(ctx, id)
 }
 
 func (d *Daemon) kept(ctx context.Context, id string, kind store.PromiseKind) error {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"vpssnapd/daemon/failpoint"
@@ -53,7 +54,8 @@ func (d *Daemon) awaitHost(ctx context.Context) {
 	}
 }
 
-// keepPromises thaws and resumes every guest that is owed it. A guest that stands
+// keepPromises thaws and resumes every guest that is owed it, all at once: an
+// agent that does not answer must not keep another guest waiting. A guest that stands
 // still for a pivot is left to its operation, which knows when it may run.
 func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
 	owed, err := d.store.Promises(ctx)
@@ -64,18 +66,22 @@ func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
 	for _, op := range ops {
 		pivoting[op.VPS] = op.Kind == vps.KindDelete && op.Status != vps.StatusNeedsAttention
 	}
+	var kept sync.WaitGroup
 	for _, p := range owed {
 		keep := d.keepThaw
 		if p.Kind == store.PromiseResume {
 			if pivoting[p.VPS] {
 				continue
 			}
-			keep = d.keepResume
+			keep = d.keepResumeOfParked
 		}
-		if keep(ctx, p.VPS) != nil {
-			d.insist(string(p.Kind), p.VPS, keep)
-		}
+		kept.Go(func() {
+			if keep(ctx, p.VPS) != nil {
+				d.insist(string(p.Kind), p.VPS, keep)
+			}
+		})
 	}
+	kept.Wait()
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
@@ -51,12 +52,25 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
 	if err := d.endUndoOf(ctx, r, old); err != nil {
 		return err
 	}
-	set := mergeSet{snap: old, merged: middleGone(snap)}
+	set := mergeSet{snap: old, merged: middleGone(snap), next: []vps.Snapshot{snap, basedOn(snap, old)}}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err
 	}
 	return d.mergeOldOff(ctx, r, snap, set)
+}
+
+// basedOn is a snapshot as it will be when the layer below it is merged away.
+func basedOn(snap, old vps.Snapshot) vps.Snapshot {
+	snap.Disks = slices.Clone(snap.Disks)
+	for i, disk := range snap.Disks {
+		for _, below := range old.Disks {
+			if below.Target == disk.Target {
+				snap.Disks[i].Base, snap.Disks[i].BaseFormat, snap.Disks[i].BaseInode = below.Base, below.BaseFormat, below.BaseInode
+			}
+		}
+	}
+	return snap
 }
 
 // endUndoOf removes what would undo the old snapshot's last restore: it lies on
@@ -126,7 +140,7 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	for i, disk := range old.Disks {
+	for _, disk := range old.Disks {
 		img, err := d.Config.Host.Inspect(ctx, overlayOf(snap, disk.Target), "qcow2")
 		if err != nil {
 			return err
@@ -134,11 +148,9 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
 			return operation.Back("old_merge", fmt.Errorf("the overlay of disk %s does not lie on the base yet: %w", disk.Target, hypervisor.ErrBusy))
 		}
-		for j := range snap.Disks {
-			if snap.Disks[j].Target == disk.Target {
-				snap.Disks[j].Base, snap.Disks[j].BaseFormat, snap.Disks[j].BaseInode = disk.Base, disk.BaseFormat, disk.BaseInode
-			}
-		}
+	}
+	snap = basedOn(snap, old)
+	for i := range old.Disks {
 		old.Disks[i].Pivoted = true
 	}
 	// A stale backing store in the definition would override the header: it is left out.
@@ -147,7 +159,9 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 	}
 	now := d.now()
 	snap.UpdatedAt, old.UpdatedAt = now, now
-	r.Stage(func(ctx context.Context, tx *store.Tx) error { return errors.Join(tx.SaveSnapshot(ctx, old), tx.SaveSnapshot(ctx, snap)) })
+	r.Stage(func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.SaveSnapshot(ctx, old), tx.SaveSnapshot(ctx, snap))
+	})
 	return nil
 }
 
@@ -161,7 +175,7 @@ func (d *Daemon) unlinkOld(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := d.removeSnapshotFiles(ctx, dom, old); err != nil {
+	if err := d.removeSnapshotFiles(ctx, dom, old, "old_merge"); err != nil {
 		return err
 	}
 	if err := d.writeMetadata(ctx, r); err != nil {

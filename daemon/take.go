@@ -117,7 +117,7 @@ func (d *Daemon) undisturbed(dom hypervisor.Domain, disk hypervisor.Disk, previo
 		return changed("a block job runs on it").WithRemedy("wait until it has ended (virsh blockjob %s %s)", dom.Name, disk.Target)
 	}
 	next, ok := diskOf(dom.PersistentDisks, disk.Target)
-	if !ok || next.Path != disk.Path {
+	if !ok || next.Path != disk.Path || next.Format != disk.Format {
 		return changed("it is not the disk that the next boot will use").WithRemedy("compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name)
 	}
 	if previous == nil {

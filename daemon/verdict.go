@@ -52,6 +52,8 @@ func restoreVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return busy(dom, rec)
 	case rec.snapshot.State != vps.SnapshotAvailable:
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be restored", dom.Name, rec.snapshot.State)
+	case dom.ForeignSnapshots > 0:
+		return foreign(dom)
 	}
 	return vps.Verdict{Allowed: true, Reason: "everything written since " + rec.snapshot.CreatedAt.Format(time.RFC3339) + " is taken back"}
 }
@@ -80,12 +82,21 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
 	case dom.ManagedSave:
 		return no(vps.CodeVPSChanged, "the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name)
+	case dom.ForeignSnapshots > 0:
+		return foreign(dom)
 	case !dom.Persistent:
 		return no(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name)
 	case undoIsKept(*rec.snapshot):
 		return vps.Verdict{Allowed: true, Reason: "this ends the possibility to undo the last restore"}
 	}
 	return vps.Verdict{Allowed: true}
+}
+
+// foreign: snapshots that somebody made with libvirt lie in our overlay, or on
+// top of it, and would be lost with it.
+func foreign(dom hypervisor.Domain) vps.Verdict {
+	return no(vps.CodeVPSChanged, "%s has %d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %s)",
+		dom.Name, dom.ForeignSnapshots, dom.Name)
 }
 
 func busy(dom hypervisor.Domain, rec record) vps.Verdict {
