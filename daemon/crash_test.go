@@ -33,7 +33,9 @@ var crashCases = []crashCase{
 	{
 		name:    "take",
 		prepare: func(w *world, id string) { w.write(id, "vda", 0, 'a') },
-		begin:   func(w *world, id string) (vps.Operation, error) { return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator) },
+		begin: func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+		},
 		done: func(w *world, id string) {
 			w.sees(id, "vda", 0, 'a')
 			w.write(id, "vda", 0, 'b')
@@ -130,6 +132,7 @@ func TestKilledAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
 			t.Run(c.name+"/"+string(state), func(t *testing.T) {
+				t.Parallel()
 				for n := 0; ; n++ {
 					if reached := killedAt(t, c, state, n, killDaemon); !reached {
 						if n < 10 {
@@ -150,6 +153,7 @@ func TestKilledAnywhere(t *testing.T) {
 func TestGuestAndDaemonKilledAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			for n := 0; killedAt(t, c, hypervisor.Running, n, killBoth) && !t.Failed(); n++ {
 			}
 		})
@@ -162,6 +166,7 @@ func TestLibvirtLostAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
 			t.Run(c.name+"/"+string(state), func(t *testing.T) {
+				t.Parallel()
 				for n := 0; killedAt(t, c, state, n, loseLibvirt) && !t.Failed(); n++ {
 				}
 			})
@@ -204,6 +209,7 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 		}
 		if how == loseLibvirt {
 			host.Disconnect()
+			w.eventually("the loss is noticed", func() bool { _, err := w.daemon.ListVPS(context.Background()); return err != nil })
 			close(struck)
 			if strings.HasSuffix(at, ".after") {
 				return fmt.Errorf("%w: connection lost", hypervisor.ErrUnavailable)
