@@ -45,7 +45,8 @@ func (h *Host) Unused(ctx context.Context, path, format string) error {
 			return err
 		}
 		for _, d := range all {
-			if d.writes(path) {
+			// By what QEMU has open, not by what libvirt believes it has.
+			if _, open := d.Open[path]; open && !d.reads(path) {
 				return fmt.Errorf("%w: %s writes to it", hypervisor.ErrBusy, d.Name)
 			}
 		}

@@ -126,6 +126,13 @@ func (d *domain) writes(path string) bool {
 	})
 }
 
+// reads says whether an image lies below one that the guest writes to.
+func (d *domain) reads(path string) bool {
+	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
+		return slices.ContainsFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == path })
+	})
+}
+
 // RemoveManagedSave removes the memory image that a start would resume.
 func (h *Host) RemoveManagedSave(ctx context.Context, id string) error {
 	return h.call(ctx, "RemoveManagedSave", id, func(d *domain) error {
