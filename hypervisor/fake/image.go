@@ -46,7 +46,7 @@ func (h *Host) Unused(ctx context.Context, path, format string) error {
 		}
 		for _, d := range all {
 			// By what QEMU has open, not by what libvirt believes it has.
-			if _, open := d.Open[path]; open && !d.reads(path) {
+			if _, open := d.Open[path]; open && (d.writes(path) || !d.reads(path)) {
 				return fmt.Errorf("%w: %s writes to it", hypervisor.ErrBusy, d.Name)
 			}
 		}
