@@ -95,8 +95,7 @@ type victim struct {
 type expected struct {
 	current  disks
 	snapshot disks // nil: there is none
-	option   bool  // has been acknowledged
-	began    bool  // the option has been asked for
+	option   bool  // its order has been acknowledged
 }
 
 // expect follows the history up to a cut. status tells how each operation stands
@@ -109,7 +108,7 @@ func (v *victim) expect(cut int64, status func(op string) api.OperationStatus) (
 		}
 		switch a.kind {
 		case "option":
-			e.began, e.option = true, a.ended <= cut
+			e.option = a.ended <= cut
 		case "write":
 			e.write(a, cut)
 		default:

@@ -35,7 +35,7 @@ func main() {
 	lab.Main()
 	cuts := flag.Int("cuts", 60, "how many `cuts` for each layout; 0: after every write")
 	seed := flag.Uint64("seed", 0, "the random `seed`; 0: a new one")
-	layouts := flag.String("layout", "one,two", "`layouts` to try, of one, two and three file systems")
+	layouts := flag.String("layout", "one,two,three", "`layouts` to try, of one, two and three file systems")
 	flag.Parse()
 	if flag.NArg() > 0 || *cuts < 0 {
 		flag.Usage()
