@@ -42,7 +42,7 @@ CUTS ?= 60
 
 .PHONY: powercut
 powercut: build
-	build/vpssnap-powercut -cuts $(CUTS) -seed $(SEED)
+	build/vpssnap-powercut -bin build -cuts $(CUTS) -seed $(SEED)
 
 unit:
 	$(GO) test -count=1 $(UNIT)

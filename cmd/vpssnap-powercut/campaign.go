@@ -11,16 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-
-	"vpssnapd/cmd/internal/site"
 )
-
-func buildInto(ctx context.Context, bin string) error {
-	if err := os.MkdirAll(bin, 0o700); err != nil {
-		return err
-	}
-	return site.Build(ctx, bin)
-}
 
 // campaign is one layout's record and the cuts in it.
 type campaign struct {

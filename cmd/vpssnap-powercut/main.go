@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ func init() { runtime.LockOSThread() }
 func main() {
 	lab.Main()
 	cuts := flag.Int("cuts", 60, "how many `cuts` for each layout; 0: after every write")
+	bin := flag.String("bin", "build", "the `directory` of the built programs")
 	seed := flag.Uint64("seed", 0, "the random `seed`; 0: a new one")
 	layouts := flag.String("layout", "one,two,three", "`layouts` to try, of one, two and three file systems")
 	flag.Parse()
@@ -50,11 +52,11 @@ func main() {
 		os.Exit(2)
 	}
 	if os.Args[0] != insideName {
-		os.Exit(goInside(fmt.Sprint(*seed), fmt.Sprint(*cuts), *layouts))
+		os.Exit(goInside("-seed", fmt.Sprint(*seed), "-cuts", fmt.Sprint(*cuts), "-layout", *layouts, "-bin", *bin))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, chosen, *seed, *cuts); err != nil {
+	if err := run(ctx, chosen, *bin, *seed, *cuts); err != nil {
 		fmt.Fprintf(os.Stderr, "vpssnap-powercut: %v\nrepeat it with SEED=%d CUTS=%d\n", err, *seed, *cuts)
 		os.Exit(1)
 	}
@@ -74,11 +76,11 @@ func parseLayouts(list string) ([]layout, error) {
 
 // goInside runs this program in its own mount namespace, hands on signals, and
 // returns its exit code.
-func goInside(seed, cuts, layouts string) int {
+func goInside(args ...string) int {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{insideName, "-seed", seed, "-cuts", cuts, "-layout", layouts},
+		Path: "/proc/self/exe", Args: append([]string{insideName}, args...),
 		Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM},
 	}
@@ -98,16 +100,19 @@ func goInside(seed, cuts, layouts string) int {
 }
 
 // run records and replays once for each layout.
-func run(ctx context.Context, chosen []layout, seed uint64, cuts int) (err error) {
+func run(ctx context.Context, chosen []layout, bin string, seed uint64, cuts int) (err error) {
+	// Libvirt's hook runs with another working directory.
+	if bin, err = filepath.Abs(bin); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(bin, "vpssnapd")); err != nil {
+		return fmt.Errorf("the programs are not built: %w", err)
+	}
 	work, err := os.MkdirTemp("", "powercut-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	bin := work + "/bin/"
-	if err := buildInto(ctx, bin); err != nil {
-		return err
-	}
 	violations := 0
 	for _, l := range chosen {
 		n, err := campaignOn(ctx, l, work, bin, seed, cuts)
