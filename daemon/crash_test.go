@@ -231,6 +231,9 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 	mu.Lock()
 	reached := point
 	mu.Unlock()
+	if reached != "" {
+		<-struck // not by the operation, but by what follows its end
+	}
 	if reached == "" {
 		return false
 	}

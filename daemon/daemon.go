@@ -99,6 +99,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	}
 	d.background(d.watchDeadlines)
 	d.background(d.watchSpace)
+	d.background(d.watchDrift)
 	return d, nil
 }
 
@@ -140,7 +141,7 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
 	d.letGo(d.ctx, op.VPS)
-	d.inventory.refresh(d.ctx, op.VPS)
+	d.definitionChanged(d.ctx, op.VPS) // by somebody, while it was left to the operation
 	d.deadlinesChanged()
 }
 

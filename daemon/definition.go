@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"time"
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -23,7 +22,8 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	}
 	defer release()
 	rec, err := readRecord(ctx, d.store, id)
-	if err != nil || rec.operation != nil || rec.snapshot == nil || rec.snapshot.State != vps.SnapshotAvailable {
+	if err != nil || rec.operation != nil || rec.snapshot == nil ||
+		rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotBroken {
 		return // a running operation reads and writes the definition itself
 	}
 	dom, err := d.inventory.domain(ctx, id)
@@ -32,6 +32,9 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	}
 	if err := d.repairDefinition(ctx, dom, *rec.snapshot); err != nil {
 		d.Logger.Error("definition not put right", "vps", dom.Name, "error", err)
+	}
+	if err := d.judgeSnapshot(ctx, *rec.snapshot); err != nil {
+		d.Logger.Error("snapshot not looked at", "vps", dom.Name, "error", err)
 	}
 }
 
@@ -62,7 +65,7 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 		if !ok || next.Path != disk.Base || disk.Pivoted {
 			continue
 		}
-		safe, err := d.overlayIsAuthority(ctx, dom, snap, disk)
+		safe, err := d.overlayIsAuthority(ctx, dom, disk)
 		if err != nil || !safe {
 			return err
 		}
@@ -94,15 +97,12 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 }
 
 // overlayIsAuthority says whether the overlay surely holds the VPS's data: it
-// runs on it, or it is off and its base was not written since the snapshot.
-func (d *Daemon) overlayIsAuthority(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, disk vps.SnapshotDisk) (bool, error) {
+// runs on it, or it is off and both files are as they were recorded.
+func (d *Daemon) overlayIsAuthority(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) (bool, error) {
 	if dom.State != hypervisor.Off {
 		live, ok := diskOf(dom.Disks, disk.Target)
 		return ok && live.Path == disk.Overlay, nil
 	}
-	base, err := d.Config.Host.Stat(ctx, disk.Base)
-	if err != nil {
-		return false, err
-	}
-	return base.Inode == disk.BaseInode && base.Modified.Before(snap.CreatedAt.Add(time.Second)), nil
+	why, err := d.damage(ctx, disk)
+	return why == "", err
 }

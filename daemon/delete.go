@@ -104,12 +104,12 @@ func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		if img.InternalSnapshots > 0 {
 			return changed("its overlay holds internal snapshots, which would be lost (qemu-img snapshot -l)")
 		}
-		base, err := d.Config.Host.Stat(ctx, disk.Base)
+		why, err := d.damage(ctx, disk)
 		if err != nil {
 			return err
 		}
-		if base.Inode != disk.BaseInode {
-			return changed("its base was replaced by another file")
+		if why != "" && (snap.State != vps.SnapshotDeleting || why != baseWritten) {
+			return changed(why)
 		}
 	}
 	return nil

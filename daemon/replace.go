@@ -150,6 +150,13 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 		}
 	}
 	snap = basedOn(snap, old)
+	for i, disk := range snap.Disks {
+		base, err := d.Config.Host.Stat(ctx, disk.Base)
+		if err != nil {
+			return err
+		}
+		snap.Disks[i].BaseModified = base.Modified
+	}
 	for i := range old.Disks {
 		old.Disks[i].Pivoted = true
 	}

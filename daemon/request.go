@@ -27,15 +27,18 @@ type reader interface {
 	ActiveOperation(ctx context.Context, vpsID string) (vps.Operation, error)
 }
 
+// readRecord reads the operation first: when there is none, and none can begin
+// because the reader holds the VPS's lock, what is read after it is the present
+// state, and not that of before an operation which ended in between.
 func readRecord(ctx context.Context, r reader, vpsID string) (record, error) {
-	o, err1 := r.OpenOption(ctx, vpsID)
-	s, err2 := r.CurrentSnapshot(ctx, vpsID)
-	op, err3 := r.ActiveOperation(ctx, vpsID)
+	op, err1 := r.ActiveOperation(ctx, vpsID)
+	o, err2 := r.OpenOption(ctx, vpsID)
+	s, err3 := r.CurrentSnapshot(ctx, vpsID)
 	var rec record
 	for _, e := range []struct {
 		err error
 		set func()
-	}{{err1, func() { rec.option = &o }}, {err2, func() { rec.snapshot = &s }}, {err3, func() { rec.operation = &op }}} {
+	}{{err1, func() { rec.operation = &op }}, {err2, func() { rec.option = &o }}, {err3, func() { rec.snapshot = &s }}} {
 		switch {
 		case e.err == nil:
 			e.set()

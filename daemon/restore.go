@@ -105,7 +105,7 @@ func (d *Daemon) checkRestorable(ctx context.Context, dom hypervisor.Domain, sna
 			WithRemedy("give the other VPS a disk of its own (virsh domblklist)")
 	}
 	for _, disk := range snap.Disks {
-		changed := func(why string) error {
+		changed := func(why string) *vps.Error {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: %s", dom.Name, disk.Target, why).
 				WithRemedy("nothing was changed; find out on the host what was done to the disk (virsh domblklist %s)", dom.Name)
 		}
@@ -119,14 +119,15 @@ func (d *Daemon) checkRestorable(ctx context.Context, dom hypervisor.Domain, sna
 		if live, ok := diskOf(dom.Disks, disk.Target); ok && live.Job {
 			return changed("a block job runs on it")
 		}
-		for path, inode := range map[string]uint64{disk.Base: disk.BaseInode, disk.Overlay: disk.OverlayInode} {
-			file, err := d.Config.Host.Stat(ctx, path)
-			if err != nil {
-				return changed("a file of the snapshot cannot be read")
-			}
-			if file.Inode != inode {
-				return changed("a file of the snapshot was replaced by another")
-			}
+		if live, ok := diskOf(dom.Disks, disk.Target); !ok || live.Path != disk.Overlay {
+			return changed("it runs on another image than the overlay that was recorded")
+		}
+		why, err := d.damage(ctx, disk)
+		if err != nil {
+			return changed("a file of the snapshot cannot be read").Because(err)
+		}
+		if why != "" {
+			return changed(why)
 		}
 	}
 	return nil
@@ -385,7 +386,7 @@ func (n restoreNotes) powerAfter() (start, paused bool) {
 	case vps.PowerRunning:
 		return true, false
 	}
-	paused = n.Was == hypervisor.Paused && n.PauseReason != hypervisor.PausedByIO
+	paused = n.Was == hypervisor.Paused && n.PauseReason != hypervisor.PausedByIO && n.PauseReason != hypervisor.PausedByNoSpace
 	return n.Was != hypervisor.Off, paused
 }
 

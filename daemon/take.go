@@ -274,8 +274,7 @@ func (d *Daemon) switchDisks(ctx context.Context, r *operation.Run) error {
 	if frozen.done {
 		snap.FreezeMS = d.Now().Sub(frozen.began).Milliseconds()
 	}
-	d.stageSwitch(ctx, r, snap, frozen.note)
-	return nil
+	return d.stageSwitch(ctx, r, snap, frozen.note)
 }
 
 // switchInTime switches the disks, and no longer waits for libvirt than the
@@ -310,8 +309,7 @@ func (d *Daemon) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Sna
 	if switched == len(snap.Disks) {
 		// Whether the guest had stood frozen is not known any more; claim the less.
 		snap.Consistency = consistencyOf(dom.State, false)
-		d.stageSwitch(ctx, r, snap, "taken over after an interruption")
-		return nil
+		return d.stageSwitch(ctx, r, snap, "taken over after an interruption")
 	}
 	for _, disk := range snap.Disks {
 		if err := d.notOpen(ctx, dom, disk); err != nil {
@@ -374,14 +372,22 @@ func (d *Daemon) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hype
 		return err
 	}
 	snap.Consistency = vps.ConsistencyCrash
-	d.stageSwitch(ctx, r, snap, "taken over after an interruption")
-	return nil
+	return d.stageSwitch(ctx, r, snap, "taken over after an interruption")
 }
 
-func (d *Daemon) stageSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, note string) {
+// stageSwitch records the switch, and what the bases were like from then on.
+func (d *Daemon) stageSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, note string) error {
+	for i, disk := range snap.Disks {
+		base, err := d.Config.Host.Stat(ctx, disk.Base)
+		if err != nil {
+			return err
+		}
+		snap.Disks[i].BaseModified = base.Modified
+	}
 	snap.UpdatedAt = d.now()
 	r.Op.Result = resultOfTake(snap, note)
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
 }
 
 // verifyTake makes sure that the running VPS and its next boot use the
@@ -430,9 +436,19 @@ func (d *Daemon) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, sna
 		if live.SizeBytes != 0 && live.SizeBytes != disk.SizeBytes {
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s has %d bytes instead of %d", disk.Target, dom.Name, live.SizeBytes, disk.SizeBytes)
 		}
-		if next.Path != disk.Overlay {
-			wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		if next.Path == disk.Overlay {
+			continue
 		}
+		safe, err := d.overlayIsAuthority(ctx, dom, disk)
+		if err != nil {
+			return err
+		}
+		if !safe {
+			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s was switched to its overlay, and then its base was used again: both may hold new data", disk.Target, dom.Name).
+				WithRemedy("find out which of the two holds the customer's data, base or overlay; keep both until then").
+				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay))
+		}
+		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
 	}
 	if len(wrong) == 0 {
 		return nil

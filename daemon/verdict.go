@@ -50,6 +50,8 @@ func restoreVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return no(vps.CodeNotFound, "%s has no snapshot", dom.Name)
 	case rec.operation != nil:
 		return busy(dom, rec)
+	case rec.snapshot.State == vps.SnapshotBroken:
+		return no(vps.CodeVPSChanged, "the snapshot of %s is broken: %s", dom.Name, rec.snapshot.Reason)
 	case rec.snapshot.State != vps.SnapshotAvailable:
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be restored", dom.Name, rec.snapshot.State)
 	case dom.ForeignSnapshots > 0:

@@ -57,21 +57,22 @@ func (s queries) Snapshots(ctx context.Context) ([]vps.Snapshot, error) {
 
 func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot, error) {
 	rows, err := s.q.QueryContext(ctx, `SELECT target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
-		undo, undo_inode, pivoted FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)
+		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)
 	snap.Disks, err = collect(rows, err, func(row scanner) (vps.SnapshotDisk, error) {
 		var d vps.SnapshotDisk
 		err := row.Scan(&d.Target, &d.Base, &d.BaseFormat, &d.BaseInode, &d.SizeBytes, &d.Overlay, &d.OverlayInode,
-			&d.Undo, &d.UndoInode, &d.Pivoted)
+			&d.Undo, &d.UndoInode, &d.Pivoted, fileTime{&d.BaseModified})
 		return d, err
 	})
 	return snap, err
 }
 
-// SaveSnapshot inserts or updates a snapshot and all its disks.
+// SaveSnapshot inserts or updates a snapshot and all its disks. The description
+// is inserted only: an operation that has read it long ago must not take back
+// what DescribeSnapshot wrote meanwhile.
 func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
-		description = excluded.description, created_at = excluded.created_at, consistency = excluded.consistency,
+		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, created_at = excluded.created_at, consistency = excluded.consistency,
 		freeze_ms = excluded.freeze_ms, size_bytes = excluded.size_bytes, restored_at = excluded.restored_at,
 		undo_until = excluded.undo_until, nvram = excluded.nvram, nvram_saved = excluded.nvram_saved,
 		nvram_undo = excluded.nvram_undo, updated_at = excluded.updated_at`,
@@ -82,9 +83,9 @@ func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 	}
 	for _, d := range s.Disks {
 		err := t.exec(ctx, `INSERT OR REPLACE INTO snapshot_disk (snapshot, target, base, base_format, base_inode, size_bytes,
-			overlay, overlay_inode, undo, undo_inode, pivoted) VALUES (?,?,?,?,?,?,?,?,?,?,?)`,
+			overlay, overlay_inode, undo, undo_inode, pivoted, base_modified) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)`,
 			s.ID, d.Target, d.Base, d.BaseFormat, int64(d.BaseInode), d.SizeBytes,
-			d.Overlay, int64(d.OverlayInode), d.Undo, int64(d.UndoInode), d.Pivoted)
+			d.Overlay, int64(d.OverlayInode), d.Undo, int64(d.UndoInode), d.Pivoted, nanosOrNull(d.BaseModified))
 		if err != nil {
 			return err
 		}

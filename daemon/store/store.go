@@ -257,3 +257,28 @@ func (m momentOrNil) Scan(v any) error {
 	*m.to = new(time.Time)
 	return moment{*m.to}.Scan(v)
 }
+
+// nanosOrNull is how the time of a file's last change is stored: exactly, to be
+// compared.
+func nanosOrNull(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixNano()
+}
+
+// fileTime reads what nanosOrNull stored.
+type fileTime struct{ to *time.Time }
+
+func (f fileTime) Scan(v any) error {
+	*f.to = time.Time{}
+	if v == nil {
+		return nil
+	}
+	n, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("a time is stored as %T", v)
+	}
+	*f.to = time.Unix(0, n).UTC()
+	return nil
+}

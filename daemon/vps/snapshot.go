@@ -82,7 +82,10 @@ type SnapshotDisk struct {
 	Base       string
 	BaseFormat string
 	BaseInode  uint64
-	SizeBytes  int64
+	// BaseModified is when the base was last written to. It never is again, until
+	// a delete merges into it. Zero: not known.
+	BaseModified time.Time
+	SizeBytes    int64
 	// Overlay is the file the VPS writes to.
 	Overlay      string
 	OverlayInode uint64

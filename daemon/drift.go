@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// driftCheck is how often every snapshot is compared with the host, events or not.
+const driftCheck = time.Minute
+
+// watchDrift finds what others did to a VPS or to the files of its snapshot
+// behind the daemon's back. It names it; it guesses and deletes nothing.
+func (d *Daemon) watchDrift(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(driftCheck):
+		}
+		if d.inventory.ready() {
+			d.reviewDefinitions(ctx)
+		}
+	}
+}
+
+// judgeSnapshot records whether a snapshot is broken, and when it no longer is.
+// Nobody works on the VPS, and its lock is held.
+func (d *Daemon) judgeSnapshot(ctx context.Context, snap vps.Snapshot) error {
+	dom, err := d.inventory.domain(ctx, snap.VPS)
+	if err != nil {
+		return err
+	}
+	reason, err := d.whatIsBroken(ctx, dom, snap)
+	if err != nil || reason == snap.Reason {
+		return err
+	}
+	snap.State, snap.Reason, snap.UpdatedAt = vps.SnapshotBroken, reason, d.now()
+	text := "The snapshot is broken: " + reason + "."
+	if reason == "" {
+		snap.State, text = vps.SnapshotAvailable, "The snapshot is no longer broken."
+	}
+	d.Logger.Warn("snapshot judged anew", "vps", dom.Name, "snapshot", snap.ID, "state", snap.State, "reason", reason)
+	return d.store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.SaveSnapshot(ctx, snap); err != nil {
+			return err
+		}
+		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: watchman, Text: text})
+	})
+}
+
+// whatIsBroken compares a snapshot with the host; "" when nothing is.
+func (d *Daemon) whatIsBroken(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (string, error) {
+	for _, disk := range snap.Disks {
+		now, ok := diskOf(dom.Disks, disk.Target)
+		switch {
+		case !ok:
+			return "the VPS has no disk " + disk.Target + " any more", nil
+		case now.Path != disk.Overlay:
+			return "disk " + disk.Target + " of the VPS uses another image than the snapshot knows of", nil
+		}
+		if why, err := d.damage(ctx, disk); why != "" || err != nil {
+			return "disk " + disk.Target + ": " + why, err
+		}
+	}
+	return "", nil
+}
+
+// baseWritten is damage too, unless a merge of ours did it.
+const baseWritten = "its base was written to"
+
+// damage says what has become of the files of one disk of a snapshot; "" when
+// they are as recorded.
+func (d *Daemon) damage(ctx context.Context, disk vps.SnapshotDisk) (string, error) {
+	overlay, err := d.Config.Host.Stat(ctx, disk.Overlay)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "its overlay is missing", nil
+	case err != nil:
+		return "", err
+	case overlay.Inode != disk.OverlayInode:
+		return "its overlay was replaced by another file", nil
+	}
+	base, err := d.Config.Host.Stat(ctx, disk.Base)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "its base is missing", nil
+	case err != nil:
+		return "", err
+	case base.Inode != disk.BaseInode:
+		return "its base was replaced by another file", nil
+	case !disk.BaseModified.IsZero() && !base.Modified.Equal(disk.BaseModified):
+		return baseWritten, nil
+	}
+	return "", nil
+}
