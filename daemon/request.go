@@ -91,15 +91,19 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	if !d.inventory.ready() {
 		return vps.Operation{}, errDisconnected()
 	}
-	dom, err := d.resolve(ctx, ref)
+	id, err := d.idOf(ctx, ref)
 	if err != nil {
 		return vps.Operation{}, err
 	}
-	release, err := d.locks.acquire(ctx, dom.ID)
+	release, err := d.locks.acquire(ctx, id)
 	if err != nil {
 		return vps.Operation{}, err
 	}
 	defer release()
+	dom, err := d.resolve(ctx, id)
+	if err != nil {
+		return vps.Operation{}, err
+	}
 	rec, err := readRecord(ctx, d.store, dom.ID)
 	if err != nil {
 		return vps.Operation{}, err
