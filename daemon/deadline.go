@@ -65,10 +65,8 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		return
 	}
 	for _, o := range options {
-		if o.State != vps.OptionGrace && o.EndsAt != nil && !now.Before(*o.EndsAt) {
-			if err := d.toGrace(ctx, o, o.EndsAt.Add(d.Grace), expiry, "its time is over"); err != nil {
-				d.Logger.Error("option not ended", "vps", o.VPS, "error", err)
-			}
+		if err := d.endOption(ctx, o, now); err != nil {
+			d.Logger.Error("option not ended", "vps", o.VPS, "error", err)
 		}
 		d.endGrace(ctx, o.VPS)
 	}
@@ -86,6 +84,33 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 	}
 }
 
+// endOption moves an option whose time is over into its grace.
+func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) error {
+	over := func(o vps.Option) bool {
+		return o.State != vps.OptionGrace && o.EndsAt != nil && !now.Before(*o.EndsAt)
+	}
+	if !over(o) {
+		return nil
+	}
+	return d.toGrace(ctx, o.VPS, expiry, "its time is over", func(o *vps.Option) bool {
+		if !over(*o) {
+			return false // renewed meanwhile
+		}
+		until := o.EndsAt.Add(d.Grace)
+		o.GraceUntil = &until
+		return true
+	})
+}
+
+// graceOver says, within a transaction, that the grace of a VPS's option is over.
+func (d *Daemon) graceOver(ctx context.Context, tx *store.Tx, vpsID string) (vps.Option, bool, error) {
+	o, err := tx.OpenOption(ctx, vpsID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return o, false, nil
+	}
+	return o, err == nil && o.State == vps.OptionGrace && o.GraceUntil != nil && !d.now().Before(*o.GraceUntil), err
+}
+
 // endGrace deletes the snapshot of an option whose grace is over; when there
 // is none (any more), the option is released. Until then it is tried again.
 func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
@@ -95,7 +120,7 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 		return
 	}
 	if rec.snapshot == nil {
-		if err := d.releaseOption(ctx, *rec.option); err != nil {
+		if err := d.releaseOption(ctx, vpsID); err != nil {
 			d.Logger.Error("option not released", "vps", vpsID, "error", err)
 		}
 		return
@@ -108,21 +133,21 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 	}
 }
 
-func (d *Daemon) releaseOption(ctx context.Context, o vps.Option) error {
+func (d *Daemon) releaseOption(ctx context.Context, vpsID string) error {
 	now := d.now()
 	return d.store.Write(ctx, func(tx *store.Tx) error {
-		current, err := tx.OpenOption(ctx, o.VPS)
-		if errors.Is(err, sql.ErrNoRows) || current.State != vps.OptionGrace {
-			return nil // renewed meanwhile
+		current, over, err := d.graceOver(ctx, tx, vpsID)
+		if err != nil || !over {
+			return err // or renewed meanwhile
 		}
-		if err != nil {
-			return err
+		if _, err := tx.CurrentSnapshot(ctx, vpsID); !errors.Is(err, sql.ErrNoRows) {
+			return err // taken meanwhile, before the option ended again
 		}
 		current.State, current.ReleasedAt, current.UpdatedAt = vps.OptionReleased, &now, now
 		if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
 			return err
 		}
-		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."})
+		return d.say(ctx, tx, vps.Message{VPS: vpsID, Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."})
 	})
 }
 
@@ -147,4 +172,11 @@ func (l *lastTries) due(id string, now time.Time) bool {
 	}
 	l.at[id] = now
 	return true
+}
+
+// forget makes the next try due.
+func (l *lastTries) forget(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.at, id)
 }

@@ -27,6 +27,16 @@ func (d *Daemon) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.O
 			op.SnapshotID = rec.snapshot.ID
 			return setPlan(op, deleteNotes{})
 		},
+		insert: func(tx *store.Tx) error {
+			if actor != expiry {
+				return nil
+			}
+			_, over, err := d.graceOver(ctx, tx, ref) // which is the id, then
+			if err == nil && !over {
+				err = vps.Errorf(vps.CodeVPSChanged, "the option was renewed")
+			}
+			return err
+		},
 	})
 }
 

@@ -27,7 +27,8 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 }
 
 // PutOption orders or activates the option of a VPS, or changes its end. The
-// same order may be sent again without harm.
+// same order may be sent again without harm; an option that has ended is renewed
+// by an order with a new reference or a later end.
 //
 // Codes: not_found, invalid, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
@@ -35,35 +36,88 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 	if err != nil {
 		return vps.Option{}, err
 	}
-	if err := d.checkOrder(order); err != nil {
-		return vps.Option{}, err
-	}
 	var option vps.Option
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
-		have, err := tx.OpenOption(ctx, dom.ID)
-		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		have, err := optionFor(ctx, tx, dom.ID, order)
+		if err != nil {
 			return err
 		}
-		option = d.ordered(have, dom.ID, order)
-		if option == have {
+		if option = have; settled(have, order) {
 			return nil
 		}
-		note := "ordered"
-		switch {
-		case have.ID == "":
-		case have.State != option.State:
-			note = string(have.State) + " → " + string(option.State)
-		default:
-			note = "changed"
+		if err := d.checkOrder(order); err != nil {
+			return err
 		}
-		if err := tx.SaveOption(ctx, option, actor, note); err != nil {
+		if option = d.ordered(have, dom.ID, order); option == have {
+			return nil
+		}
+		if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
 			Text: "The snapshot option is " + string(option.State) + "."})
 	})
+	if err == nil && option.State == vps.OptionActive {
+		err = d.keepFromExpiry(ctx, dom.ID)
+	}
 	d.deadlinesChanged()
 	return option, err
+}
+
+// optionFor is the option that an order is about: the open one, else the one
+// that this very order had made before, else none.
+func optionFor(ctx context.Context, tx *store.Tx, vpsID string, order vps.OptionOrder) (vps.Option, error) {
+	have, err := tx.OpenOption(ctx, vpsID)
+	if errors.Is(err, sql.ErrNoRows) && order.OrderRef != "" {
+		have, err = tx.OptionByOrder(ctx, vpsID, order.OrderRef)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return vps.Option{}, nil
+	}
+	return have, err
+}
+
+// settled says that an order changes nothing: it was carried out before and the
+// option has ended since, or it asks for less than what there is.
+func settled(have vps.Option, order vps.OptionOrder) bool {
+	switch have.State {
+	case vps.OptionReleased:
+		return true
+	case vps.OptionGrace:
+		again := order.OrderRef != "" && order.OrderRef == have.OrderRef
+		longer := order.EndsAt != nil && (have.EndsAt == nil || order.EndsAt.Truncate(time.Microsecond).After(*have.EndsAt))
+		return order.State == vps.OptionOrdered || again && !longer
+	case vps.OptionActive:
+		return order.State == vps.OptionOrdered
+	}
+	return false
+}
+
+// noteOf is what an option's history says of a change.
+func noteOf(before, after vps.Option) string {
+	switch {
+	case before.ID == "":
+		return "ordered"
+	case before.State != after.State:
+		return string(before.State) + " → " + string(after.State)
+	}
+	return "changed"
+}
+
+// keepFromExpiry stops the deletion that the end of the option has begun, while
+// that still waits for its turn.
+func (d *Daemon) keepFromExpiry(ctx context.Context, vpsID string) error {
+	op, err := d.store.ActiveOperation(ctx, vpsID)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && (op.Kind != vps.KindDelete || op.Actor.Way != vps.WayExpiry) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := d.runner.Cancel(ctx, op.ID); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	return nil
 }
 
 func (d *Daemon) checkOrder(o vps.OptionOrder) error {
@@ -99,9 +153,10 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 	if order.Locale != "" {
 		o.Locale = order.Locale
 	}
-	if order.EndsAt != nil && (o.EndsAt == nil || !o.EndsAt.Equal(*order.EndsAt)) {
-		end := order.EndsAt.UTC().Truncate(time.Microsecond)
-		o.EndsAt = &end
+	if order.EndsAt != nil {
+		if end := order.EndsAt.UTC().Truncate(time.Microsecond); o.EndsAt == nil || !o.EndsAt.Equal(end) {
+			o.EndsAt = &end
+		}
 	}
 	if order.State == vps.OptionActive && o.State != vps.OptionActive {
 		if o.State == vps.OptionGrace && order.EndsAt == nil {
@@ -133,33 +188,53 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 		return option, err
 	}
 	now := d.now()
-	if option.CancelledAt == nil {
-		option.CancelledAt = &now
-	}
-	until := now.Add(d.Grace)
-	if option.State == vps.OptionGrace && option.GraceUntil != nil {
-		until = *option.GraceUntil
-	}
-	if atOnce {
-		until = now
-	}
-	if err := d.toGrace(ctx, option, until, actor, "cancelled"); err != nil {
+	err = d.toGrace(ctx, id, actor, "cancelled", func(o *vps.Option) bool {
+		if o.CancelledAt == nil {
+			o.CancelledAt = &now
+		}
+		if until := now.Add(d.Grace); o.State != vps.OptionGrace || o.GraceUntil == nil {
+			o.GraceUntil = &until
+		}
+		if atOnce && o.GraceUntil.After(now) {
+			o.GraceUntil = &now
+		}
+		return true
+	})
+	if err != nil {
 		return option, err
 	}
-	d.endGrace(ctx, option.VPS)
+	if atOnce {
+		d.expiryTries.forget(id)
+	}
+	d.endGrace(ctx, id)
 	d.deadlinesChanged()
-	current, err := d.store.OptionByID(ctx, option.ID)
-	return current, err
+	return d.store.OptionByID(ctx, option.ID)
 }
 
-// toGrace moves an option into its grace, until the given time.
-func (d *Daemon) toGrace(ctx context.Context, o vps.Option, until time.Time, actor vps.Actor, note string) error {
-	o.State, o.GraceUntil, o.UpdatedAt = vps.OptionGrace, &until, d.now()
+// toGrace moves the open option of a VPS into its grace, until end says of it as
+// it is now, within the transaction: it may have been renewed a moment ago. end
+// returns false when it shall stay as it is.
+func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, note string, end func(o *vps.Option) bool) error {
 	return d.store.Write(ctx, func(tx *store.Tx) error {
+		have, err := tx.OpenOption(ctx, vpsID)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		o := have
+		if !end(&o) {
+			return nil
+		}
+		if o.State = vps.OptionGrace; o == have {
+			return nil
+		}
+		o.UpdatedAt = d.now()
 		if err := tx.SaveOption(ctx, o, actor, note); err != nil {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,
-			Text: "The snapshot option has ended. The snapshot is kept until " + until.Format(time.RFC3339) + " and can be restored until then."})
+			Text: "The snapshot option has ended. The snapshot is kept until " + o.GraceUntil.Format(time.RFC3339) + " and can be restored until then."})
 	})
 }
