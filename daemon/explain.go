@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -12,7 +13,8 @@ import (
 // unavailable says that libvirt does not answer now, or the record cannot be
 // written now: both heal by themselves, so the work waits.
 func unavailable(err error) bool {
-	return errors.Is(err, hypervisor.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || vps.CodeOf(err) == vps.CodeHypervisorUnavailable
+	return errors.Is(err, hypervisor.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) ||
+		vps.CodeOf(err) == vps.CodeHypervisorUnavailable || store.IsFull(err)
 }
 
 // hostErrors is what each failure of the host means to a caller, first match wins.

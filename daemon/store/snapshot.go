@@ -60,8 +60,8 @@ func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot
 		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)
 	snap.Disks, err = collect(rows, err, func(row scanner) (vps.SnapshotDisk, error) {
 		var d vps.SnapshotDisk
-		err := row.Scan(&d.Target, &d.Base, &d.BaseFormat, &d.BaseInode, &d.SizeBytes, &d.Overlay, &d.OverlayInode,
-			&d.Undo, &d.UndoInode, &d.Pivoted, fileTime{&d.BaseModified})
+		err := row.Scan(&d.Target, &d.Base, &d.BaseFormat, inode{&d.BaseInode}, &d.SizeBytes, &d.Overlay, inode{&d.OverlayInode},
+			&d.Undo, inode{&d.UndoInode}, &d.Pivoted, fileTime{&d.BaseModified})
 		return d, err
 	})
 	return snap, err

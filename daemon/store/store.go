@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -37,6 +38,7 @@ type Store struct {
 	queries
 	writer *sql.DB
 	reader *sql.DB
+	failed atomic.Pointer[error] // why nothing is written any more
 }
 
 // Tx is an open write transaction. It reads what it has written.
@@ -65,7 +67,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
 	writer.SetMaxOpenConns(1)
-	if err := prepare(ctx, writer); err != nil {
+	if err := prepare(ctx, writer, path); err != nil {
 		writer.Close()
 		return nil, fmt.Errorf("cannot use the database %s: %w", path, err)
 	}
@@ -100,8 +102,8 @@ func createPrivate(path string) error {
 }
 
 // prepare checks that the file is whole and brings its schema up to date.
-func prepare(ctx context.Context, db *sql.DB) error {
-	if err := integrity(ctx, db); err != nil {
+func prepare(ctx context.Context, db *sql.DB, path string) error {
+	if err := integrity(ctx, db, path); err != nil {
 		return err
 	}
 	dir, err := fs.Sub(migrations, "migration")
@@ -125,7 +127,19 @@ func prepare(ctx context.Context, db *sql.DB) error {
 }
 
 // integrity refuses a damaged file: acting on a wrong record could cost a customer's disk.
-func integrity(ctx context.Context, db *sql.DB) error {
+// SQLite itself takes what a last page lacks for zeros.
+func integrity(ctx context.Context, db *sql.DB, path string) error {
+	var pageSize int64
+	if err := db.QueryRowContext(ctx, "PRAGMA page_size").Scan(&pageSize); err != nil {
+		return fmt.Errorf("it cannot be read: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size()%pageSize != 0 {
+		return fmt.Errorf("it is cut short at %d bytes; nothing is done on the word of a damaged record", info.Size())
+	}
 	var answer string
 	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&answer); err != nil {
 		return fmt.Errorf("it cannot be read: %w", err)
@@ -144,15 +158,39 @@ func (s *Store) Close() error {
 	return errors.Join(s.reader.Close(), s.writer.Close())
 }
 
-// Ping succeeds when the database can be read.
+// Ping succeeds when the database can be read, and nothing forbids writing.
 func (s *Store) Ping(ctx context.Context) error {
+	if failed := s.failed.Load(); failed != nil {
+		return *failed
+	}
 	var one int
 	return s.reader.QueryRowContext(ctx, "SELECT count(*) FROM promise").Scan(&one)
 }
 
 // Write runs do in one transaction. When Write returns nil everything do wrote is
-// durable; otherwise nothing of it is. A full disk gives insufficient_space.
+// durable; otherwise nothing of it is. A full disk gives insufficient_space,
+// which heals by itself. After an I/O error, or damage that was come upon, this
+// Store writes no more: what a file system has once failed to write may be gone
+// although the next try succeeds.
 func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
+	if failed := s.failed.Load(); failed != nil {
+		return *failed
+	}
+	err := s.write(ctx, do)
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		err = vps.Errorf(vps.CodeInternal, "the daemon's database failed; nothing is recorded any more").
+			WithRemedy("look at the file system of the state directory (dmesg), cure it, and start vpssnapd again").Because(err)
+		s.failed.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 	tx, err := s.writer.BeginTx(ctx, nil)
 	if err != nil {
 		return plain(err)
@@ -179,6 +217,12 @@ func plain(err error) error {
 			WithRemedy("end the program that has the database open, then try again").Because(err)
 	}
 	return err
+}
+
+// IsFull says that there was no room for what was to be written.
+func IsFull(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
 // IsUnique says that err is a violated uniqueness rule.
@@ -280,5 +324,18 @@ func (f fileTime) Scan(v any) error {
 		return fmt.Errorf("a time is stored as %T", v)
 	}
 	*f.to = time.Unix(0, n).UTC()
+	return nil
+}
+
+// inode reads the number of a file, which is stored with its 64 bits as they
+// are: some network file systems use the highest, and SQLite has no unsigned.
+type inode struct{ to *uint64 }
+
+func (i inode) Scan(v any) error {
+	n, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("a file's number is stored as %T", v)
+	}
+	*i.to = uint64(n)
 	return nil
 }
