@@ -1,0 +1,55 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// TestRefuseStart: what libvirt's hook answers, with no daemon there.
+func TestRefuseStart(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	base := w.domain(id).Disks[0].Path
+	start := func(refused bool, image string) {
+		t.Helper()
+		err := daemon.RefuseStart(ctx, w.stateDir, id, "web1", []string{image})
+		if refused != (vps.CodeOf(err) == vps.CodeVPSChanged) || err != nil && !refused {
+			t.Errorf("start on %s: %v, refused should be %v", filepath.Base(image), err, refused)
+		}
+	}
+	start(false, base)
+
+	// A take that has switched and cannot end: the guest's data is in the overlay.
+	stuck := true
+	w.host.SetHook(func(_ context.Context, at, _ string) error {
+		if at == "SyncDefinition.before" && stuck {
+			return fmt.Errorf("%w: read-only file system", hypervisor.ErrPersistence)
+		}
+		return nil
+	})
+	op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{}, operator))
+	overlay := w.domain(id).Disks[0].Path
+	start(true, base)
+	start(false, overlay)
+	stuck = false
+	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	w.done(op, err)
+	start(true, base)
+	start(false, overlay)
+
+	// The VPS is installed anew on a disk of the same name.
+	w.must(os.Rename(base, base+".old"))
+	w.must(os.WriteFile(base, nil, 0o600))
+	start(false, base)
+	w.must(os.Rename(base+".old", base))
+
+	w.delete(id)
+	start(false, base)
+}
