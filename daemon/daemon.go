@@ -132,7 +132,7 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 	case vps.KindRestore, vps.KindUndoRestore:
 		return d.restorePlan(op), nil
 	case vps.KindDelete:
-		return d.deletePlan(), nil
+		return d.deletePlan(op)
 	}
 	return nil, fmt.Errorf("operations of kind %q are unknown to this version", op.Kind)
 }

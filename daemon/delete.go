@@ -21,11 +21,12 @@ func (d *Daemon) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.O
 	return d.accept(ctx, ref, request{
 		kind: vps.KindDelete, actor: actor,
 		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
-			if err := refused(deleteVerdict(dom, rec), ""); err != nil {
+			forget := mayForget(dom, rec, actor)
+			if err := refused(deleteVerdict(dom, rec), ""); err != nil && !forget {
 				return err
 			}
 			op.SnapshotID = rec.snapshot.ID
-			return setPlan(op, deleteNotes{})
+			return setPlan(op, deleteNotes{Forget: forget})
 		},
 		insert: func(tx *store.Tx) error {
 			if actor != expiry {
@@ -45,11 +46,34 @@ type deleteNotes struct {
 	// Merged is when each overlay had last changed as it was merged with the
 	// VPS off, by target. A later change means that the VPS ran in between.
 	Merged map[string]time.Time
+	// Forget: the snapshot is broken, and there is nothing to merge.
+	Forget bool
+}
+
+// mayForget says that an operator may do away with a broken snapshot: the VPS
+// has other disks by now. Whether they are the right ones, nobody else can tell.
+func mayForget(dom hypervisor.Domain, rec record, actor vps.Actor) bool {
+	if actor.Way != vps.WayOperator || rec.operation != nil || rec.snapshot == nil || rec.snapshot.State != vps.SnapshotBroken {
+		return false
+	}
+	for _, disk := range rec.snapshot.Disks {
+		if uses(dom, disk.Overlay) {
+			return false
+		}
+	}
+	return true
 }
 
 // deletePlan is the steps of a delete. The overlay is the authority until
 // "settle" has made durable that the base is.
-func (d *Daemon) deletePlan() operation.Plan {
+func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
+	var notes deleteNotes
+	if err := readPlan(op, &notes); err != nil {
+		return nil, err
+	}
+	if notes.Forget {
+		return operation.Plan{{Name: "forget", Do: d.forgetSnapshot, Irrevocable: true}}, nil
+	}
 	return operation.Plan{
 		{Name: "queue", Do: d.queueMerge},
 		{Name: "end_undo", Do: d.endUndo, Irrevocable: true},
@@ -58,7 +82,7 @@ func (d *Daemon) deletePlan() operation.Plan {
 		{Name: "settle", Do: d.settle, Irrevocable: true},
 		{Name: "resume", Do: d.resumeAfterPivot, Irrevocable: true},
 		{Name: "unlink", Do: d.unlinkOverlays, Irrevocable: true},
-	}
+	}, nil
 }
 
 // queueMerge waits for a place among the merges; until then nothing is lost yet.
@@ -465,4 +489,33 @@ func (d *Daemon) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain,
 		}
 	}
 	return d.removeOwn(ctx, snap.NVRAMSaved)
+}
+
+// forgetSnapshot does away with what is left of a broken snapshot. Of its files
+// only those go that are still the recorded ones, and nothing of the VPS.
+func (d *Daemon) forgetSnapshot(ctx context.Context, r *operation.Run) error {
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	for _, disk := range snap.Disks {
+		if uses(dom, disk.Overlay) {
+			return operation.Fail(vps.Errorf(vps.CodeVPSChanged, "%s uses the overlay of disk %s again", dom.Name, disk.Target))
+		}
+		for path, inode := range map[string]uint64{disk.Overlay: disk.OverlayInode, disk.Undo: disk.UndoInode} {
+			if err := d.removeRecorded(ctx, path, inode); err != nil && !errors.Is(err, hypervisor.ErrReplaced) {
+				return err
+			}
+		}
+	}
+	if err := errors.Join(d.removeOwn(ctx, snap.NVRAMSaved), d.removeOwn(ctx, snap.NVRAMUndo), d.Config.Host.SetMetadata(ctx, dom.ID, "")); err != nil {
+		return err
+	}
+	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, d.now()
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
 }

@@ -138,6 +138,36 @@ func TestBaseUsedBeforeTheTakeHadEnded(t *testing.T) {
 	}
 }
 
+// TestForget: the VPS was installed anew. An operator does away with what is left
+// of the old snapshot; nobody else does, and not while the VPS uses any of it.
+func TestForget(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.write(id, "vda", 0, 'a')
+	w.take(id, vps.TakeRequest{})
+	w.restore(id)
+	w.close()
+	w.must(w.host.Redefine(id))
+	w.must(w.host.Write(id, "vda", 0, 'c', 4096))
+	w.open()
+	w.awaits(id, vps.SnapshotBroken)
+	for _, actor := range []vps.Actor{{Name: "panel", Way: vps.WayPanel}, {Name: "vpssnapd", Way: vps.WayExpiry}} {
+		_, err := w.daemon.Delete(ctx, id, actor)
+		w.refuses(vps.CodeVPSChanged, err)
+	}
+	w.delete(id)
+	w.sees(id, "vda", 0, 'c')
+	w.clean(id)
+	w.take(id, vps.TakeRequest{})
+	w.must(os.Rename(filepath.Join(w.host.ImageDir(), "web1-vda.qcow2"), filepath.Join(w.host.ImageDir(), "elsewhere")))
+	w.close()
+	w.open()
+	w.awaits(id, vps.SnapshotBroken)
+	_, err := w.daemon.Delete(ctx, id, operator)
+	w.refuses(vps.CodeVPSChanged, err)
+	w.must(os.Rename(filepath.Join(w.host.ImageDir(), "elsewhere"), filepath.Join(w.host.ImageDir(), "web1-vda.qcow2")))
+}
+
 // TestDefinedAnew: a definition that names the base is put right, whenever it came.
 func TestDefinedAnew(t *testing.T) {
 	for name, redefine := range map[string]func(w *world, id string){

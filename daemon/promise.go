@@ -184,7 +184,8 @@ func (d *Daemon) kept(ctx context.Context, id string, kind store.PromiseKind) er
 // insist does something in the background until it works or the daemon stops.
 func (d *Daemon) insist(what, id string, do func(context.Context, string) error) {
 	d.background(func(ctx context.Context) {
-		for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		wait := 100 * time.Millisecond
+		for try := 1; ; try, wait = try+1, min(2*wait, 2*time.Second) {
 			select {
 			case <-ctx.Done():
 				return
@@ -194,7 +195,9 @@ func (d *Daemon) insist(what, id string, do func(context.Context, string) error)
 			if err == nil {
 				return
 			}
-			d.Logger.Warn("a promise to a guest is tried again", "promise", what, "vps", id, "error", err)
+			if try&(try-1) == 0 { // ever more rarely: an agent may stay away for days
+				d.Logger.Warn("a promise to a guest is tried again", "promise", what, "vps", id, "tries", try, "error", err)
+			}
 		}
 	})
 }

@@ -80,6 +80,9 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return no(vps.CodeNotFound, "%s has no snapshot", dom.Name)
 	case rec.operation != nil:
 		return busy(dom, rec)
+	case rec.snapshot.State == vps.SnapshotBroken:
+		return no(vps.CodeVPSChanged, "the snapshot of %s is broken: %s; an operator of the host can do away with it once %s has other disks",
+			dom.Name, rec.snapshot.Reason, dom.Name)
 	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting:
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
 	case dom.ManagedSave:
