@@ -164,7 +164,7 @@ const maxChain = 16
 // holds them against what libvirt runs with, as far as it states that.
 func (d *Daemon) checkChain(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk, top hypervisor.Image,
 	refuse func(string, ...any) error) error {
-	above := disk.Path
+	above, stated := disk.Path, disk.Chain
 	for depth := 0; top.Backing != ""; depth++ {
 		path := top.Backing
 		switch {
@@ -176,7 +176,11 @@ func (d *Daemon) checkChain(ctx context.Context, dom hypervisor.Domain, disk hyp
 			return refuse("its backing file has the format %s, only a stated qcow2 or raw is supported", orNone(top.BackingFormat))
 		}
 		path = besideOf(above, path)
-		if disk.ChainKnown && (depth >= len(disk.Chain) || disk.Chain[depth].Path != path) {
+		// libvirt may name a layer too many, that QEMU has merged away; never one too few.
+		for disk.ChainKnown && len(stated) > 0 && stated[0].Path != path {
+			stated = stated[1:]
+		}
+		if disk.ChainKnown && len(stated) == 0 {
 			return refuse("its image names another backing file than the definition of the VPS")
 		}
 		img, err := d.Config.Host.Inspect(ctx, path, top.BackingFormat)

@@ -52,7 +52,8 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
 	if err := d.endUndoOf(ctx, r, old); err != nil {
 		return err
 	}
-	set := mergeSet{snap: old, merged: middleGone(snap), next: []vps.Snapshot{snap, basedOn(snap, old)}}
+	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return d.middleGone(ctx, dom, snap, disk) }
+	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err
@@ -84,15 +85,39 @@ func (d *Daemon) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snapsh
 	return r.Record(ctx, func(tx *store.Tx) error { return record(ctx, tx) })
 }
 
-// middleGone says of a running VPS that the new overlay lies on the base already.
-func middleGone(snap vps.Snapshot) func(hypervisor.Domain, vps.SnapshotDisk) bool {
-	return func(dom hypervisor.Domain, old vps.SnapshotDisk) bool {
-		now, ok := diskOf(dom.Disks, old.Target)
-		if !ok || now.Path != overlayOf(snap, old.Target) || !now.ChainKnown || dom.State == hypervisor.Off {
-			return false
-		}
-		return len(now.Chain) > 0 && now.Chain[0].Path == old.Base
+// middleGone says of a running VPS that the new overlay lies on the base
+// already. The overlay's header is the authority: QEMU writes it when the merge
+// is done, and if libvirtd was dead at that moment its live definition names
+// the merged layer until the next boot (found by the kill campaign).
+func (d *Daemon) middleGone(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, old vps.SnapshotDisk) bool {
+	now, ok := diskOf(dom.Disks, old.Target)
+	if !ok || dom.State == hypervisor.Off || now.Path != overlayOf(snap, old.Target) || now.Job {
+		return false
 	}
+	img, err := d.Config.Host.Inspect(ctx, now.Path, "qcow2")
+	return err == nil && img.Backing == old.Base
+}
+
+// withoutStaleLayers is the domain without the merged layers that libvirt alone
+// still believes to be in use. While a job runs on a disk nothing is stale.
+func (d *Daemon) withoutStaleLayers(ctx context.Context, dom hypervisor.Domain, snap, old vps.Snapshot) (hypervisor.Domain, error) {
+	dom.Disks = slices.Clone(dom.Disks)
+	for _, disk := range old.Disks {
+		job, err := d.Config.Host.MergeJob(ctx, dom.ID, disk.Target)
+		if err != nil {
+			return dom, err
+		}
+		if job.Found || !d.middleGone(ctx, dom, snap, disk) {
+			continue
+		}
+		for i, now := range dom.Disks {
+			if now.Target == disk.Target {
+				stale := func(l hypervisor.Layer) bool { return l.Path == disk.Overlay }
+				dom.Disks[i].Chain = slices.DeleteFunc(slices.Clone(now.Chain), stale)
+			}
+		}
+	}
+	return dom, nil
 }
 
 func overlayOf(snap vps.Snapshot, target string) string {
@@ -174,11 +199,15 @@ func (d *Daemon) settleOld(ctx context.Context, r *operation.Run) error {
 
 // unlinkOld removes the old overlay, which nothing uses any more.
 func (d *Daemon) unlinkOld(ctx context.Context, r *operation.Run) error {
-	_, old, err := d.replaceState(ctx, r)
+	snap, old, err := d.replaceState(ctx, r)
 	if err != nil {
 		return err
 	}
 	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	dom, err = d.withoutStaleLayers(ctx, dom, snap, old)
 	if err != nil {
 		return err
 	}
