@@ -169,6 +169,9 @@ func (d *Daemon) endUndo(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	if undoIsKept(snap) {
+		r.Op.Result = undoEnded
+	}
 	return d.dropUndo(ctx, snap, r.Stage)
 }
 

@@ -53,13 +53,17 @@ func life(t *testing.T, state hypervisor.State, n int) {
 	all(func(target string) { w.sees(id, target, 0, 'b') })
 	w.standsAs(id, state)
 
-	w.take(id, vps.TakeRequest{Replace: true})
+	if op := w.take(id, vps.TakeRequest{Replace: true}); !strings.Contains(op.Result, "no longer be undone") {
+		t.Errorf("the replace does not say that it ends the undo: %s", op.Result)
+	}
 	all(func(target string) { w.write(id, target, 4096, 'c') })
 	w.restore(id)
 	all(func(target string) { w.sees(id, target, 0, 'b'); w.sees(id, target, 4096, 0) })
 	all(func(target string) { w.write(id, target, 4096, 'd') })
 
-	w.delete(id)
+	if op := w.delete(id); !strings.Contains(op.Result, "no longer be undone") {
+		t.Errorf("the delete does not say that it ends the undo: %s", op.Result)
+	}
 	all(func(target string) { w.sees(id, target, 0, 'b'); w.sees(id, target, 4096, 'd') })
 	w.standsAs(id, state)
 	w.clean(id)

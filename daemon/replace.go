@@ -82,6 +82,7 @@ func (d *Daemon) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snapsh
 	if err != nil || record == nil {
 		return err
 	}
+	r.Op.Result += "; " + undoEnded
 	return r.Record(ctx, func(tx *store.Tx) error { return record(ctx, tx) })
 }
 

@@ -7,6 +7,9 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// undoEnded is what an operation says that gave the undo of a restore up.
+const undoEnded = "the last restore can no longer be undone"
+
 // dropUndo removes the disks from before the last restore and stages the record
 // of it. The record keeps naming the files until they are gone, so that a crash
 // in between leaves none behind.

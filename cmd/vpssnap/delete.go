@@ -27,6 +27,9 @@ written; it can no longer be put back to the snapshot.`,
 				return err
 			}
 			question := fmt.Sprintf("The snapshot of %s from %s will be gone for good; the VPS stays as it is.", args[0], moment(s.CreatedAt))
+			if s.UndoUntil != nil {
+				question += " The last restore can then no longer be undone."
+			}
 			if err := a.confirm(ctx, yes, question); err != nil {
 				return err
 			}
