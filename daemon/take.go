@@ -225,9 +225,9 @@ func (d *Daemon) removeOverlays(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
-// written says whether anybody has written to an overlay since we made it. After
-// a power cut only the allocation tells: an fdatasync makes that durable, and
-// not the time of the last change.
+// written says whether anybody has written to an overlay since we made it. The
+// time tells, also after a power cut: a first write allocates, and the file system
+// keeps both together. What is allocated does not: libvirt labels the file.
 func (d *Daemon) written(ctx context.Context, disk vps.SnapshotDisk, notes takeNotes) (bool, error) {
 	made, known := notes.Made[disk.Target]
 	if !known {
@@ -237,7 +237,7 @@ func (d *Daemon) written(ctx context.Context, disk vps.SnapshotDisk, notes takeN
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return !now.Modified.Equal(made.Modified) || now.Allocated > made.Allocated, err
+	return !now.Modified.Equal(made.Modified), err
 }
 
 // switchDisks is the moment of the snapshot. Within the freeze there is nothing
