@@ -94,7 +94,9 @@ func (d *Daemon) damage(ctx context.Context, disk vps.SnapshotDisk) (string, err
 		return "", err
 	case base.Inode != disk.BaseInode:
 		return "its base was replaced by another file", nil
-	case !disk.BaseModified.IsZero() && !base.Modified.Equal(disk.BaseModified):
+	// Earlier is no sign of a write: fdatasync does not make the time of the last
+	// change durable, so a power cut may put it back.
+	case !disk.BaseModified.IsZero() && base.Modified.After(disk.BaseModified):
 		return baseWritten, nil
 	}
 	return "", nil

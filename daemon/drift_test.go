@@ -97,6 +97,23 @@ func touch(_ *world, base, _ string) error {
 	return os.Chtimes(base, time.Time{}, time.Now().Add(time.Second))
 }
 
+// TestPowerCutTurnsTimeBack: the base's content is durable at a take, the time
+// of its last change is not, and goes back at a power cut (row 23).
+func TestPowerCutTurnsTimeBack(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	w.close()
+	w.must(os.Chtimes(filepath.Join(w.host.ImageDir(), "web1-vda.qcow2"), time.Time{}, time.Now().Add(-time.Minute)))
+	w.open()
+	w.restore(id)
+	if s := w.snapshot(id); s.State != vps.SnapshotAvailable {
+		t.Errorf("the snapshot is %s: %s", s.State, s.Reason)
+	}
+	w.delete(id)
+	w.clean(id)
+}
+
 // TestBaseUsedAgain: while the daemon was down somebody defined the VPS anew and
 // ran it on the base. Base and overlay both hold new data: nothing is put right,
 // and nothing of it is merged or restored over the other.
