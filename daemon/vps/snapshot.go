@@ -49,10 +49,13 @@ const (
 
 // Snapshot is the snapshot of one VPS. Sizes are bytes, times UTC.
 type Snapshot struct {
-	ID          string
-	VPS         string
-	State       SnapshotState
-	Reason      string // why it is broken
+	ID     string
+	VPS    string
+	State  SnapshotState
+	Reason string // why it is broken
+	// Heals says that it is broken only for files that are missing or replaced:
+	// with them back in place it is available again.
+	Heals       bool
 	Description string
 	CreatedAt   time.Time
 	Consistency Consistency
