@@ -8,13 +8,13 @@ import (
 )
 
 const snapshotColumns = `id, vps, state, reason, description, created_at, consistency, freeze_ms, size_bytes,
-	restored_at, undo_until, nvram, nvram_saved, nvram_undo, updated_at`
+	restored_at, undo_until, nvram, nvram_saved, nvram_undo, updated_at, heals`
 
 func scanSnapshot(row scanner) (vps.Snapshot, error) {
 	var s vps.Snapshot
 	err := row.Scan(&s.ID, &s.VPS, &s.State, &s.Reason, &s.Description, moment{&s.CreatedAt}, &s.Consistency,
 		&s.FreezeMS, &s.SizeBytes, momentOrNil{&s.RestoredAt}, momentOrNil{&s.UndoUntil},
-		&s.NVRAM, &s.NVRAMSaved, &s.NVRAMUndo, moment{&s.UpdatedAt})
+		&s.NVRAM, &s.NVRAMSaved, &s.NVRAMUndo, moment{&s.UpdatedAt}, &s.Heals)
 	return s, err
 }
 
@@ -42,7 +42,13 @@ func (s queries) CurrentSnapshot(ctx context.Context, vpsID string) (vps.Snapsho
 
 // Snapshots returns every snapshot that is not gone, with its disks.
 func (s queries) Snapshots(ctx context.Context) ([]vps.Snapshot, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE state <> 'gone' ORDER BY created_at`)
+	return s.SnapshotsOf(ctx, "")
+}
+
+// SnapshotsOf returns every snapshot of a VPS that is not gone, of all VPSes for "".
+func (s queries) SnapshotsOf(ctx context.Context, vpsID string) ([]vps.Snapshot, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot
+		WHERE state <> 'gone' AND (?1 = '' OR vps = ?1) ORDER BY created_at`, vpsID)
 	all, err := collect(rows, err, scanSnapshot)
 	if err != nil {
 		return nil, err
@@ -71,13 +77,13 @@ func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot
 // is inserted only: an operation that has read it long ago must not take back
 // what DescribeSnapshot wrote meanwhile.
 func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
-	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, created_at = excluded.created_at, consistency = excluded.consistency,
 		freeze_ms = excluded.freeze_ms, size_bytes = excluded.size_bytes, restored_at = excluded.restored_at,
 		undo_until = excluded.undo_until, nvram = excluded.nvram, nvram_saved = excluded.nvram_saved,
-		nvram_undo = excluded.nvram_undo, updated_at = excluded.updated_at`,
+		nvram_undo = excluded.nvram_undo, updated_at = excluded.updated_at, heals = excluded.heals`,
 		s.ID, s.VPS, s.State, s.Reason, s.Description, micros(s.CreatedAt), s.Consistency, s.FreezeMS, s.SizeBytes,
-		microsOrNull(s.RestoredAt), microsOrNull(s.UndoUntil), s.NVRAM, s.NVRAMSaved, s.NVRAMUndo, micros(s.UpdatedAt))
+		microsOrNull(s.RestoredAt), microsOrNull(s.UndoUntil), s.NVRAM, s.NVRAMSaved, s.NVRAMUndo, micros(s.UpdatedAt), s.Heals)
 	if err != nil {
 		return err
 	}

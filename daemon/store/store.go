@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -55,23 +56,21 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
+// ErrDamaged says that the record cannot be trusted.
+var ErrDamaged = errors.New("the database is damaged")
+
 // Open opens the database at path, making it (mode 0600) or migrating it as
-// needed. A file that is damaged, or that a newer program wrote, is refused.
+// needed. A file that is damaged (ErrDamaged), or that a newer program wrote, is
+// refused.
 func Open(ctx context.Context, path string) (*Store, error) {
-	if err := createPrivate(path); err != nil {
-		return nil, fmt.Errorf("cannot open the database: %w", err)
-	}
-	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas
-	writer, err := sql.Open("sqlite", dsn)
-	if err != nil {
+	if err := ensure(ctx, path); err != nil {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
-	writer.SetMaxOpenConns(1)
-	if err := prepare(ctx, writer, path); err != nil {
-		writer.Close()
+	writer, err := openFile(ctx, path)
+	if err != nil {
 		return nil, fmt.Errorf("cannot use the database %s: %w", path, err)
 	}
-	reader, err := sql.Open("sqlite", dsn+"&_query_only=1")
+	reader, err := sql.Open("sqlite", dsn(path)+"&_query_only=1")
 	if err != nil {
 		writer.Close()
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
@@ -89,16 +88,99 @@ func OpenReadOnly(path string) (*Store, error) {
 	return &Store{queries: queries{reader}, reader: reader}, nil
 }
 
+func dsn(path string) string { return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas }
+
+// openFile opens the file and brings it up to date.
+func openFile(ctx context.Context, path string) (*sql.DB, error) {
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(1)
+	if err := prepare(ctx, db, path); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// ensure makes a database where there is none. It is made beside its place and
+// then put there, so that an empty file is never a new one, but one that lost
+// everything.
+func ensure(ctx context.Context, path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.Size() == 0:
+		return fmt.Errorf("%w: the file is empty", ErrDamaged)
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if _, err := os.Stat(path + "-wal"); err == nil {
+		return fmt.Errorf("%w: the file is missing, but its log is there", ErrDamaged)
+	}
+	fresh := path + ".new"
+	for _, left := range []string{fresh, fresh + "-wal", fresh + "-shm"} {
+		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := createPrivate(fresh); err != nil {
+		return err
+	}
+	db, err := openFile(ctx, fresh)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Close(), syncPath(fresh)); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(path))
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // createPrivate makes the file before SQLite would, which would make it world-readable.
 func createPrivate(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
 	return f.Close()
+}
+
+// MoveAside takes a damaged database, with its log, out of the way under another
+// name, and returns the new names.
+func MoveAside(path string, now time.Time) ([]string, error) {
+	var moved []string
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		to := path + ".damaged-" + now.UTC().Format("20060102T150405.000") + suffix
+		err := os.Rename(path+suffix, to)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return moved, fmt.Errorf("cannot put the damaged database aside: %w", err)
+		}
+		moved = append(moved, to)
+	}
+	return moved, syncPath(filepath.Dir(path))
+}
+
+// Empty says that nothing worth keeping is recorded.
+func (s queries) Empty(ctx context.Context) (bool, error) {
+	var n int
+	err := s.q.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM option) + (SELECT count(*) FROM snapshot) + (SELECT count(*) FROM operation)`).Scan(&n)
+	return n == 0, err
 }
 
 // prepare checks that the file is whole and brings its schema up to date.
@@ -131,23 +213,32 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 func integrity(ctx context.Context, db *sql.DB, path string) error {
 	var pageSize int64
 	if err := db.QueryRowContext(ctx, "PRAGMA page_size").Scan(&pageSize); err != nil {
-		return fmt.Errorf("it cannot be read: %w", err)
+		return unreadable(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if info.Size()%pageSize != 0 {
-		return fmt.Errorf("it is cut short at %d bytes; nothing is done on the word of a damaged record", info.Size())
+		return fmt.Errorf("%w: it is cut short at %d bytes", ErrDamaged, info.Size())
 	}
 	var answer string
 	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&answer); err != nil {
-		return fmt.Errorf("it cannot be read: %w", err)
+		return unreadable(err)
 	}
 	if answer != "ok" {
-		return fmt.Errorf("it is damaged (%s); nothing is done on the word of a damaged record", answer)
+		return fmt.Errorf("%w (%s)", ErrDamaged, answer)
 	}
 	return nil
+}
+
+// unreadable tells damage from what may be over at the next try.
+func unreadable(err error) error {
+	var e *sqlite.Error
+	if errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return fmt.Errorf("it cannot be read: %w", err)
 }
 
 // Close closes the database.

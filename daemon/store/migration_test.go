@@ -1,0 +1,80 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"io/fs"
+	"path/filepath"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/pressly/goose/v3"
+
+	"vpssnapd/daemon/vps"
+)
+
+// before makes a database as the version with the first n migrations left it.
+func before(t *testing.T, n int, fill string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "x.db")
+	db, err := sql.Open("sqlite", dsn(path))
+	must(t, err)
+	names, err := fs.Glob(migrations, "migration/*.sql")
+	must(t, err)
+	old := fstest.MapFS{}
+	for _, name := range names[:n] {
+		text, err := migrations.ReadFile(name)
+		must(t, err)
+		old[filepath.Base(name)] = &fstest.MapFile{Data: text}
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, old)
+	must(t, err)
+	_, err = provider.Up(t.Context())
+	must(t, err)
+	_, err = db.ExecContext(t.Context(), fill)
+	must(t, err)
+	must(t, db.Close())
+	return path
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A record from before 00003: nothing of it changes, and its VPSes have names.
+func TestKnownMigration(t *testing.T) {
+	path := before(t, 2, `
+		INSERT INTO snapshot VALUES ('0123456789ab', 'id-1', 'available', '', 'kept', 1000000, 'crash', 0, 8, NULL, NULL, '', '', '', 2000000);
+		INSERT INTO snapshot_disk VALUES ('0123456789ab', 'vda', '/b', 'raw', 7, 8, '/o', 9, '', 0, 0, NULL);
+		INSERT INTO snapshot VALUES ('broken', 'id-2', 'broken', 'x', '', 1000000, 'crash', 0, 8, NULL, NULL, '', '', '', 2000000);
+		INSERT INTO operation VALUES ('op-1', 'id-1', 'before', 'take', 'succeeded', '', 1, 0, 'x', 'panel', '0123456789ab', 1000000, NULL, NULL, '', '', '', '', NULL, NULL);
+		INSERT INTO operation VALUES ('op-2', 'id-1', 'after', 'take', 'failed', '', 1, 0, 'x', 'panel', '', 3000000, NULL, NULL, '', '', '', '', NULL, NULL);`)
+	s, err := Open(t.Context(), path)
+	must(t, err)
+	defer s.Close()
+	snap, err := s.CurrentSnapshot(t.Context(), "id-1")
+	must(t, err)
+	if snap.ID != "0123456789ab" || snap.Description != "kept" || snap.Heals || len(snap.Disks) != 1 || snap.Disks[0].BaseInode != 7 || !snap.Disks[0].BaseModified.IsZero() {
+		t.Errorf("the snapshot is %+v", snap)
+	}
+	if b, err := s.CurrentSnapshot(t.Context(), "id-2"); err != nil || !b.Heals {
+		t.Errorf("what was broken until its files are back is %+v (%v)", b, err)
+	}
+	known, err := s.KnownVPSes(t.Context())
+	must(t, err)
+	if v := known["id-1"]; len(known) != 1 || v.Name != "after" || !v.LastSeen.Equal(time.UnixMicro(3000000)) {
+		t.Errorf("known are %+v", known)
+	}
+	at := time.UnixMicro(1234567).UTC()
+	snap.State, snap.Heals, snap.Disks[0].BaseModified = vps.SnapshotBroken, true, at
+	must(t, s.Write(t.Context(), func(tx *Tx) error { return tx.SaveSnapshot(context.Background(), snap) }))
+	again, err := s.Snapshot(t.Context(), snap.ID)
+	must(t, err)
+	if !again.Heals || !again.Disks[0].BaseModified.Equal(at) {
+		t.Errorf("written and read: %+v", again)
+	}
+}
