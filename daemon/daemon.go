@@ -63,10 +63,12 @@ type Daemon struct {
 	ctx       context.Context
 	wg        sync.WaitGroup
 	locks     keyedMutex
+	names     *names
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
 	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
+	drift       *driftWatch
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -81,18 +83,15 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, filepath.Join(c.StateDir, databaseFile))
+	db, err := openStore(ctx, c.StateDir)
 	if err != nil {
 		lock.Close()
 		return nil, err
 	}
-	d := &Daemon{Config: c, store: db, lock: lock, merges: newSlots(c.MergeLimit), deadlines: make(chan struct{}, 1)}
-	d.ctx, d.stop = context.WithCancel(context.Background())
-	d.inventory = newInventory(c.Host, c.Logger)
-	d.runner = operation.New(operation.Config{
-		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
-		Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
-	})
+	d, err := assemble(ctx, c, db, lock)
+	if err != nil {
+		return nil, errors.Join(err, db.Close(), lock.Close())
+	}
 	d.background(d.watchHost)
 	if err := d.recover(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -101,6 +100,31 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	d.background(d.watchSpace)
 	d.background(d.watchDrift)
 	return d, nil
+}
+
+// assemble puts the parts together; nothing works yet.
+func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*Daemon, error) {
+	known, err := db.KnownVPSes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Config: c, store: db, lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
+		deadlines: make(chan struct{}, 1), drift: newDriftWatch()}
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	d.inventory = newInventory(c.Host, c.Logger, d.saw)
+	d.runner = operation.New(operation.Config{
+		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
+		Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
+	})
+	return d, nil
+}
+
+func openStore(ctx context.Context, stateDir string) (*store.Store, error) {
+	db, err := store.Open(ctx, filepath.Join(stateDir, databaseFile))
+	if errors.Is(err, store.ErrDamaged) {
+		err = fmt.Errorf("%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the host's VPSes say", err)
+	}
+	return db, err
 }
 
 // Close stops working and leaves every operation resumable. Guests run on.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -15,27 +16,56 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
 	d.refreshDomain(ctx, id)
+	if err := d.rightDefinition(ctx, id); err != nil {
+		d.Logger.Error("definition not put right", "vps", d.names.name(id), "error", err)
+	}
+}
+
+// rightDefinition puts the definition of a VPS with a snapshot right, as far as
+// that is safe, and judges the snapshot by what it then finds.
+func (d *Daemon) rightDefinition(ctx context.Context, id string) error {
+	snap, err := d.quietSnapshot(ctx, id)
+	if err != nil || snap == nil {
+		return err // most VPSes have none, and need not wait for a lock
+	}
 	release, err := d.locks.acquire(ctx, id)
 	if err != nil {
-		d.Logger.Warn("definition not looked at", "vps", id, "error", err)
-		return
+		return err
 	}
 	defer release()
+	if snap, err = d.quietSnapshot(ctx, id); err != nil || snap == nil {
+		return err
+	}
+	dom, err := d.inventory.domain(ctx, id)
+	if errors.Is(err, hypervisor.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	repaired := d.repairDefinition(ctx, dom, *snap)
+	if dom, err = d.inventory.domain(ctx, id); err != nil {
+		return errors.Join(repaired, err)
+	}
+	if err := errors.Join(repaired, d.judgeSnapshot(ctx, dom, *snap)); err != nil {
+		return err
+	}
+	if snap, err = d.quietSnapshot(ctx, id); err != nil || snap == nil {
+		return err
+	}
+	return d.rightMetadata(ctx, dom, *snap) // it may have become available just now
+}
+
+// quietSnapshot is the usable or broken snapshot of a VPS on which no operation
+// works, nil when there is none. A running operation reads and writes the
+// definition itself.
+func (d *Daemon) quietSnapshot(ctx context.Context, id string) (*vps.Snapshot, error) {
 	rec, err := readRecord(ctx, d.store, id)
 	if err != nil || rec.operation != nil || rec.snapshot == nil ||
 		rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotBroken {
-		return // a running operation reads and writes the definition itself
+		return nil, err
 	}
-	dom, err := d.inventory.domain(ctx, id)
-	if err != nil {
-		return
-	}
-	if err := d.repairDefinition(ctx, dom, *rec.snapshot); err != nil {
-		d.Logger.Error("definition not put right", "vps", dom.Name, "error", err)
-	}
-	if err := d.judgeSnapshot(ctx, *rec.snapshot); err != nil {
-		d.Logger.Error("snapshot not looked at", "vps", dom.Name, "error", err)
-	}
+	return rec.snapshot, nil
 }
 
 // reviewDefinitions looks at every VPS with a snapshot: somebody may have
@@ -89,11 +119,7 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 	if dom.Metadata != "" && len(wrong) == 0 {
 		return nil
 	}
-	text, err := metadataOf(snap)
-	if err != nil {
-		return err
-	}
-	return d.Config.Host.SetMetadata(ctx, dom.ID, text)
+	return d.rightMetadata(ctx, dom, snap)
 }
 
 // overlayIsAuthority says whether the overlay surely holds the VPS's data: it
@@ -101,7 +127,8 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 func (d *Daemon) overlayIsAuthority(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) (bool, error) {
 	if dom.State != hypervisor.Off {
 		live, ok := diskOf(dom.Disks, disk.Target)
-		return ok && live.Path == disk.Overlay, nil
+		overlay, err := d.Config.Host.Stat(ctx, disk.Overlay)
+		return ok && live.Path == disk.Overlay && overlay.Inode == disk.OverlayInode, err
 	}
 	why, err := d.damage(ctx, disk)
 	return why == "", err

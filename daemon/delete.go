@@ -169,6 +169,10 @@ func (d *Daemon) endUndo(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	// The last moment at which the base is still the snapshot.
+	if err := d.writeMetadata(ctx, r); err != nil {
+		return err
+	}
 	if undoIsKept(snap) {
 		r.Op.Result = undoEnded
 	}

@@ -4,46 +4,28 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"time"
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
 
-// driftCheck is how often every snapshot is compared with the host, events or not.
-const driftCheck = time.Minute
-
-// watchDrift finds what others did to a VPS or to the files of its snapshot
-// behind the daemon's back. It names it; it guesses and deletes nothing.
-func (d *Daemon) watchDrift(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(driftCheck):
-		}
-		if d.inventory.ready() {
-			d.reviewDefinitions(ctx)
-		}
-	}
-}
-
-// judgeSnapshot records whether a snapshot is broken, and when it no longer is.
+// judgeSnapshot records whether a snapshot is broken, and when it no longer is,
+// by what libvirt says of its VPS. It names it; it guesses and deletes nothing.
 // Nobody works on the VPS, and its lock is held.
-func (d *Daemon) judgeSnapshot(ctx context.Context, snap vps.Snapshot) error {
-	dom, err := d.inventory.domain(ctx, snap.VPS)
-	if err != nil {
-		return err
+func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	broken := snap.State == vps.SnapshotBroken
+	if broken && !snap.Heals {
+		return nil
 	}
 	reason, err := d.whatIsBroken(ctx, dom, snap)
-	if err != nil || reason == snap.Reason {
+	if err != nil || broken == (reason != "") {
 		return err
 	}
-	snap.State, snap.Reason, snap.UpdatedAt = vps.SnapshotBroken, reason, d.now()
+	snap.State, snap.Heals, snap.Reason, snap.UpdatedAt = vps.SnapshotBroken, true, reason, d.now()
 	text := "The snapshot is broken: " + reason + "."
 	if reason == "" {
-		snap.State, text = vps.SnapshotAvailable, "The snapshot is no longer broken."
+		snap.State, snap.Heals, text = vps.SnapshotAvailable, false, "The snapshot is no longer broken."
 	}
 	d.Logger.Warn("snapshot judged anew", "vps", dom.Name, "snapshot", snap.ID, "state", snap.State, "reason", reason)
 	return d.store.Write(ctx, func(tx *store.Tx) error {
@@ -67,6 +49,13 @@ func (d *Daemon) whatIsBroken(ctx context.Context, dom hypervisor.Domain, snap v
 		if why, err := d.damage(ctx, disk); why != "" || err != nil {
 			return "disk " + disk.Target + ": " + why, err
 		}
+	}
+	if snap.NVRAMSaved != "" {
+		_, err := d.Config.Host.Stat(ctx, snap.NVRAMSaved)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "its copy of the UEFI variables is missing", nil
+		}
+		return "", err
 	}
 	return "", nil
 }

@@ -19,6 +19,8 @@ import (
 type inventory struct {
 	host   hypervisor.Host
 	logger *slog.Logger
+	// seen is told of every domain that was read.
+	seen func(...hypervisor.Domain)
 
 	mu        sync.Mutex
 	connected bool
@@ -28,8 +30,8 @@ type inventory struct {
 	waiting   []chan struct{}
 }
 
-func newInventory(h hypervisor.Host, l *slog.Logger) *inventory {
-	return &inventory{host: h, logger: l, domains: map[string]hypervisor.Domain{}, resumed: map[string]int{}}
+func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Domain)) *inventory {
+	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, resumed: map[string]int{}}
 }
 
 // reload reads every domain.
@@ -38,6 +40,7 @@ func (v *inventory) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	v.seen(all...)
 	domains := make(map[string]hypervisor.Domain, len(all))
 	for _, d := range all {
 		domains[d.ID] = d
@@ -61,6 +64,9 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 // the domain himself, and would wake himself without end.
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
 	d, err := v.host.Domain(ctx, id)
+	if err == nil {
+		v.seen(d)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {

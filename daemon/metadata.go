@@ -3,7 +3,13 @@ package daemon
 import (
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
+	"io"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"vpssnapd/daemon/operation"
@@ -12,33 +18,50 @@ import (
 
 // snapshotXML is the copy of a snapshot's record that travels in the domain's
 // own definition. SQLite stays the record: whoever defines the domain anew may
-// drop this.
+// drop this. It is written when a snapshot becomes available and before a delete
+// or a restore does what cannot be taken back, so that a rebuild can tell.
 type snapshotXML struct {
 	XMLName     xml.Name  `xml:"snapshot"`
 	ID          string    `xml:"id,attr"`
+	VPS         string    `xml:"vps,attr"`
 	State       string    `xml:"state,attr"`
 	CreatedAt   string    `xml:"created_at,attr"`
 	Consistency string    `xml:"consistency,attr"`
 	Description string    `xml:"description,omitempty"`
 	NVRAM       string    `xml:"nvram,omitempty"`
 	NVRAMSaved  string    `xml:"nvram_saved,omitempty"`
+	NVRAMSpare  uint64    `xml:"nvram_spare_inode,omitempty"`
 	Disks       []diskXML `xml:"disk"`
 }
 
 type diskXML struct {
-	Target     string `xml:"target,attr"`
-	Base       string `xml:"base,attr"`
-	BaseFormat string `xml:"base_format,attr"`
-	SizeBytes  int64  `xml:"size_bytes,attr"`
-	Overlay    string `xml:"overlay,attr"`
-	Undo       string `xml:"undo,attr,omitempty"`
+	Target       string `xml:"target,attr"`
+	Base         string `xml:"base,attr"`
+	BaseFormat   string `xml:"base_format,attr"`
+	BaseModified string `xml:"base_modified,attr,omitempty"`
+	SizeBytes    int64  `xml:"size_bytes,attr"`
+	BaseInode    uint64 `xml:"base_inode,attr,omitempty"`
+	Overlay      string `xml:"overlay,attr"`
+	OverlayInode uint64 `xml:"overlay_inode,attr,omitempty"`
+	Undo         string `xml:"undo,attr,omitempty"`
+	// Spare is, in the middle of a restore, the file that takes the overlay's place.
+	Spare      string `xml:"spare,attr,omitempty"`
+	SpareInode uint64 `xml:"spare_inode,attr,omitempty"`
 }
 
-func metadataOf(s vps.Snapshot) (string, error) {
-	x := snapshotXML{ID: s.ID, State: string(s.State), CreatedAt: s.CreatedAt.Format(time.RFC3339Nano), Consistency: string(s.Consistency),
-		Description: s.Description, NVRAM: s.NVRAM, NVRAMSaved: s.NVRAMSaved}
-	for _, d := range s.Disks {
-		x.Disks = append(x.Disks, diskXML{d.Target, d.Base, d.BaseFormat, d.SizeBytes, d.Overlay, d.Undo})
+func metadataOf(s vps.Snapshot, notes restoreNotes) (string, error) {
+	x := snapshotXML{ID: s.ID, VPS: s.VPS, State: string(s.State), CreatedAt: s.CreatedAt.Format(time.RFC3339Nano), Consistency: string(s.Consistency),
+		Description: s.Description, NVRAM: s.NVRAM, NVRAMSaved: s.NVRAMSaved, NVRAMSpare: notes.NVRAMInode}
+	for i, d := range s.Disks {
+		disk := diskXML{Target: d.Target, Base: d.Base, BaseFormat: d.BaseFormat, BaseInode: d.BaseInode, SizeBytes: d.SizeBytes,
+			Overlay: d.Overlay, OverlayInode: d.OverlayInode, Undo: d.Undo}
+		if !d.BaseModified.IsZero() {
+			disk.BaseModified = d.BaseModified.UTC().Format(time.RFC3339Nano)
+		}
+		if i < len(notes.Spares) {
+			disk.Spare, disk.SpareInode = notes.Spares[i].Path, notes.Spares[i].Inode
+		}
+		x.Disks = append(x.Disks, disk)
 	}
 	text, err := xml.Marshal(x)
 	return string(text), err
@@ -46,11 +69,16 @@ func metadataOf(s vps.Snapshot) (string, error) {
 
 // writeMetadata puts the copy of the record into the domain's definition.
 func (d *Daemon) writeMetadata(ctx context.Context, r *operation.Run) error {
+	return d.copyRecord(ctx, r, restoreNotes{})
+}
+
+// copyRecord is writeMetadata with what a restore is about to exchange.
+func (d *Daemon) copyRecord(ctx context.Context, r *operation.Run, notes restoreNotes) error {
 	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
 	if err != nil {
 		return err
 	}
-	text, err := metadataOf(snap)
+	text, err := metadataOf(snap, notes)
 	if err != nil {
 		return err
 	}
@@ -58,4 +86,124 @@ func (d *Daemon) writeMetadata(ctx context.Context, r *operation.Run) error {
 		return fmt.Errorf("record not copied into the domain's metadata: %w", err)
 	}
 	return nil
+}
+
+// travelled is a record as it was read from a domain's metadata, with what only
+// the middle of a restore has: the inode that each file will have afterwards.
+type travelled struct {
+	snap       vps.Snapshot
+	spares     map[string]uint64 // by target; 0: none
+	nvramSpare uint64
+}
+
+const (
+	maxMetadata = 1 << 20
+	maxDisks    = 256
+)
+
+var (
+	snapshotID = regexp.MustCompile(`^[0-9a-f]{12}$`)
+	targetName = regexp.MustCompile(`^[a-z]{1,8}$`)
+	// metadataStates are the states that are ever written.
+	metadataStates = []vps.SnapshotState{vps.SnapshotAvailable, vps.SnapshotDeleting, vps.SnapshotRestoring}
+	consistencies  = []vps.Consistency{vps.ConsistencyFilesystem, vps.ConsistencyCrash, vps.ConsistencyOffline}
+)
+
+// parseMetadata reads what metadataOf wrote. Whoever may define domains may have
+// changed it, so everything is checked.
+func parseMetadata(text string) (travelled, error) {
+	var x snapshotXML
+	if len(text) > maxMetadata {
+		return travelled{}, errors.New("the metadata is too large")
+	}
+	dec := xml.NewDecoder(strings.NewReader(text))
+	if err := dec.Decode(&x); err != nil {
+		return travelled{}, fmt.Errorf("the metadata is not ours: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return travelled{}, errors.New("the metadata goes on after its end")
+	}
+	created, err := time.Parse(time.RFC3339Nano, x.CreatedAt)
+	if err != nil {
+		return travelled{}, fmt.Errorf("the time %q in the metadata cannot be read", x.CreatedAt)
+	}
+	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State), CreatedAt: created.UTC().Truncate(time.Microsecond),
+		Consistency: vps.Consistency(x.Consistency), Description: x.Description, NVRAM: x.NVRAM, NVRAMSaved: x.NVRAMSaved}
+	switch {
+	case !snapshotID.MatchString(s.ID):
+		return travelled{}, fmt.Errorf("the metadata names a snapshot %q", s.ID)
+	case !slices.Contains(metadataStates, s.State):
+		return travelled{}, fmt.Errorf("the metadata has the state %q", s.State)
+	case !slices.Contains(consistencies, s.Consistency):
+		return travelled{}, fmt.Errorf("the metadata has the consistency %q", s.Consistency)
+	case len(x.Disks) == 0 || len(x.Disks) > maxDisks:
+		return travelled{}, fmt.Errorf("the metadata names %d disks", len(x.Disks))
+	case s.NVRAM != "" && !plainPath(s.NVRAM), s.NVRAMSaved != "" && s.NVRAMSaved != nvramPath(s.NVRAM, s.ID, "saved"):
+		return travelled{}, errors.New("the metadata names no plain file for the UEFI variables")
+	}
+	m := travelled{snap: s, spares: map[string]uint64{}, nvramSpare: x.NVRAMSpare}
+	return m, m.readDisks(x.Disks)
+}
+
+// readDisks takes up the disks of the metadata.
+func (m *travelled) readDisks(disks []diskXML) error {
+	seen := map[string]bool{}
+	for _, x := range disks {
+		d := vps.SnapshotDisk{Target: x.Target, Base: x.Base, BaseFormat: x.BaseFormat, BaseInode: x.BaseInode, SizeBytes: x.SizeBytes,
+			Overlay: x.Overlay, OverlayInode: x.OverlayInode}
+		switch {
+		case !targetName.MatchString(d.Target) || seen[d.Target]:
+			return fmt.Errorf("the metadata names a disk %q, or names it twice", d.Target)
+		case !plainPath(d.Base) || d.Overlay != overlayPath(d.Base, m.snap.ID, d.Target):
+			return fmt.Errorf("the files that the metadata names for disk %s are not named as ours", d.Target)
+		case d.BaseFormat != "qcow2" && d.BaseFormat != "raw":
+			return fmt.Errorf("the metadata names the format %q for disk %s", d.BaseFormat, d.Target)
+		case d.SizeBytes <= 0:
+			return fmt.Errorf("the metadata names %d bytes for disk %s", d.SizeBytes, d.Target)
+		}
+		if x.BaseModified != "" {
+			at, err := time.Parse(time.RFC3339Nano, x.BaseModified)
+			if err != nil {
+				return fmt.Errorf("the time %q in the metadata cannot be read", x.BaseModified)
+			}
+			d.BaseModified = at.UTC()
+		}
+		seen[d.Target] = true
+		m.snap.SizeBytes += d.SizeBytes
+		m.snap.Disks = append(m.snap.Disks, d)
+		m.spares[d.Target] = x.SpareInode
+	}
+	slices.SortFunc(m.snap.Disks, func(a, b vps.SnapshotDisk) int { return strings.Compare(a.Target, b.Target) })
+	return nil
+}
+
+// plainPath says that a name is an absolute path without detours.
+func plainPath(path string) bool {
+	return filepath.IsAbs(path) && filepath.Clean(path) == path && !strings.Contains(path, "\x00") && path != "/"
+}
+
+// metadataDiffers says how the copy in the definition differs from the record,
+// "" when it does not. What a description or an undo says may lag behind.
+func metadataDiffers(text string, s vps.Snapshot) string {
+	if text == "" {
+		return "is missing"
+	}
+	m, err := parseMetadata(text)
+	if err != nil {
+		return "cannot be read: " + err.Error()
+	}
+	switch {
+	case m.snap.ID != s.ID || m.snap.VPS != s.VPS:
+		return "is of another snapshot, " + m.snap.ID
+	case m.snap.State != s.State:
+		return "says that the snapshot is " + string(m.snap.State)
+	case len(m.snap.Disks) != len(s.Disks):
+		return "names other disks"
+	}
+	for i, d := range s.Disks {
+		if m.snap.Disks[i].Target != d.Target || m.snap.Disks[i].Base != d.Base || m.snap.Disks[i].OverlayInode != d.OverlayInode {
+			return "names other files for disk " + d.Target
+		}
+	}
+	return ""
 }

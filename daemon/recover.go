@@ -106,7 +106,15 @@ func (d *Daemon) watchHost(ctx context.Context) {
 			case hypervisor.EventDisconnected:
 				d.Logger.Warn("libvirt does not answer any more")
 			case hypervisor.EventDefined:
-				d.background(func(ctx context.Context) { d.definitionChanged(ctx, e.Domain) })
+				d.background(func(ctx context.Context) {
+					d.definitionChanged(ctx, e.Domain)
+					d.lookAt(ctx, e.Domain)
+				})
+			case hypervisor.EventUndefined, hypervisor.EventJob:
+				d.background(func(ctx context.Context) {
+					d.refreshDomain(ctx, e.Domain)
+					d.lookAt(ctx, e.Domain)
+				})
 			default:
 				d.background(func(ctx context.Context) { d.refreshDomain(ctx, e.Domain) })
 			}
@@ -124,6 +132,7 @@ func (d *Daemon) readHost(ctx context.Context) {
 			d.Logger.Info("libvirt answers", "domains", len(d.inventory.all()))
 			d.deadlinesChanged()
 			d.reviewDefinitions(ctx)
+			d.drift.wake()
 			return
 		}
 		if ctx.Err() != nil || errors.Is(err, hypervisor.ErrUnavailable) {

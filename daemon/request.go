@@ -58,6 +58,9 @@ func (d *Daemon) resolve(ctx context.Context, ref string) (hypervisor.Domain, er
 		}
 		return known, errNoVPS()
 	}
+	if err := d.nameIsClear(ctx, ref, known); err != nil {
+		return known, err
+	}
 	dom, err := d.inventory.domain(ctx, known.ID)
 	switch {
 	case errors.Is(err, hypervisor.ErrNotFound):

@@ -163,7 +163,7 @@ type spare struct {
 func (d *Daemon) restorePlan(op vps.Operation) operation.Plan {
 	plan := operation.Plan{
 		{Name: "spares", Do: d.makeSpares, Undo: d.removeSpares},
-		{Name: "stop", Do: d.stopForRestore, Irrevocable: true},
+		{Name: "stop", Do: d.beginRestore, Irrevocable: true},
 		{Name: "exchange", Do: d.exchangeDisks, Irrevocable: true},
 		{Name: "definition", Do: d.verifyRestore, Irrevocable: true},
 		{Name: "start", Do: d.startAfterRestore, Irrevocable: true},
@@ -259,6 +259,18 @@ func (d *Daemon) stageRestoring(ctx context.Context, r *operation.Run, snap vps.
 	snap.State, snap.UpdatedAt = vps.SnapshotRestoring, d.now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
+}
+
+// beginRestore says in the VPS's own definition what is about to happen, and stops it.
+func (d *Daemon) beginRestore(ctx context.Context, r *operation.Run) error {
+	_, notes, err := d.restoreState(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := d.copyRecord(ctx, r, notes); err != nil {
+		return err
+	}
+	return d.stopForRestore(ctx, r)
 }
 
 // stopForRestore ends QEMU, at once: what it holds in memory belongs to the disks

@@ -80,10 +80,10 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 		return no(vps.CodeNotFound, "%s has no snapshot", dom.Name)
 	case rec.operation != nil:
 		return busy(dom, rec)
-	case rec.snapshot.State == vps.SnapshotBroken:
+	case rec.snapshot.State == vps.SnapshotBroken && !givenUp(*rec.snapshot):
 		return no(vps.CodeVPSChanged, "the snapshot of %s is broken: %s; an operator of the host can do away with it once %s has other disks",
 			dom.Name, rec.snapshot.Reason, dom.Name)
-	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting:
+	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting && !givenUp(*rec.snapshot):
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
 	case dom.ManagedSave:
 		return no(vps.CodeVPSChanged, "the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name)
@@ -103,6 +103,10 @@ func foreign(dom hypervisor.Domain) vps.Verdict {
 	return no(vps.CodeVPSChanged, "%s has %d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %s)",
 		dom.Name, dom.ForeignSnapshots, dom.Name)
 }
+
+// givenUp says that a snapshot is broken for good, though the VPS's own chain may
+// be whole: the delete makes sure of that before it merges.
+func givenUp(s vps.Snapshot) bool { return s.State == vps.SnapshotBroken && !s.Heals }
 
 func busy(dom hypervisor.Domain, rec record) vps.Verdict {
 	if rec.operation.Status == vps.StatusNeedsAttention {

@@ -152,10 +152,14 @@ func (d *Daemon) DescribeSnapshot(ctx context.Context, ref, description string, 
 	return d.Snapshot(ctx, id)
 }
 
-// idOf finds a VPS's id without asking libvirt.
-func (d *Daemon) idOf(_ context.Context, ref string) (string, error) {
+// idOf finds a VPS's id without asking libvirt. The record of a VPS that is gone
+// can still be named by its id.
+func (d *Daemon) idOf(ctx context.Context, ref string) (string, error) {
 	if dom, ok := d.inventory.find(ref); ok {
-		return dom.ID, nil
+		return dom.ID, d.nameIsClear(ctx, ref, dom)
+	}
+	if id := strings.ToLower(ref); d.names.knows(id) {
+		return id, nil
 	}
 	if !d.inventory.ready() {
 		return "", errDisconnected()

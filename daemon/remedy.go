@@ -1,0 +1,267 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// The ways out of each drift. VPSes are named by id: a name may be given away.
+// No list of commands goes on with something destructive where a command before
+// it may have failed.
+
+func way(text string, commands ...vps.Command) vps.Remedy {
+	return vps.Remedy{Text: text, Commands: commands}
+}
+
+func command(words ...string) vps.Command { return words }
+
+var repairCommand = command("vpssnap", "doctor", "--repair")
+
+func remedyRepair() vps.Remedy { return way("let the daemon put it right", repairCommand) }
+
+func unreachableHost(err error) vps.Finding {
+	return vps.Finding{Code: vps.CheckUnreachable, Remedies: []vps.Remedy{remedyUnreachable()},
+		Detail: "libvirt does not answer, so only files were compared: " + err.Error()}
+}
+
+func remedyUnreachable() vps.Remedy {
+	return way("see why libvirt does not answer", command("virsh", "uri"), command("systemctl", "status", "--no-pager", "libvirtd", "virtqemud"))
+}
+
+func parkedDetail(op vps.Operation) string {
+	detail := fmt.Sprintf("operation %s (%s) stopped at step %s and waits for an operator", op.ID, op.Kind, op.Step)
+	if op.Error != nil {
+		detail += ": " + op.Error.Detail
+	}
+	return detail
+}
+
+func remedyParked(op vps.Operation) vps.Remedy {
+	text := "cure the cause, then let the operation go on"
+	if op.Error != nil && op.Error.Remedy != "" {
+		text = op.Error.Remedy
+	}
+	return way(text, command("vpssnap", "operations", "show", op.ID), command("vpssnap", "operations", "resume", op.ID))
+}
+
+func owedDetail(p store.Promise) string {
+	what := "frozen its file systems may be"
+	if p.Kind == store.PromiseResume {
+		what = "suspended it may be"
+	}
+	return fmt.Sprintf("the guest is owed a %s since %s: %s", p.Kind, p.Since.Format(timeFormat), what)
+}
+
+func remedyOwed(p store.Promise) vps.Remedy {
+	if p.Kind == store.PromiseResume {
+		// Not virsh resume: before it runs, its definition must name what it will write to.
+		return way("let the daemon try again to let the guest run", repairCommand)
+	}
+	return way("thaw the guest; the daemon tries too", command("virsh", "domfsthaw", p.VPS), repairCommand)
+}
+
+func remedyBroken(id string) vps.Remedy {
+	return way("give the snapshot up; the VPS keeps its present data", command("vpssnap", "delete", id))
+}
+
+func remedyDelete(id string) vps.Remedy {
+	return way("finish the deletion", command("vpssnap", "delete", id))
+}
+
+func remedyLog() vps.Remedy {
+	return way("restart the daemon, which takes up what it finds, and read its log", command("systemctl", "restart", "vpssnapd"), command("journalctl", "-u", "vpssnapd"))
+}
+
+func remedyRenew(id string) vps.Remedy {
+	return way("if the snapshot shall be of the VPS as it is now, replace it", command("vpssnap", "take", "--replace", id))
+}
+
+// giveUp is how a snapshot is dropped whose overlays are of no use: they are put
+// aside, not removed, and the record goes when no definition names them.
+func giveUp(text string, s vps.Snapshot) vps.Remedy {
+	w := way(text)
+	for _, path := range filesOf(s) {
+		w.Commands = append(w.Commands, command("mv", "-nT", "--", path, path+".given-up"))
+	}
+	w.Commands = append(w.Commands, repairCommand)
+	return w
+}
+
+// remediesMissing looks for a missing file by its inode.
+func (i *inspection) remediesMissing(ctx context.Context, disk, path string, inode uint64) []vps.Remedy {
+	var ways []vps.Remedy
+	if other := i.d.whereIs(ctx, path, inode); other != "" {
+		ways = append(ways, way("the file lies beside its place under another name: put it back", command("mv", "-nT", "--", other, path)))
+	} else if inode != 0 {
+		ways = append(ways, way("if it was moved within its file system, find it and move it back to "+path,
+			command("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode))))
+	}
+	if live, ok := diskOf(i.dom.Disks, disk); ok && i.present && i.dom.State != hypervisor.Off && (live.Path == path || onChain(live, path)) {
+		rescued := besides(path, ".rescued.qcow2")
+		ways = append(ways, way("the running VPS still has the removed file open: do not power it off; copy the whole disk into a new image and go on with that",
+			command("virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job", "--wait", "--verbose", "--pivot"),
+			command("virsh", "domblklist", i.id)))
+	}
+	return append(ways, way("if it is lost, restore it from your backup; the VPS was not touched"))
+}
+
+func onChain(disk hypervisor.Disk, path string) bool {
+	for _, l := range disk.Chain {
+		if l.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
+func (i *inspection) remediesReplaced(ctx context.Context, path string, inode uint64) []vps.Remedy {
+	if other := i.d.whereIs(ctx, path, inode); other != "" {
+		return []vps.Remedy{way("the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
+			command("virsh", "domstate", i.id), command("mv", "-nT", "--", path, path+".put-aside"), command("mv", "-nT", "--", other, path))}
+	}
+	return []vps.Remedy{way("find the right file by its inode; with the VPS off, put the wrong one aside and the right one back",
+		command("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode)))}
+}
+
+// whereIs finds a file beside its place by its inode, "" when it is not there.
+func (d *Daemon) whereIs(ctx context.Context, path string, inode uint64) string {
+	files, err := d.Config.Host.Files(ctx, filepath.Dir(path))
+	if err != nil || inode == 0 {
+		return ""
+	}
+	for _, f := range files {
+		if f.Inode == inode {
+			return filepath.Join(filepath.Dir(path), f.Name)
+		}
+	}
+	return ""
+}
+
+// remedyBaseWritten: nothing of ours merges or restores over a base that somebody
+// wrote into. What the VPS sees can be kept by hand.
+func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
+	w := way("find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up")
+	if live, ok := diskOf(i.dom.Disks, disk.Target); ok && i.present && i.dom.State != hypervisor.Off && live.Path == disk.Overlay {
+		w.Commands = append(w.Commands, command("virsh", "blockcommit", i.id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot", "--wait", "--verbose"),
+			command("vpssnap", "doctor"))
+	}
+	return w
+}
+
+func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
+	w := way("take the rights away from others", command("chmod", "600", "--", disk.Overlay))
+	if owner {
+		w.Commands = append(w.Commands, command("chown", "--reference="+disk.Base, "--", disk.Overlay))
+	}
+	return w
+}
+
+func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
+	return way("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, put it right",
+		command("virsh", "domstate", id),
+		command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Overlay))
+}
+
+// remedyAttach puts a disk back where it is missing.
+func remedyAttach(id string, disk vps.SnapshotDisk, live, config bool) vps.Remedy {
+	words := []string{"virsh", "attach-disk", id, disk.Overlay, disk.Target, "--sourcetype", "file", "--driver", "qemu", "--subdriver", "qcow2"}
+	if live {
+		words = append(words, "--live")
+	}
+	if config {
+		words = append(words, "--config")
+	}
+	return way("attach the disk again", words)
+}
+
+func remedyJob(id string, disk vps.SnapshotDisk) vps.Remedy {
+	return way("find out whose it is; end it if it was not meant", command("virsh", "blockjob", id, disk.Target, "--info"),
+		command("virsh", "blockjob", id, disk.Target, "--abort"))
+}
+
+// remediesOnBase are for a disk that uses the snapshot's data itself.
+func remediesOnBase(id string, s vps.Snapshot, disk vps.SnapshotDisk, live bool) []vps.Remedy {
+	text := "if the data in " + disk.Base + " is what counts, give up the snapshot and what the VPS wrote since it"
+	if !live {
+		text += ", once its definition names the base"
+	}
+	return []vps.Remedy{giveUp(text, s),
+		way("if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
+			command("virsh", "shutdown", id), command("virsh", "edit", id))}
+}
+
+func remediesMoved(id string, s vps.Snapshot) []vps.Remedy {
+	return []vps.Remedy{
+		way("if the disk should use its overlay, let the definition name it again", command("virsh", "domblklist", "--inactive", id), command("virsh", "edit", id)),
+		giveUp("if the new image is right, give the snapshot up", s),
+	}
+}
+
+// remedyForeignOverlay merges somebody else's layers down onto our overlay.
+func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.Disk, live bool) vps.Remedy {
+	text := "merge it into our overlay"
+	var lines []vps.Command
+	if !live {
+		text += "; the VPS is off, so it is started with its processors stopped for that"
+		lines = append(lines, command("virsh", "start", i.id, "--paused"))
+	}
+	lines = append(lines, command("virsh", "blockcommit", i.id, disk.Target, "--top", use.Path, "--base", disk.Overlay, "--active", "--pivot", "--wait", "--verbose"))
+	if !live {
+		lines = append(lines, command("virsh", "destroy", i.id))
+	}
+	for _, name := range i.dom.SnapshotNames {
+		lines = append(lines, command("virsh", "snapshot-delete", i.id, "--metadata", "--snapshotname", name))
+	}
+	return way(text+"; "+use.Path+" is of no use any more then", lines...)
+}
+
+func (i *inspection) remedySnapshotObjects() vps.Remedy {
+	w := way("they keep migration and undefine from working; delete them if nobody needs them", command("virsh", "snapshot-list", i.id))
+	for _, name := range i.dom.SnapshotNames {
+		w.Commands = append(w.Commands, command("virsh", "snapshot-delete", i.id, "--snapshotname", name))
+	}
+	if i.dom.Checkpoints > 0 {
+		w.Commands = append(w.Commands, command("virsh", "checkpoint-list", i.id))
+	}
+	return w
+}
+
+// remedyDefineAgain makes a running VPS persistent again, by its live definition.
+func remedyDefineAgain(id string) vps.Remedy {
+	script := `f=$(mktemp) && virsh dumpxml --security-info --migratable "$1" > "$f" && virsh define "$f"; rm -f -- "$f"`
+	return way("define it again while it runs", command("sh", "-c", script, "sh", id))
+}
+
+// remedyOldLayer merges what a failed replace left between overlay and base.
+func remedyOldLayer(id string) vps.Remedy {
+	return way("delete the present snapshot, and then what is left of the old one; the VPS keeps its present data",
+		command("vpssnap", "delete", id), command("vpssnap", "delete", id))
+}
+
+// remediesGone are for a record without its VPS.
+func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.Remedy {
+	back := way("if the VPS is to come back, define it with its id " + i.id + " and its disks as they were")
+	if other != "" {
+		back = way("if "+other+" is the same VPS, undefine it and define it with the id "+i.id+" instead",
+			command("virsh", "dumpxml", "--inactive", "--security-info", other))
+	}
+	if len(snapshots) == 1 {
+		back.Text += ": " + overlayList(snapshots[0])
+		return []vps.Remedy{back, giveUp("if it is gone for good, put its files aside and let its record go", snapshots[0])}
+	}
+	return []vps.Remedy{back, way("if it is gone for good, end its option", command("vpssnap", "option", "cancel", i.id, "--now"))}
+}
+
+func overlayList(s vps.Snapshot) string {
+	var list []string
+	for _, disk := range s.Disks {
+		list = append(list, disk.Target+" "+disk.Overlay)
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,203 @@
+package daemon
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// ourFile matches the names of our files; the group is the snapshot's id.
+var ourFile = regexp.MustCompile(`\.vpssnap-([0-9a-f]{12})\.`)
+
+// checkFiles finds files that are named as ours and that no record names, in all
+// directories where disks lie. The directories are listed before the record is
+// read: a file is recorded before it is made, and its record goes after it.
+func (d *Daemon) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([]vps.Finding, error) {
+	before, err := d.store.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var findings []vps.Finding
+	listed := map[string]hypervisor.NamedFile{}
+	for _, dir := range imageDirs(domains, before) {
+		files, err := d.Config.Host.Files(ctx, dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()})
+		}
+		for _, f := range files {
+			if ourFile.MatchString(f.Name) {
+				listed[filepath.Join(dir, f.Name)] = f
+			}
+		}
+	}
+	named, err := d.namedFiles(ctx)
+	if err != nil {
+		return findings, err
+	}
+	who := &users{d: d, domains: domains}
+	for _, path := range slices.Sorted(maps.Keys(listed)) {
+		id := ourFile.FindStringSubmatch(filepath.Base(path))[1]
+		if named.paths[path] || named.busy[id] {
+			continue
+		}
+		now, err := d.Config.Host.Stat(ctx, path)
+		if err != nil || now.Inode != listed[path].Inode {
+			continue // an operation that ended meanwhile has removed it
+		}
+		stray, err := d.stray(ctx, path, id, now.Inode, who)
+		if err != nil {
+			return findings, err
+		}
+		if stray != nil {
+			findings = append(findings, *stray)
+		}
+	}
+	return findings, nil
+}
+
+// imageDirs are the directories in which our files may lie.
+func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot) []string {
+	dirs := map[string]bool{}
+	for _, dom := range domains {
+		for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
+			if disk.Type == "file" && filepath.IsAbs(disk.Path) && disk.Device == "disk" {
+				dirs[filepath.Dir(disk.Path)] = true
+			}
+		}
+		if filepath.IsAbs(dom.NVRAM) {
+			dirs[filepath.Dir(dom.NVRAM)] = true
+		}
+	}
+	for _, s := range snapshots {
+		for _, path := range filesOf(s) {
+			dirs[filepath.Dir(path)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(dirs))
+}
+
+// named is which files the record accounts for: by their path, or because an
+// operation of their snapshot is not finished.
+type named struct {
+	paths map[string]bool
+	busy  map[string]bool // snapshot ids
+}
+
+func (d *Daemon) namedFiles(ctx context.Context) (named, error) {
+	n := named{paths: map[string]bool{}, busy: map[string]bool{}}
+	operations, err1 := d.store.ActiveOperations(ctx)
+	snapshots, err2 := d.store.Snapshots(ctx)
+	if err := errors.Join(err1, err2); err != nil {
+		return n, err
+	}
+	working := map[string]bool{}
+	for _, op := range operations {
+		working[op.VPS] = true
+	}
+	for _, s := range snapshots {
+		n.busy[s.ID] = working[s.VPS]
+		for _, path := range filesOf(s) {
+			n.paths[path] = true
+		}
+		for _, disk := range s.Disks {
+			n.paths[disk.Base] = true
+		}
+	}
+	return n, nil
+}
+
+// stray says what a file is that no record names; nil when a VPS uses it as its
+// disk, which is told with that VPS.
+func (d *Daemon) stray(ctx context.Context, path, id string, inode uint64, users *users) (*vps.Finding, error) {
+	f := vps.Finding{Code: vps.CheckOrphanOverlay, Path: path, Snapshot: id,
+		Detail: "the file is named as one of ours, and no record names it: " + path,
+		Remedies: []vps.Remedy{way("look at it, and remove it if nobody needs it; the daemon never does",
+			command("qemu-img", "info", "-U", path), command("rm", "-i", "--", path))}}
+	if users.direct(path) {
+		return nil, nil
+	}
+	recorded, err := d.store.Snapshot(ctx, id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	if err == nil {
+		f.VPS, f.VPSName = recorded.VPS, d.names.name(recorded.VPS)
+	}
+	user, sure := users.above(ctx, path)
+	switch {
+	case user != nil:
+		f.Detail += "; an image of the VPS " + user.Name + " lies on it"
+		f.Remedies = []vps.Remedy{way("it is in use: leave it", command("virsh", "domblklist", "--details", user.ID))}
+	case err == nil && recorded.State == vps.SnapshotGone && recordedInode(recorded, path) == inode:
+		f.Code = vps.CheckStaleOverlay
+		f.Detail = "the file is left from a snapshot that is gone: " + path
+		f.Remedies = []vps.Remedy{remedyRepair()}
+		f.Repairable = sure
+	}
+	return &f, nil
+}
+
+// recordedInode is the inode that a snapshot's record gives a file, 0 for none.
+func recordedInode(s vps.Snapshot, path string) uint64 {
+	for _, disk := range s.Disks {
+		switch path {
+		case disk.Overlay:
+			return disk.OverlayInode
+		case disk.Undo:
+			return disk.UndoInode
+		}
+	}
+	return 0
+}
+
+// users tells which VPS uses a file.
+type users struct {
+	d       *Daemon
+	domains []hypervisor.Domain
+	// below is who lies on a file by the headers of images whose chain no
+	// definition states; read when it is first needed. sure says that all were read.
+	below map[string]*hypervisor.Domain
+	sure  bool
+}
+
+// direct says that a definition names the file.
+func (u *users) direct(path string) bool {
+	for _, dom := range u.domains {
+		if uses(dom, path) {
+			return true
+		}
+	}
+	return false
+}
+
+// above finds a VPS with an image that lies on the file by its header.
+func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain, sure bool) {
+	if u.below == nil {
+		u.below, u.sure = map[string]*hypervisor.Domain{}, true
+		for i := range u.domains {
+			u.readHeaders(ctx, &u.domains[i])
+		}
+	}
+	return u.below[path], u.sure
+}
+
+func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
+	for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
+		if disk.ChainKnown || disk.Type != "file" || disk.Path == "" || disk.Device != "disk" {
+			continue
+		}
+		chain, complete := u.d.headerChain(ctx, disk.Path, disk.Format)
+		u.sure = u.sure && complete
+		for _, path := range chain {
+			u.below[path] = dom
+		}
+	}
+}
