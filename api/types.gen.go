@@ -27,6 +27,96 @@ func (e AgentState) Valid() bool {
 	}
 }
 
+// Defines values for CheckCode.
+const (
+	CheckCodeBaseWritten          CheckCode = "base_written"
+	CheckCodeDefinitionNamesBase  CheckCode = "definition_names_base"
+	CheckCodeDiskMoved            CheckCode = "disk_moved"
+	CheckCodeDiskResized          CheckCode = "disk_resized"
+	CheckCodeDiskSetChanged       CheckCode = "disk_set_changed"
+	CheckCodeForeignJob           CheckCode = "foreign_job"
+	CheckCodeForeignSnapshot      CheckCode = "foreign_snapshot"
+	CheckCodeGuestOwed            CheckCode = "guest_owed"
+	CheckCodeMetadataMissing      CheckCode = "metadata_missing"
+	CheckCodeMissingBase          CheckCode = "missing_base"
+	CheckCodeMissingNvram         CheckCode = "missing_nvram"
+	CheckCodeMissingOverlay       CheckCode = "missing_overlay"
+	CheckCodeMissingUndo          CheckCode = "missing_undo"
+	CheckCodeOperationParked      CheckCode = "operation_parked"
+	CheckCodeOrphanOverlay        CheckCode = "orphan_overlay"
+	CheckCodeOverlayHeaderDiffers CheckCode = "overlay_header_differs"
+	CheckCodeReplacedBase         CheckCode = "replaced_base"
+	CheckCodeReplacedOverlay      CheckCode = "replaced_overlay"
+	CheckCodeSnapshotBroken       CheckCode = "snapshot_broken"
+	CheckCodeStaleOverlay         CheckCode = "stale_overlay"
+	CheckCodeUnfinished           CheckCode = "unfinished"
+	CheckCodeUnreachable          CheckCode = "unreachable"
+	CheckCodeUnrecordedSnapshot   CheckCode = "unrecorded_snapshot"
+	CheckCodeVPSGone              CheckCode = "vps_gone"
+	CheckCodeVPSRedefined         CheckCode = "vps_redefined"
+	CheckCodeWrongModeOrOwner     CheckCode = "wrong_mode_or_owner"
+)
+
+// Valid indicates whether the value is a known member of the CheckCode enum.
+func (e CheckCode) Valid() bool {
+	switch e {
+	case CheckCodeBaseWritten:
+		return true
+	case CheckCodeDefinitionNamesBase:
+		return true
+	case CheckCodeDiskMoved:
+		return true
+	case CheckCodeDiskResized:
+		return true
+	case CheckCodeDiskSetChanged:
+		return true
+	case CheckCodeForeignJob:
+		return true
+	case CheckCodeForeignSnapshot:
+		return true
+	case CheckCodeGuestOwed:
+		return true
+	case CheckCodeMetadataMissing:
+		return true
+	case CheckCodeMissingBase:
+		return true
+	case CheckCodeMissingNvram:
+		return true
+	case CheckCodeMissingOverlay:
+		return true
+	case CheckCodeMissingUndo:
+		return true
+	case CheckCodeOperationParked:
+		return true
+	case CheckCodeOrphanOverlay:
+		return true
+	case CheckCodeOverlayHeaderDiffers:
+		return true
+	case CheckCodeReplacedBase:
+		return true
+	case CheckCodeReplacedOverlay:
+		return true
+	case CheckCodeSnapshotBroken:
+		return true
+	case CheckCodeStaleOverlay:
+		return true
+	case CheckCodeUnfinished:
+		return true
+	case CheckCodeUnreachable:
+		return true
+	case CheckCodeUnrecordedSnapshot:
+		return true
+	case CheckCodeVPSGone:
+		return true
+	case CheckCodeVPSRedefined:
+		return true
+	case CheckCodeWrongModeOrOwner:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Code.
 const (
 	CodeConfirmationRequired  Code = "confirmation_required"
@@ -428,6 +518,9 @@ type Actor struct {
 // AgentState Whether the QEMU guest agent has opened its channel; none means that there is no channel.
 type AgentState string
 
+// CheckCode defines model for CheckCode.
+type CheckCode string
+
 // Code Tells a program what went wrong. `guest_unresponsive` is seen only in
 // the error of an operation.
 type Code string
@@ -467,6 +560,34 @@ type Failure struct {
 	Code   Code   `json:"code"`
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy,omitempty,omitzero"`
+}
+
+// Finding One thing that is not as the record says.
+type Finding struct {
+	Code CheckCode `json:"code"`
+
+	// Detail What is known.
+	Detail string `json:"detail"`
+
+	// Disk The guest-side name, as in vda.
+	Disk        string `json:"disk,omitempty,omitzero"`
+	OperationID string `json:"operation_id,omitempty,omitzero"`
+
+	// Path The file that it is about.
+	Path string `json:"path,omitempty,omitzero"`
+
+	// Remedies The ways out, the likeliest first. One is to be chosen.
+	Remedies []Remedy `json:"remedies"`
+
+	// Repairable The daemon can put it right without any risk.
+	Repairable bool   `json:"repairable"`
+	SnapshotID string `json:"snapshot_id,omitempty,omitzero"`
+
+	// VPS The id of the VPS; left out when it concerns the host.
+	VPS string `json:"vps,omitempty,omitzero"`
+
+	// VPSName Its last known name.
+	VPSName string `json:"vps_name,omitempty,omitzero"`
 }
 
 // Health defines model for Health.
@@ -676,6 +797,42 @@ type Progress struct {
 	// Percent Of the whole operation.
 	Percent    int   `json:"percent"`
 	TotalBytes int64 `json:"total_bytes"`
+}
+
+// Remedy defines model for Remedy.
+type Remedy struct {
+	// Commands Lines for a shell on the host, quoted.
+	Commands []string `json:"commands"`
+
+	// Text When this is the right way, and what it does.
+	Text string `json:"text"`
+}
+
+// Repair defines model for Repair.
+type Repair struct {
+	Code CheckCode `json:"code"`
+	Done bool      `json:"done"`
+	Path string    `json:"path,omitempty,omitzero"`
+
+	// Text What was done, or why it was not.
+	Text    string `json:"text"`
+	VPS     string `json:"vps,omitempty,omitzero"`
+	VPSName string `json:"vps_name,omitempty,omitzero"`
+}
+
+// Report The outcome of comparing records, libvirt and files.
+type Report struct {
+	At time.Time `json:"at"`
+
+	// Findings Empty when all is as recorded.
+	Findings []Finding `json:"findings"`
+
+	// Repairs What a repair did; left out otherwise.
+	Repairs       []Repair `json:"repairs,omitempty,omitzero"`
+	SnapshotCount int      `json:"snapshot_count"`
+
+	// VPSCount How many VPS were compared.
+	VPSCount int `json:"vps_count"`
 }
 
 // RestoreRequest defines model for RestoreRequest.

@@ -106,6 +106,25 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/host (the `ShowHost` operationId).
 	ShowHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CheckHost Compare the records with libvirt and the files
+	//
+	// Names everything that is not as the records say, with the commands that
+	// put it right. Nothing is changed, but a snapshot whose files are missing
+	// or replaced becomes `broken`, and `available` again when they are back.
+	//
+	// Corresponds with GET /v1/host/checks (the `CheckHost` operationId).
+	CheckHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RepairHost Put right what can be put right without any risk
+	//
+	// Does what `repairable` findings need, and nothing else: definitions and
+	// metadata are put right, guests let go, records made of what is there and
+	// dropped of what is not, and files removed that a record of ours says are
+	// stale. A file that no record names is never touched.
+	//
+	// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
+	RepairHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListMessages Read the journal of all VPS
 	//
 	// Corresponds with GET /v1/messages (the `ListMessages` operationId).
@@ -290,6 +309,45 @@ func (c *rest) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn)
 // Corresponds with GET /v1/host (the `ShowHost` operationId).
 func (c *rest) ShowHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowHostRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CheckHost Compare the records with libvirt and the files
+//
+// Names everything that is not as the records say, with the commands that
+// put it right. Nothing is changed, but a snapshot whose files are missing
+// or replaced becomes `broken`, and `available` again when they are back.
+//
+// Corresponds with GET /v1/host/checks (the `CheckHost` operationId).
+func (c *rest) CheckHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCheckHostRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RepairHost Put right what can be put right without any risk
+//
+// Does what `repairable` findings need, and nothing else: definitions and
+// metadata are put right, guests let go, records made of what is there and
+// dropped of what is not, and files removed that a record of ours says are
+// stale. A file that no record names is never touched.
+//
+// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
+func (c *rest) RepairHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRepairHostRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -742,6 +800,60 @@ func NewShowHostRequest(server string) (*http.Request, error) {
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCheckHostRequest constructs an http.Request for the CheckHost method
+func NewCheckHostRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/host/checks")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRepairHostRequest constructs an http.Request for the RepairHost method
+func NewRepairHostRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/host/repair")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -1669,6 +1781,29 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/host (the `ShowHost` operationId).
 	ShowHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowHostResponse, error)
 
+	// CheckHostWithResponse Compare the records with libvirt and the files
+	//
+	// Names everything that is not as the records say, with the commands that
+	// put it right. Nothing is changed, but a snapshot whose files are missing
+	// or replaced becomes `broken`, and `available` again when they are back.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/host/checks (the `CheckHost` operationId).
+	CheckHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*CheckHostResponse, error)
+
+	// RepairHostWithResponse Put right what can be put right without any risk
+	//
+	// Does what `repairable` findings need, and nothing else: definitions and
+	// metadata are put right, guests let go, records made of what is there and
+	// dropped of what is not, and files removed that a record of ours says are
+	// stale. A file that no record names is never touched.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
+	RepairHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RepairHostResponse, error)
+
 	// ListMessagesWithResponse Read the journal of all VPS
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -1984,6 +2119,102 @@ func (r ShowHostResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ShowHostResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CheckHostResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Report
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CheckHostResponse) GetJSON200() *Report {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CheckHostResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CheckHostResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CheckHostResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CheckHostResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CheckHostResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RepairHostResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Report
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RepairHostResponse) GetJSON200() *Report {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RepairHostResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RepairHostResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RepairHostResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RepairHostResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RepairHostResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2935,6 +3166,41 @@ func (c *ClientWithResponses) ShowHostWithResponse(ctx context.Context, reqEdito
 	return ParseShowHostResponse(rsp)
 }
 
+// CheckHostWithResponse Compare the records with libvirt and the files
+//
+// Names everything that is not as the records say, with the commands that
+// put it right. Nothing is changed, but a snapshot whose files are missing
+// or replaced becomes `broken`, and `available` again when they are back.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/host/checks (the `CheckHost` operationId).
+func (c *ClientWithResponses) CheckHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*CheckHostResponse, error) {
+	rsp, err := c.CheckHost(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCheckHostResponse(rsp)
+}
+
+// RepairHostWithResponse Put right what can be put right without any risk
+//
+// Does what `repairable` findings need, and nothing else: definitions and
+// metadata are put right, guests let go, records made of what is there and
+// dropped of what is not, and files removed that a record of ours says are
+// stale. A file that no record names is never touched.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
+func (c *ClientWithResponses) RepairHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RepairHostResponse, error) {
+	rsp, err := c.RepairHost(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRepairHostResponse(rsp)
+}
+
 // ListMessagesWithResponse Read the journal of all VPS
 //
 // Returns a wrapper object for the known response body format(s).
@@ -3325,6 +3591,72 @@ func ParseShowHostResponse(rsp *http.Response) (*ShowHostResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Host
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCheckHostResponse parses an HTTP response from a CheckHostWithResponse call
+func ParseCheckHostResponse(rsp *http.Response) (*CheckHostResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CheckHostResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Report
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRepairHostResponse parses an HTTP response from a RepairHostWithResponse call
+func ParseRepairHostResponse(rsp *http.Response) (*RepairHostResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RepairHostResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Report
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

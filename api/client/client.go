@@ -153,6 +153,16 @@ func (c *Client) Host(ctx context.Context) (api.Host, error) {
 	return read[api.Host](c)(c.rest.ShowHost(ctx))
 }
 
+// Checks compares the host's records with libvirt and the files. For operators.
+func (c *Client) Checks(ctx context.Context) (api.Report, error) {
+	return read[api.Report](c)(c.rest.CheckHost(ctx))
+}
+
+// Repair puts right what can be put right without any risk. It may be repeated.
+func (c *Client) Repair(ctx context.Context) (api.Report, error) {
+	return read[api.Report](c)(c.rest.RepairHost(ctx))
+}
+
 // Ready returns nil when the daemon can work.
 func (c *Client) Ready(ctx context.Context) error {
 	_, err := read[api.Health](c)(c.rest.ShowReadiness(ctx))

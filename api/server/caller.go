@@ -76,16 +76,19 @@ func (h *handlers) resolve(ctx context.Context, ref string) (string, error) {
 		return ref, nil
 	}
 	v, err := h.service.ShowVPS(ctx, ref)
-	if vps.CodeOf(err) == vps.CodeNotFound {
+	if who.mustNotKnow(ref, v, err) {
 		return "", errNoVPS()
 	}
-	if err != nil {
-		return "", err
+	return v.ID, err
+}
+
+// mustNotKnow says that a VPS does not exist, as far as the caller may know.
+func (c *caller) mustNotKnow(ref string, v vps.VPS, err error) bool {
+	if err == nil {
+		return !c.sees(v)
 	}
-	if !who.sees(v) {
-		return "", errNoVPS()
-	}
-	return v.ID, nil
+	// Of somebody else's VPS not even an error may tell, as that its name was given away.
+	return vps.CodeOf(err) == vps.CodeNotFound || c.bound() && !slices.Contains(c.vps, ref) && vps.CodeOf(err) == vps.CodeVPSChanged
 }
 
 // find is resolve for the journal, which outlives its VPS: an id is not looked up.
@@ -98,7 +101,7 @@ func (h *handlers) find(ctx context.Context, ref string) (string, error) {
 		return id, err
 	}
 	v, err := h.service.ShowVPS(ctx, ref)
-	if vps.CodeOf(err) == vps.CodeNotFound || err == nil && !callerOf(ctx).sees(v) {
+	if callerOf(ctx).mustNotKnow(ref, v, err) {
 		return "", errNoVPS()
 	}
 	return v.ID, err

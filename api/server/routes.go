@@ -47,6 +47,8 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodPost, op + "/resume", ScopeAdmin, w.ResumeOperation},
 
 		{http.MethodGet, "/v1/host", ScopeAdmin, w.ShowHost},
+		{http.MethodGet, "/v1/host/checks", ScopeAdmin, w.CheckHost},
+		{http.MethodPost, "/v1/host/repair", ScopeAdmin, w.RepairHost},
 		{http.MethodGet, "/healthz", ScopeNone, w.ShowHealth},
 		{http.MethodGet, "/readyz", ScopeNone, w.ShowReadiness},
 		{http.MethodGet, "/openapi.yaml", ScopeNone, w.ShowSpec},

@@ -31,6 +31,12 @@ type ServerInterface interface {
 	// ShowHost Show versions, capacity, headroom and counts
 	// (GET /v1/host)
 	ShowHost(ctx echo.Context) error
+	// CheckHost Compare the records with libvirt and the files
+	// (GET /v1/host/checks)
+	CheckHost(ctx echo.Context) error
+	// RepairHost Put right what can be put right without any risk
+	// (POST /v1/host/repair)
+	RepairHost(ctx echo.Context) error
 	// ListMessages Read the journal of all VPS
 	// (GET /v1/messages)
 	ListMessages(ctx echo.Context, params ListMessagesParams) error
@@ -125,6 +131,24 @@ func (w *ServerInterfaceWrapper) ShowHost(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ShowHost(ctx)
+	return err
+}
+
+// CheckHost converts echo context to params.
+func (w *ServerInterfaceWrapper) CheckHost(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CheckHost(ctx)
+	return err
+}
+
+// RepairHost converts echo context to params.
+func (w *ServerInterfaceWrapper) RepairHost(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RepairHost(ctx)
 	return err
 }
 
@@ -548,6 +572,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/operations/:id/cancel", wrapper.CancelOperation, options.OperationMiddlewares["cancelOperation"]...)
 	router.POST(options.BaseURL+"/v1/operations/:id/resume", wrapper.ResumeOperation, options.OperationMiddlewares["resumeOperation"]...)
 	router.GET(options.BaseURL+"/v1/host", wrapper.ShowHost, options.OperationMiddlewares["showHost"]...)
+	router.GET(options.BaseURL+"/v1/host/checks", wrapper.CheckHost, options.OperationMiddlewares["checkHost"]...)
+	router.POST(options.BaseURL+"/v1/host/repair", wrapper.RepairHost, options.OperationMiddlewares["repairHost"]...)
 	router.GET(options.BaseURL+"/healthz", wrapper.ShowHealth, options.OperationMiddlewares["showHealth"]...)
 	router.GET(options.BaseURL+"/readyz", wrapper.ShowReadiness, options.OperationMiddlewares["showReadiness"]...)
 	router.GET(options.BaseURL+"/openapi.yaml", wrapper.ShowSpec, options.OperationMiddlewares["showSpec"]...)
@@ -712,6 +738,82 @@ type ShowHostdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ShowHostdefaultApplicationProblemPlusJSONResponse) VisitShowHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CheckHostRequestObject struct {
+}
+
+type CheckHostResponseObject interface {
+	VisitCheckHostResponse(w http.ResponseWriter) error
+}
+
+type CheckHost200JSONResponse Report
+
+func (response CheckHost200JSONResponse) VisitCheckHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CheckHostdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CheckHostdefaultApplicationProblemPlusJSONResponse) VisitCheckHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RepairHostRequestObject struct {
+}
+
+type RepairHostResponseObject interface {
+	VisitRepairHostResponse(w http.ResponseWriter) error
+}
+
+type RepairHost200JSONResponse Report
+
+func (response RepairHost200JSONResponse) VisitRepairHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RepairHostdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RepairHostdefaultApplicationProblemPlusJSONResponse) VisitRepairHostResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1450,6 +1552,12 @@ type StrictServerInterface interface {
 	// ShowHost Show versions, capacity, headroom and counts
 	// (GET /v1/host)
 	ShowHost(ctx context.Context, request ShowHostRequestObject) (ShowHostResponseObject, error)
+	// CheckHost Compare the records with libvirt and the files
+	// (GET /v1/host/checks)
+	CheckHost(ctx context.Context, request CheckHostRequestObject) (CheckHostResponseObject, error)
+	// RepairHost Put right what can be put right without any risk
+	// (POST /v1/host/repair)
+	RepairHost(ctx context.Context, request RepairHostRequestObject) (RepairHostResponseObject, error)
 	// ListMessages Read the journal of all VPS
 	// (GET /v1/messages)
 	ListMessages(ctx context.Context, request ListMessagesRequestObject) (ListMessagesResponseObject, error)
@@ -1604,6 +1712,52 @@ func (sh *strictHandler) ShowHost(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(ShowHostResponseObject); ok {
 		return validResponse.VisitShowHostResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CheckHost operation middleware
+func (sh *strictHandler) CheckHost(ctx echo.Context) error {
+	var request CheckHostRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CheckHost(ctx.Request().Context(), request.(CheckHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CheckHost")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CheckHostResponseObject); ok {
+		return validResponse.VisitCheckHostResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RepairHost operation middleware
+func (sh *strictHandler) RepairHost(ctx echo.Context) error {
+	var request RepairHostRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RepairHost(ctx.Request().Context(), request.(RepairHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RepairHost")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RepairHostResponseObject); ok {
+		return validResponse.VisitRepairHostResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -33,5 +33,7 @@ type Service interface {
 
 	Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error)
 	Host(ctx context.Context) (vps.Host, error)
+	Checks(ctx context.Context) (vps.Report, error)
+	Repair(ctx context.Context, a vps.Actor) (vps.Report, error)
 	Ready(ctx context.Context) error
 }

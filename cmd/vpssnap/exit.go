@@ -25,6 +25,7 @@ const (
 	exitFailed         = 7
 	exitCancelled      = 8
 	exitNeedsAttention = 9
+	exitFindings       = 10
 	exitInterrupted    = 130
 )
 
@@ -40,6 +41,7 @@ const exitHelp = `Exit codes:
     7  the operation failed; the disks are whole
     8  the operation was cancelled, or you did not confirm
     9  the operation needs an operator
+   10  doctor found something that is not as recorded
   130  interrupted; an operation that was begun goes on`
 
 // exits says which code of the API leads to which exit code.
@@ -105,6 +107,16 @@ func (e *outcomeError) Error() string {
 	return what + " failed" + why
 }
 
+// findingsError: doctor has printed findings.
+type findingsError struct{ n int }
+
+func (e *findingsError) Error() string {
+	if e.n == 1 {
+		return "one thing is not as recorded"
+	}
+	return fmt.Sprintf("%d things are not as recorded", e.n)
+}
+
 // interruptedError: the user stopped waiting for op.
 type interruptedError struct{ op api.Operation }
 
@@ -117,12 +129,15 @@ func (a *app) exitCode(err error) int {
 		usage       *usageError
 		outcome     *outcomeError
 		interrupted *interruptedError
+		findings    *findingsError
 		refused     *client.Error
 		unreachable *client.UnreachableError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &findings):
+		return exitFindings
 	case errors.As(err, &usage), !a.started:
 		return exitUsage
 	case errors.As(err, &outcome):

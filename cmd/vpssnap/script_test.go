@@ -36,6 +36,7 @@ func TestScripts(t *testing.T) {
 			"outcome": outcome,
 			"hold":    hold,
 			"broken":  broken,
+			"drift":   drift,
 			"told":    told,
 			"signals": signals,
 		},
@@ -135,6 +136,19 @@ func hold(ts *testscript.TestScript, _ bool, _ []string) {
 func broken(ts *testscript.TestScript, _ bool, args []string) {
 	service(ts).Set(func(s *servertest.Service) {
 		s.Err = vps.Errorf(vps.Code(args[0]), "it is broken").WithRemedy("mend it")
+	})
+}
+
+// drift makes doctor find an orphan and metadata that it can repair.
+func drift(ts *testscript.TestScript, _ bool, _ []string) {
+	service(ts).Set(func(s *servertest.Service) {
+		s.Findings = []vps.Finding{
+			{Code: vps.CheckOrphanOverlay, Path: "/srv/a b", Detail: "no record names /srv/a b", Remedies: []vps.Remedy{
+				{Text: "remove it if nobody needs it", Commands: []vps.Command{{"rm", "-i", "--", "/srv/a b"}}},
+				{Text: "leave it"},
+			}},
+			{Code: vps.CheckMetadataMissing, VPS: servertest.Web3, VPSName: "web3", Disk: "vda", Detail: "the copy is missing", Repairable: true},
+		}
 	})
 }
 

@@ -49,6 +49,10 @@ type Service struct {
 	Err error
 	// Panic makes Host panic.
 	Panic bool
+	// GivenAway is a name that belonged to another VPS with a snapshot.
+	GivenAway string
+	// Findings is what Checks finds. Repair puts right what is repairable.
+	Findings []vps.Finding
 
 	mu       sync.Mutex
 	vps      []*vps.VPS
@@ -147,6 +151,9 @@ func (s *Service) find(ref string) (*vps.VPS, error) {
 	if s.Err != nil {
 		return nil, s.Err
 	}
+	if ref != "" && ref == s.GivenAway {
+		return nil, vps.Errorf(vps.CodeVPSChanged, "the name %s belonged to another VPS", ref)
+	}
 	for _, v := range s.vps {
 		if v.ID == strings.ToLower(ref) || v.Name == ref {
 			s.refresh(v)
@@ -204,6 +211,38 @@ func (s *Service) Host(context.Context) (vps.Host, error) {
 		VPSCount: 3, SnapshotCount: 1,
 		Storage: []vps.Storage{{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true, Level: vps.SpaceOK}},
 	}, s.Err
+}
+
+func (s *Service) Checks(context.Context) (vps.Report, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.report(), s.Err
+}
+
+func (s *Service) report() vps.Report {
+	return vps.Report{At: Epoch, VPSCount: len(s.vps), SnapshotCount: 1, Findings: append([]vps.Finding(nil), s.Findings...)}
+}
+
+func (s *Service) Repair(_ context.Context, a vps.Actor) (vps.Report, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Err != nil {
+		return vps.Report{}, s.Err
+	}
+	s.called("repair", "host", a)
+	var left []vps.Finding
+	var repairs []vps.Repair
+	for _, f := range s.Findings {
+		if !f.Repairable {
+			left = append(left, f)
+			continue
+		}
+		repairs = append(repairs, vps.Repair{Code: f.Code, VPS: f.VPS, VPSName: f.VPSName, Done: true, Text: "it was put right"})
+	}
+	s.Findings = left
+	r := s.report()
+	r.Repairs = repairs
+	return r, nil
 }
 
 func (s *Service) Ready(context.Context) error {

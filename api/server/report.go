@@ -1,0 +1,53 @@
+package server
+
+import (
+	"context"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+func (h *handlers) CheckHost(ctx context.Context, _ CheckHostRequestObject) (CheckHostResponseObject, error) {
+	report, err := h.service.Checks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return CheckHost200JSONResponse(wireReport(report)), nil
+}
+
+func (h *handlers) RepairHost(ctx context.Context, _ RepairHostRequestObject) (RepairHostResponseObject, error) {
+	report, err := h.service.Repair(ctx, callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return RepairHost200JSONResponse(wireReport(report)), nil
+}
+
+func wireReport(r vps.Report) api.Report {
+	w := api.Report{At: r.At.UTC(), VPSCount: r.VPSCount, SnapshotCount: r.SnapshotCount, Findings: each(r.Findings, wireFinding)}
+	if len(r.Repairs) > 0 {
+		w.Repairs = each(r.Repairs, wireRepair)
+	}
+	return w
+}
+
+func wireFinding(f vps.Finding) api.Finding {
+	return api.Finding{
+		Code:        api.CheckCode(f.Code),
+		VPS:         f.VPS,
+		VPSName:     f.VPSName,
+		Disk:        f.Disk,
+		Path:        f.Path,
+		SnapshotID:  f.Snapshot,
+		OperationID: f.Operation,
+		Detail:      f.Detail,
+		Repairable:  f.Repairable,
+		Remedies: each(f.Remedies, func(r vps.Remedy) api.Remedy {
+			return api.Remedy{Text: r.Text, Commands: each(r.Commands, vps.Command.String)}
+		}),
+	}
+}
+
+func wireRepair(r vps.Repair) api.Repair {
+	return api.Repair{Code: api.CheckCode(r.Code), VPS: r.VPS, VPSName: r.VPSName, Path: r.Path, Done: r.Done, Text: r.Text}
+}
