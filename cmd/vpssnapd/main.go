@@ -1,7 +1,9 @@
 // Command vpssnapd takes, restores and deletes the snapshots of the VPSes on
 // this KVM host, and serves the REST API to panels, order systems and vpssnap.
 //
-// Exit codes: 0 stopped on request, 1 it could not start or go on, 2 usage.
+// As vpssnapd rebuild it makes a lost or damaged database anew from the host.
+//
+// Exit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2 usage.
 package main
 
 import (
@@ -33,7 +35,11 @@ func main() {
 	hook := flag.Bool("hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Usage = usage
-	flag.Parse()
+	work, args := run, os.Args[1:]
+	if len(args) > 0 && args[0] == "rebuild" {
+		work, args = rebuild, args[1:]
+	}
+	_ = flag.CommandLine.Parse(args) // it exits by itself
 	switch {
 	case *showVersion:
 		fmt.Println("vpssnapd", version)
@@ -44,7 +50,7 @@ func main() {
 		usage()
 		os.Exit(2)
 	}
-	exit(run(*path))
+	exit(work(*path))
 }
 
 func exit(err error) {
@@ -65,14 +71,19 @@ func hookWith(path string, args []string) error {
 
 func usage() {
 	fmt.Fprint(os.Stderr, `usage: vpssnapd [-config FILE]
+       vpssnapd rebuild [-config FILE]
 
 Takes, restores and deletes the snapshots of the VPSes on this KVM host.
 Runs until SIGTERM or SIGINT; operations in progress are then left where they
 are, and the next start takes them up.
 
+rebuild makes a lost or damaged database anew from what the host's VPSes say,
+and keeps the damaged one aside. It refuses while a daemon runs, and when the
+database is whole.
+
 `)
 	flag.PrintDefaults()
-	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request, 1 it could not start or go on, 2 usage.\n")
+	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2 usage.\n")
 }
 
 // run wires the parts and works until a signal.
@@ -89,11 +100,7 @@ func run(path string) error {
 	if err != nil {
 		return err
 	}
-	images, err := qemuimg.New()
-	if err != nil {
-		return err
-	}
-	host, err := libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
+	host, err := openHost(ctx, c, logger)
 	if err != nil {
 		return err
 	}
@@ -106,6 +113,14 @@ func run(path string) error {
 
 	s := server.New(server.Config{Service: d, Tokens: tokens, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version})
 	return serve(ctx, s, c, logger)
+}
+
+func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host, error) {
+	images, err := qemuimg.New()
+	if err != nil {
+		return nil, err
+	}
+	return libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
 }
 
 // serve listens only now that recovery is done, tells systemd, and returns when

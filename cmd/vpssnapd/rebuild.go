@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"vpssnapd/daemon"
+)
+
+// rebuild makes the database anew and tells what came of it.
+func rebuild(path string) error {
+	c, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: max(c.LogLevel, slog.LevelWarn)}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	host, err := openHost(ctx, c, logger)
+	if err != nil {
+		return err
+	}
+	defer closing(logger, "libvirt", host.Close)
+	done, err := daemon.Rebuild(ctx, c.daemon(host, logger))
+	tellRebuilt(done)
+	return err
+}
+
+func tellRebuilt(done daemon.Rebuilt) {
+	for _, file := range done.Aside {
+		fmt.Printf("kept aside: %s\n", file)
+	}
+	for _, s := range done.Snapshots {
+		switch {
+		case s.Recorded && s.Why == "":
+			fmt.Printf("%q: snapshot %s of %s is %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.CreatedAt.Format("2006-01-02 15:04:05 UTC"), s.Snapshot.State)
+		case s.Recorded:
+			fmt.Printf("%q: snapshot %s is %s: %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.State, s.Why)
+		default:
+			fmt.Printf("%q: no snapshot recorded: %s\n", s.VPSName, s.Why)
+		}
+	}
+	for _, f := range done.Report.Findings {
+		fmt.Printf("%q: %s: %q\n", f.VPSName, f.Code, f.Detail)
+	}
+	if done.Report.At.IsZero() {
+		return
+	}
+	fmt.Printf(`%d VPS were read. Next:
+  1. systemctl start vpssnapd
+  2. vpssnap doctor        # what is left to be done, with the commands for it
+  3. Let your order systems order the snapshot options again (PUT /v1/vps/{vps}/option):
+     who paid what cannot be read from the host. Until then the snapshots above can be
+     restored and deleted, but none can be taken.
+`, done.Report.VPSCount)
+}
