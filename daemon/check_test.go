@@ -14,6 +14,7 @@ import (
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/fake"
 )
 
 // finds fails unless Checks finds exactly these codes, and returns the findings.
@@ -426,4 +427,64 @@ func TestParked(t *testing.T) {
 	back()
 	w.done(w.daemon.ResumeOperation(ctx, op.ID, operator))
 	w.finds()
+}
+
+// TestNVRAMOfASnapshot: its copy of the UEFI variables is a file of the snapshot, too.
+func TestNVRAMOfASnapshot(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	path := filepath.Join(w.host.ImageDir(), "web1_VARS.fd")
+	w.must(os.WriteFile(path, []byte("variables"), 0o600))
+	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.NVRAM = path }))
+	w.eventually("the snapshot has a copy", func() bool {
+		w.take(id, vps.TakeRequest{})
+		if w.snapshot(id).NVRAMSaved != "" {
+			return true
+		}
+		w.delete(id)
+		return false
+	})
+	w.finds()
+	back := w.aside(w.snapshot(id).NVRAMSaved)
+	w.finds(vps.CheckMissingNVRAM)
+	if s := w.snapshot(id); s.State != vps.SnapshotBroken || !strings.Contains(s.Reason, "UEFI") {
+		t.Errorf("the snapshot is %s: %s", s.State, s.Reason)
+	}
+	back()
+	w.finds()
+	w.restore(id)
+	w.finds()
+}
+
+// TestOldLayerLeft: the merge of a replaced snapshot cannot be done. The layer
+// that it leaves is told of, and the way out works.
+func TestOldLayerLeft(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.write(id, "vda", 0, 'a')
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 4096, 'b')
+	w.host.MergeReadyAfter(fake.Never)
+	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+	w.must(err)
+	w.eventually("the merge is given up", func() bool {
+		w.must(w.host.FailMerge(id, "vda"))
+		op, err = w.daemon.Operation(ctx, op.ID)
+		return err == nil && op.Status == vps.StatusFailed
+	})
+	w.host.MergeReadyAfter(0)
+	w.write(id, "vda", 8192, 'c')
+	f := w.finds(vps.CheckUnfinished)[0]
+	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || f.Remedies[0].Commands[0].String() != want || f.Remedies[0].Commands[1].String() != want {
+		t.Fatalf("found %+v", f)
+	}
+	w.restore(id)
+	w.sees(id, "vda", 4096, 'b')
+	w.sees(id, "vda", 8192, 0)
+	w.delete(id)
+	w.delete(id)
+	w.finds()
+	w.sees(id, "vda", 0, 'a')
+	w.sees(id, "vda", 4096, 'b')
+	w.clean(id)
 }

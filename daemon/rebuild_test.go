@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -301,8 +302,14 @@ func TestLostInTheMiddle(t *testing.T) {
 			if c.want != vps.SnapshotAvailable {
 				_, err := w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
 				w.refuses(vps.CodeVPSChanged, err)
-				if s.Reason == "" {
-					t.Error("it does not say why")
+				if s.Reason == "" || strings.Contains(s.Reason, "/") {
+					t.Errorf("to a customer it says why: %q", s.Reason)
+				}
+				told := map[vps.SnapshotState]vps.CheckCode{vps.SnapshotDeleting: vps.CheckUnfinished, vps.SnapshotBroken: vps.CheckSnapshotBroken}[c.want]
+				if !slices.ContainsFunc(mustCheck(w), func(f vps.Finding) bool {
+					return f.Code == told && strings.Contains(f.Detail, s.Reason) && len(f.Remedies) > 0
+				}) {
+					t.Errorf("%s is not told of", told)
 				}
 			}
 			c.on(w, id)
