@@ -475,16 +475,19 @@ func TestOldLayerLeft(t *testing.T) {
 	w.host.MergeReadyAfter(0)
 	w.write(id, "vda", 8192, 'c')
 	f := w.finds(vps.CheckUnfinished)[0]
-	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || f.Remedies[0].Commands[0].String() != want || f.Remedies[0].Commands[1].String() != want {
+	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || len(f.Remedies[0].Commands) != 1 || f.Remedies[0].Commands[0].String() != want {
 		t.Fatalf("found %+v", f)
+	}
+	if _, err := w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator); vps.CodeOf(err) != vps.CodeSnapshotExists {
+		t.Errorf("a second replace gives %v", err)
 	}
 	w.restore(id)
 	w.sees(id, "vda", 4096, 'b')
 	w.sees(id, "vda", 8192, 0)
 	w.delete(id)
-	w.delete(id)
 	w.finds()
 	w.sees(id, "vda", 0, 'a')
 	w.sees(id, "vda", 4096, 'b')
+	w.sees(id, "vda", 8192, 0)
 	w.clean(id)
 }

@@ -26,7 +26,14 @@ func (d *Daemon) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.O
 				return err
 			}
 			op.SnapshotID = rec.snapshot.ID
-			return setPlan(op, deleteNotes{Forget: forget})
+			notes := deleteNotes{Forget: forget}
+			if !forget {
+				var err error
+				if notes.Replaces, err = d.layerLeft(ctx, *rec.snapshot); err != nil {
+					return err
+				}
+			}
+			return setPlan(op, notes)
 		},
 		insert: func(tx *store.Tx) error {
 			if actor != expiry {
@@ -48,6 +55,21 @@ type deleteNotes struct {
 	Merged map[string]time.Time
 	// Forget: the snapshot is broken, and there is nothing to merge.
 	Forget bool
+	// Replaces is the snapshot before this one, when its overlay still lies below.
+	Replaces string
+}
+
+// layerLeft is the snapshot that was replaced by this one and could not be
+// merged away then; "" when there is none. It goes first: two at once cannot be
+// told apart, and each merge has one layer above and one below.
+func (d *Daemon) layerLeft(ctx context.Context, snap vps.Snapshot) (string, error) {
+	all, err := d.store.SnapshotsOf(ctx, snap.VPS)
+	for _, other := range all {
+		if other.ID != snap.ID && other.State == vps.SnapshotDeleting {
+			return other.ID, err
+		}
+	}
+	return "", err
 }
 
 // mayForget says that an operator may do away with a broken snapshot: the VPS
@@ -74,7 +96,11 @@ func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
 	if notes.Forget {
 		return operation.Plan{{Name: "forget", Do: d.forgetSnapshot, Irrevocable: true}}, nil
 	}
-	return operation.Plan{
+	var plan operation.Plan
+	if notes.Replaces != "" {
+		plan = d.replaceSteps()
+	}
+	return append(plan, operation.Plan{
 		{Name: "queue", Do: d.queueMerge},
 		{Name: "end_undo", Do: d.endUndo, Irrevocable: true},
 		{Name: "merge", Do: d.mergeOverlays, Irrevocable: true},
@@ -82,7 +108,7 @@ func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
 		{Name: "settle", Do: d.settle, Irrevocable: true},
 		{Name: "resume", Do: d.resumeAfterPivot, Irrevocable: true},
 		{Name: "unlink", Do: d.unlinkOverlays, Irrevocable: true},
-	}, nil
+	}...), nil
 }
 
 // queueMerge waits for a place among the merges; until then nothing is lost yet.
@@ -98,10 +124,14 @@ func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := d.checkMergeable(ctx, dom, snap); err != nil {
-		return err
+	err = d.checkMergeable(ctx, dom, snap)
+	if err == nil {
+		err = d.checkUnshared(ctx, dom, imagesOf(snap))
 	}
-	if err := d.checkUnshared(ctx, dom, imagesOf(snap)); err != nil {
+	if err != nil && r.Op.Irrevocable && !unavailable(err) {
+		return operation.Fail(err) // the layer below was merged away: all is whole
+	}
+	if err != nil {
 		return err
 	}
 	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, d.now()
@@ -202,7 +232,11 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) error {
 }
 
 func (d *Daemon) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {
-	notes := deleteNotes{Merged: map[string]time.Time{}}
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	notes.Merged = map[string]time.Time{}
 	for _, disk := range set.snap.Disks {
 		if disk.Pivoted {
 			continue

@@ -240,8 +240,8 @@ func remedyDefineAgain(id string) vps.Remedy {
 
 // remedyOldLayer merges what a failed replace left between overlay and base.
 func remedyOldLayer(id string) vps.Remedy {
-	return way("delete the present snapshot, and then what is left of the old one; the VPS keeps its present data",
-		command("vpssnap", "delete", id), command("vpssnap", "delete", id))
+	return way("the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
+		command("vpssnap", "delete", id))
 }
 
 // remediesGone are for a record without its VPS.

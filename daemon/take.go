@@ -41,11 +41,23 @@ func (d *Daemon) Take(ctx context.Context, ref string, r vps.TakeRequest, actor 
 			plan := takeNotes{Quiesce: r.Quiesce}
 			if r.Replace {
 				plan.Replaces = rec.snapshot.ID
+				left, err := d.layerLeft(ctx, *rec.snapshot)
+				if err != nil {
+					return err
+				}
+				if left != "" {
+					return errLayerLeft(dom)
+				}
 			}
 			return setPlan(op, plan)
 		},
 		insert: func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) },
 	})
+}
+
+func errLayerLeft(dom hypervisor.Domain) error {
+	return vps.Errorf(vps.CodeSnapshotExists, "the snapshot of %s cannot be replaced: the one before it could not be merged away yet", dom.Name).
+		WithRemedy("delete the snapshot, which merges both, then take a new one")
 }
 
 func takeRemedy(rec record) string {
