@@ -2,6 +2,7 @@
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
+# make fuzz          every fuzz target in turn (TIME=1m for each)
 # make build         the programs, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
 # make generate      api/*.gen.go anew from api/openapi.yaml
@@ -43,6 +44,18 @@ CUTS ?= 60
 .PHONY: powercut
 powercut: build
 	build/vpssnap-powercut -bin build -cuts $(CUTS) -seed $(SEED)
+
+# How long each fuzz target runs.
+TIME ?= 1m
+
+.PHONY: fuzz
+fuzz: deps
+	@set -e; for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(TIME) $$package; \
+		done; \
+	done
 
 unit:
 	$(GO) test -count=1 $(UNIT)

@@ -99,6 +99,9 @@ func FuzzMetadata(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if n := m.snap.NVRAMSaved; n != "" && (!plainPath(m.snap.NVRAM) || n != nvramPath(m.snap.NVRAM, m.snap.ID, "saved")) {
+			t.Fatalf("believed: %+v", m.snap)
+		}
 		for _, disk := range m.snap.Disks {
 			if !plainPath(disk.Base) || disk.Overlay != overlayPath(disk.Base, m.snap.ID, disk.Target) || disk.SizeBytes <= 0 {
 				t.Fatalf("believed: %+v", disk)

@@ -101,7 +101,7 @@ func tokenTOML(name, rest string) string {
 	return fmt.Sprintf("[[token]]\nname = %q\nsha256 = \"%x\"\nway = \"panel\"\n%s\n", name, sha256.Sum256([]byte(name)), rest)
 }
 
-func loadTokens(t *testing.T, text string) *server.Tokens {
+func loadTokens(t testing.TB, text string) *server.Tokens {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tokens.toml")
 	check(t, os.WriteFile(path, []byte(text), 0o600))
@@ -110,7 +110,7 @@ func loadTokens(t *testing.T, text string) *server.Tokens {
 	return tokens
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -1,12 +1,18 @@
 package server_test
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"vpssnapd/api/server"
+	"vpssnapd/api/server/servertest"
 )
 
 func TestTokenFilesThatAreRefused(t *testing.T) {
@@ -51,4 +57,31 @@ func TestTokenFileThatOthersCanWrite(t *testing.T) {
 	if _, err := server.LoadTokens(path + ".none"); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("no file: %v", err)
 	}
+}
+
+// FuzzTokens: of no file do we make a token that opens more than it says.
+func FuzzTokens(f *testing.F) {
+	f.Add(allTokens)
+	f.Add(tokenTOML("x", `scopes = []`))
+	f.Add(tokenTOML("a", `scopes = ["read"]`) + tokenTOML("a", `scopes = ["read"]`))
+	f.Add("[[token]]\nname = ' '\nsha256 = ''\nscopes = ['admin', 'root']\nway = 'operator'\nvps = ['']\n")
+	path := filepath.Join(f.TempDir(), "tokens.toml")
+	f.Fuzz(func(t *testing.T, text string) {
+		check(t, os.WriteFile(path, []byte(text), 0o600))
+		tokens, err := server.LoadTokens(path)
+		if err != nil {
+			return
+		}
+		s := server.New(server.Config{Service: servertest.New(), Tokens: tokens, Logger: slog.New(slog.DiscardHandler)})
+		for _, secret := range []string{"", " ", "read", "a", text} {
+			r := httptest.NewRequest(http.MethodGet, "/v1/host", nil)
+			r.Header.Set("Authorization", "Bearer "+secret)
+			w := httptest.NewRecorder()
+			s.Handler().ServeHTTP(w, r)
+			known := strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", sha256.Sum256([]byte(secret))))
+			if w.Code != http.StatusUnauthorized && !known {
+				t.Errorf("the secret %q was given to nobody and answers %d", secret, w.Code)
+			}
+		}
+	})
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"vpssnapd/api"
 )
@@ -41,4 +43,21 @@ func TestEveryCodeHasAnExitCode(t *testing.T) {
 	if len(exits) != 15 {
 		t.Errorf("%d codes have an exit code", len(exits))
 	}
+}
+
+// FuzzClean: whatever a name holds, nothing that reaches the terminal steers it.
+func FuzzClean(f *testing.F) {
+	f.Add("web1")
+	f.Add("a\x1b[31m\u202e\xff\u009b\r\n\U000e0041")
+	f.Fuzz(func(t *testing.T, s string) {
+		got := clean(s)
+		if !utf8.ValidString(got) || utf8.RuneCountInString(got) != utf8.RuneCountInString(s) || clean(got) != got {
+			t.Errorf("%q becomes %q", s, got)
+		}
+		for _, r := range got {
+			if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Cs, unicode.Zl, unicode.Zp) {
+				t.Errorf("%q keeps %U", s, r)
+			}
+		}
+	})
 }

@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -89,28 +91,35 @@ func defaults() config {
 	return c
 }
 
-// readConfig reads the file over the defaults. Unknown keys are errors.
+// readConfig reads the file over the defaults.
 func readConfig(path string) (config, error) {
-	c := defaults()
 	f, err := os.Open(path)
 	if err != nil {
-		return c, fmt.Errorf("cannot read the configuration: %w", err)
+		return config{}, fmt.Errorf("cannot read the configuration: %w", err)
 	}
 	defer f.Close()
 	if err := ownedByUs(f); err != nil {
-		return c, fmt.Errorf("refusing the configuration %s: %w", path, err)
+		return config{}, fmt.Errorf("refusing the configuration %s: %w", path, err)
 	}
-	if err := toml.NewDecoder(f).DisallowUnknownFields().Decode(&c); err != nil {
-		var unknown *toml.StrictMissingError
-		if errors.As(err, &unknown) {
-			return c, fmt.Errorf("unknown key in the configuration %s:\n%s", path, unknown.String())
-		}
-		return c, fmt.Errorf("cannot read the configuration %s: %w", path, err)
-	}
-	if err := c.check(); err != nil {
-		return c, fmt.Errorf("in the configuration %s: %w", path, err)
+	c, err := parseConfig(f)
+	if err != nil {
+		return c, fmt.Errorf("cannot use the configuration %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// parseConfig reads a configuration over the defaults. Unknown keys are errors.
+func parseConfig(text io.Reader) (config, error) {
+	c := defaults()
+	err := toml.NewDecoder(text).DisallowUnknownFields().Decode(&c)
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		return c, fmt.Errorf("it has an unknown key:\n%s", unknown.String())
+	}
+	if err != nil {
+		return c, err
+	}
+	return c, c.check()
 }
 
 // ownedByUs refuses a file that others than its owner may write.
@@ -125,6 +134,9 @@ func ownedByUs(f *os.File) error {
 	return nil
 }
 
+// currency is the form that the API promises.
+var currency = regexp.MustCompile(`^[A-Z]{3}$`)
+
 func (c config) check() error {
 	for key, path := range map[string]string{"state_dir": c.StateDir, "socket": c.Socket, "libvirt.config_dir": c.Libvirt.ConfigDir} {
 		if !filepath.IsAbs(path) {
@@ -138,8 +150,8 @@ func (c config) check() error {
 		return errors.New("durations of [snapshot] must not be negative")
 	case c.Snapshot.MergeLimit < 1:
 		return errors.New("snapshot.merge_limit must be 1 or more")
-	case c.Offer.Amount < 0 || len(c.Offer.Currency) != 3:
-		return errors.New("offer needs an amount of 0 or more in minor units and an ISO 4217 currency")
+	case c.Offer.Amount < 0 || !currency.MatchString(c.Offer.Currency):
+		return errors.New("offer needs an amount of 0 or more in minor units and an ISO 4217 currency, as EUR")
 	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
 		return errors.New(`offer.period must be "month", "year" or "once"`)
 	}

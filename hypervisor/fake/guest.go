@@ -202,8 +202,19 @@ func (h *Host) FailMerge(id, target string) error {
 // Write writes pattern over a range of a disk, as a running guest, or as an
 // operator while the domain is off.
 func (h *Host) Write(id, target string, offset int64, pattern byte, length int64) error {
+	return h.write(id, target, offset, pattern, length, func(*domain) bool { return true })
+}
+
+// GuestWrite is Write by the guest itself: while the domain is off it is ErrStopped.
+func (h *Host) GuestWrite(id, target string, offset int64, pattern byte, length int64) error {
+	return h.write(id, target, offset, pattern, length, (*domain).active)
+}
+
+func (h *Host) write(id, target string, offset int64, pattern byte, length int64, possible func(*domain) bool) error {
 	err := h.look(id, func(d *domain) error {
 		switch {
+		case !possible(d):
+			return ErrStopped
 		case d.Guest.Frozen:
 			return ErrFrozen
 		case d.active() && d.State != hypervisor.Running:

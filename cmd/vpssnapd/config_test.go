@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// How the test writes what the daemon only reads.
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (s size) MarshalText() ([]byte, error)     { return fmt.Appendf(nil, "%d B", int64(s)), nil }
+
+// FuzzConfig: no file makes us stumble, and what is accepted keeps the promises
+// that the rest relies on and is the same when it is written and read again.
+func FuzzConfig(f *testing.F) {
+	f.Add("")
+	f.Add(`state_dir = "/srv/a"` + "\n" + `listen = "[::1]:1"` + "\n" + `tokens_file = "t"` + "\nlog_level = \"debug+3\"\n")
+	f.Add("[libvirt]\nuri = 'test:///default'\n[snapshot]\ngrace = '0s'\nundo_keep = '1h30m'\nfreeze_limit = '10s'\nmerge_limit = 1\nheadroom = '1.5 TB'\n")
+	f.Add("[offer]\nname = 'S'\namount = 299\ncurrency = 'CHF'\nperiod = 'once'\nconditions = ['a', \"b\\u0000\"]\n")
+	f.Add("snapshot.headroom = '9 EiB'\nsnapshot.freeze_limit = '-1ns'\n")
+	f.Add("[snapshot]\ngrace = 5\n[[offer]]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parseConfig(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		keepsPromises(t, c)
+		written, err := toml.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseConfig(strings.NewReader(string(written)))
+		if err != nil {
+			t.Fatalf("written again it is refused: %v\n%s", err, written)
+		}
+		if diff := cmp.Diff(c, again, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func keepsPromises(t *testing.T, c config) {
+	t.Helper()
+	d := c.daemon(nil, nil)
+	if !filepath.IsAbs(d.StateDir) || !filepath.IsAbs(c.Socket) || !filepath.IsAbs(c.Libvirt.ConfigDir) {
+		t.Errorf("paths: %+v", c)
+	}
+	if d.FreezeLimit <= 0 || d.FreezeLimit > 10*time.Second || d.Grace < 0 || d.UndoKeep < 0 || d.AgentWait < 0 || d.MergeLimit < 1 || d.Headroom < 0 {
+		t.Errorf("limits: %+v", d)
+	}
+	if d.Offer.Price.Amount < 0 || !currency.MatchString(d.Offer.Price.Currency) {
+		t.Errorf("the offer, which goes to order systems: %+v", d.Offer)
+	}
+	if c.Listen == "" {
+		return
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if ip := net.ParseIP(host); c.TokensFile == "" || err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		t.Errorf("listens on %q, tokens in %q", c.Listen, c.TokensFile)
+	}
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/fake"
+)
+
+// FuzzHook: whatever definition libvirt hands over, the hook ends with an answer,
+// and a VPS with a snapshot is never let start on its frozen base.
+func FuzzHook(f *testing.F) {
+	stateDir, id, base := withSnapshot(f)
+	disk := func(file string) string {
+		return `<devices><disk type="file" device="disk"><driver type="qcow2"/><source file="` + file + `"/><target dev="vda"/></disk></devices>`
+	}
+	f.Add("<domain><name>web1</name><uuid>ID</uuid>" + disk("BASE") + "</domain>")
+	f.Add("<domain><name>web1</name><uuid>ID</uuid>" + disk("/srv/other") + "</domain>")
+	f.Add("<?xml version='1.0'?><!-- x --><domain type='kvm'><uuid>ID</uuid><name>a&#10;&lt;b</name>" + disk("/x") + disk("BASE") + "</domain>")
+	f.Add("<domain><uuid>other</uuid>" + disk("BASE") + "</domain>")
+	f.Add("<!DOCTYPE d [<!ENTITY b 'c'>]><domain><uuid>&b;</uuid></domain>")
+	f.Add("<domain><uuid>ID</uuid>" + strings.Repeat("<a>", 100))
+	f.Add("\xff<domain/>")
+	c := config{StateDir: stateDir}
+	f.Fuzz(func(t *testing.T, text string) {
+		text = strings.NewReplacer("ID", id, "BASE", base).Replace(text)
+		err := runHook(c, []string{"web1", "prepare", "begin", "-"}, strings.NewReader(text))
+		named, images, readable := walk(text)
+		switch {
+		case !readable && err == nil:
+			t.Errorf("started on what is no definition: %q", text)
+		case readable && named == id && slices.Contains(images, base) && err == nil:
+			t.Errorf("started on the base: %q", text)
+		case readable && !slices.Contains(images, base) && err != nil:
+			t.Errorf("refused without reason: %v: %q", err, text)
+		}
+		if err := runHook(c, []string{"web1", "release", "end", "-"}, strings.NewReader(text)); err != nil {
+			t.Errorf("the end of a VPS was held up: %v", err)
+		}
+	})
+}
+
+// withSnapshot makes a record of a VPS with a snapshot, and returns its directory,
+// the VPS's id and the base.
+func withSnapshot(f *testing.F) (stateDir, id, base string) {
+	f.Helper()
+	must := func(err error) {
+		if err != nil {
+			f.Fatal(err)
+		}
+	}
+	ctx := f.Context()
+	host, err := fake.Open(f.TempDir())
+	must(err)
+	id, err = host.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: 1 << 20})
+	must(err)
+	dom, err := host.Domain(ctx, id)
+	must(err)
+	stateDir = f.TempDir()
+	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: stateDir, MergeLimit: 1, Logger: slog.New(slog.DiscardHandler)})
+	must(err)
+	by := vps.Actor{Name: "test", Way: vps.WayOperator}
+	_, err = d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive}, by)
+	must(err)
+	op, err := d.Take(ctx, id, vps.TakeRequest{}, by)
+	must(err)
+	op, err = d.WaitOperation(ctx, op.ID, 20*time.Second)
+	must(err)
+	if op.Status != vps.StatusSucceeded {
+		f.Fatalf("the take: %+v", op)
+	}
+	must(errors.Join(d.Close(), host.Close()))
+	return stateDir, id, dom.Disks[0].Path
+}
+
+// walk reads a definition in another way than the hook does, token by token: the
+// last uuid and every file of a disk.
+func walk(text string) (id string, images []string, readable bool) {
+	var path []string
+	at := func(want ...string) bool { return len(path) > 0 && slices.Equal(path[1:], want) }
+	for dec := xml.NewDecoder(strings.NewReader(text)); ; {
+		token, err := dec.Token()
+		if err != nil {
+			return "", nil, false
+		}
+		switch x := token.(type) {
+		case xml.StartElement:
+			path = append(path, x.Name.Local)
+			if at("uuid") {
+				id = ""
+			}
+			if at("devices", "disk", "source") {
+				for _, a := range x.Attr {
+					if a.Name.Local == "file" && a.Value != "" {
+						images = append(images, a.Value)
+					}
+				}
+			}
+		case xml.CharData:
+			if at("uuid") {
+				id += string(x)
+			}
+		case xml.EndElement:
+			if path = path[:len(path)-1]; len(path) == 0 {
+				return id, images, true
+			}
+		}
+	}
+}
