@@ -197,6 +197,7 @@ func (e Consistency) Valid() bool {
 
 // Defines values for MessageKind.
 const (
+	MessageKindMoved              MessageKind = "moved"
 	MessageKindNeedsAttention     MessageKind = "needs_attention"
 	MessageKindOperationCancelled MessageKind = "operation_cancelled"
 	MessageKindOperationFailed    MessageKind = "operation_failed"
@@ -211,6 +212,8 @@ const (
 // Valid indicates whether the value is a known member of the MessageKind enum.
 func (e MessageKind) Valid() bool {
 	switch e {
+	case MessageKindMoved:
+		return true
 	case MessageKindNeedsAttention:
 		return true
 	case MessageKindOperationCancelled:

@@ -16,7 +16,11 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
 	d.refreshDomain(ctx, id)
-	if err := d.rightDefinition(ctx, id); err != nil {
+	if dom, ok := d.inventory.find(id); ok && dom.MigratedAway {
+		d.definitionLeft(ctx, id)
+		return
+	}
+	if err := errors.Join(d.arrived(ctx, id), d.rightDefinition(ctx, id)); err != nil {
 		d.Logger.Error("definition not put right", "vps", d.names.name(id), "error", err)
 	}
 }
@@ -68,17 +72,17 @@ func (d *Daemon) quietSnapshot(ctx context.Context, id string) (*vps.Snapshot, e
 	return rec.snapshot, nil
 }
 
-// reviewDefinitions looks at every VPS with a snapshot: somebody may have
-// defined it anew while nobody watched.
+// reviewDefinitions looks at every VPS that has a snapshot, or says so: somebody
+// may have defined it anew, or moved it, while nobody watched.
 func (d *Daemon) reviewDefinitions(ctx context.Context) {
-	snapshots, err := d.store.Snapshots(ctx)
+	records, err := d.allRecords(ctx)
 	if err != nil {
 		d.Logger.Error("definitions not reviewed", "error", err)
 		return
 	}
-	for _, snap := range snapshots {
-		if _, ok := d.inventory.find(snap.VPS); ok {
-			d.definitionChanged(ctx, snap.VPS)
+	for _, dom := range d.inventory.all() {
+		if records[dom.ID].snapshot != nil || dom.Metadata != "" || dom.MigratedAway {
+			d.definitionChanged(ctx, dom.ID)
 		}
 	}
 }

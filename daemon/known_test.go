@@ -110,8 +110,8 @@ func TestGivenUp(t *testing.T) {
 	w.finds()
 }
 
-// TestAdopted: a VPS that comes with a snapshot in its definition gets its record,
-// where the files prove it; leftover metadata is taken away.
+// TestAdopted: a VPS that comes with a snapshot in its definition gets its record
+// without being asked, where the files prove it; leftover metadata is taken away.
 func TestAdopted(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
@@ -122,10 +122,8 @@ func TestAdopted(t *testing.T) {
 	w.must(err)
 	w.loseRecord()
 	w.open()
-	if f := w.finds(vps.CheckUnrecordedSnapshot)[0]; !f.Repairable || f.VPSName != "web1" {
-		t.Errorf("found %+v", f)
-	}
-	w.repairs()
+	w.adopted(id)
+	w.finds()
 	if s := w.snapshot(id); s.State != vps.SnapshotAvailable || s.Description != "kept" {
 		t.Errorf("adopted %+v", s)
 	}

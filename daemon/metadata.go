@@ -27,9 +27,12 @@ type snapshotXML struct {
 	State       string    `xml:"state,attr"`
 	CreatedAt   string    `xml:"created_at,attr"`
 	Consistency string    `xml:"consistency,attr"`
+	RestoredAt  string    `xml:"restored_at,attr,omitempty"`
+	UndoUntil   string    `xml:"undo_until,attr,omitempty"`
 	Description string    `xml:"description,omitempty"`
 	NVRAM       string    `xml:"nvram,omitempty"`
 	NVRAMSaved  string    `xml:"nvram_saved,omitempty"`
+	NVRAMUndo   string    `xml:"nvram_undo,omitempty"`
 	NVRAMSpare  uint64    `xml:"nvram_spare_inode,omitempty"`
 	Disks       []diskXML `xml:"disk"`
 }
@@ -44,6 +47,7 @@ type diskXML struct {
 	Overlay      string `xml:"overlay,attr"`
 	OverlayInode uint64 `xml:"overlay_inode,attr,omitempty"`
 	Undo         string `xml:"undo,attr,omitempty"`
+	UndoInode    uint64 `xml:"undo_inode,attr,omitempty"`
 	// Spare is, in the middle of a restore, the file that takes the overlay's place.
 	Spare      string `xml:"spare,attr,omitempty"`
 	SpareInode uint64 `xml:"spare_inode,attr,omitempty"`
@@ -51,10 +55,11 @@ type diskXML struct {
 
 func metadataOf(s vps.Snapshot, notes restoreNotes) (string, error) {
 	x := snapshotXML{ID: s.ID, VPS: s.VPS, State: string(s.State), CreatedAt: s.CreatedAt.Format(time.RFC3339Nano), Consistency: string(s.Consistency),
-		Description: s.Description, NVRAM: s.NVRAM, NVRAMSaved: s.NVRAMSaved, NVRAMSpare: notes.NVRAMInode}
+		Description: s.Description, NVRAM: s.NVRAM, NVRAMSaved: s.NVRAMSaved, NVRAMUndo: s.NVRAMUndo, NVRAMSpare: notes.NVRAMInode,
+		RestoredAt: timeOrNone(s.RestoredAt), UndoUntil: timeOrNone(s.UndoUntil)}
 	for i, d := range s.Disks {
 		disk := diskXML{Target: d.Target, Base: d.Base, BaseFormat: d.BaseFormat, BaseInode: d.BaseInode, SizeBytes: d.SizeBytes,
-			Overlay: d.Overlay, OverlayInode: d.OverlayInode, Undo: d.Undo}
+			Overlay: d.Overlay, OverlayInode: d.OverlayInode, Undo: d.Undo, UndoInode: d.UndoInode}
 		if !d.BaseModified.IsZero() {
 			disk.BaseModified = d.BaseModified.UTC().Format(time.RFC3339Nano)
 		}
@@ -123,12 +128,15 @@ func parseMetadata(text string) (travelled, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return travelled{}, errors.New("the metadata goes on after its end")
 	}
-	created, err := time.Parse(time.RFC3339Nano, x.CreatedAt)
-	if err != nil {
-		return travelled{}, fmt.Errorf("the time %q in the metadata cannot be read", x.CreatedAt)
+	created, err1 := parseTime(x.CreatedAt)
+	restored, err2 := parseTimeOrNone(x.RestoredAt)
+	undo, err3 := parseTimeOrNone(x.UndoUntil)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return travelled{}, err
 	}
-	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State), CreatedAt: created.UTC().Truncate(time.Microsecond),
-		Consistency: vps.Consistency(x.Consistency), Description: x.Description, NVRAM: x.NVRAM, NVRAMSaved: x.NVRAMSaved}
+	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State), CreatedAt: created.Truncate(time.Microsecond),
+		Consistency: vps.Consistency(x.Consistency), Description: x.Description, RestoredAt: restored, UndoUntil: undo,
+		NVRAM: x.NVRAM, NVRAMSaved: x.NVRAMSaved, NVRAMUndo: x.NVRAMUndo}
 	switch {
 	case !snapshotID.MatchString(s.ID):
 		return travelled{}, fmt.Errorf("the metadata names a snapshot %q", s.ID)
@@ -138,7 +146,8 @@ func parseMetadata(text string) (travelled, error) {
 		return travelled{}, fmt.Errorf("the metadata has the consistency %q", s.Consistency)
 	case len(x.Disks) == 0 || len(x.Disks) > maxDisks:
 		return travelled{}, fmt.Errorf("the metadata names %d disks", len(x.Disks))
-	case s.NVRAM != "" && !plainPath(s.NVRAM), s.NVRAMSaved != "" && s.NVRAMSaved != nvramPath(s.NVRAM, s.ID, "saved"):
+	case s.NVRAM != "" && !plainPath(s.NVRAM), s.NVRAMSaved != "" && s.NVRAMSaved != nvramPath(s.NVRAM, s.ID, "saved"),
+		s.NVRAMUndo != "" && !isOurs(s.NVRAMUndo, s.NVRAM, s.ID):
 		return travelled{}, errors.New("the metadata names no plain file for the UEFI variables")
 	}
 	m := travelled{snap: s, spares: map[string]uint64{}, nvramSpare: x.NVRAMSpare}
@@ -150,11 +159,11 @@ func (m *travelled) readDisks(disks []diskXML) error {
 	seen := map[string]bool{}
 	for _, x := range disks {
 		d := vps.SnapshotDisk{Target: x.Target, Base: x.Base, BaseFormat: x.BaseFormat, BaseInode: x.BaseInode, SizeBytes: x.SizeBytes,
-			Overlay: x.Overlay, OverlayInode: x.OverlayInode}
+			Overlay: x.Overlay, OverlayInode: x.OverlayInode, Undo: x.Undo, UndoInode: x.UndoInode}
 		switch {
 		case !targetName.MatchString(d.Target) || seen[d.Target]:
 			return fmt.Errorf("the metadata names a disk %q, or names it twice", d.Target)
-		case !plainPath(d.Base) || d.Overlay != overlayPath(d.Base, m.snap.ID, d.Target):
+		case !plainPath(d.Base) || d.Overlay != overlayPath(d.Base, m.snap.ID, d.Target), d.Undo != "" && !isOurs(d.Undo, d.Base, m.snap.ID):
 			return fmt.Errorf("the files that the metadata names for disk %s are not named as ours", d.Target)
 		case d.BaseFormat != "qcow2" && d.BaseFormat != "raw":
 			return fmt.Errorf("the metadata names the format %q for disk %s", d.BaseFormat, d.Target)
@@ -162,11 +171,11 @@ func (m *travelled) readDisks(disks []diskXML) error {
 			return fmt.Errorf("the metadata names %d bytes for disk %s", d.SizeBytes, d.Target)
 		}
 		if x.BaseModified != "" {
-			at, err := time.Parse(time.RFC3339Nano, x.BaseModified)
+			at, err := parseTime(x.BaseModified)
 			if err != nil {
-				return fmt.Errorf("the time %q in the metadata cannot be read", x.BaseModified)
+				return err
 			}
-			d.BaseModified = at.UTC()
+			d.BaseModified = at
 		}
 		seen[d.Target] = true
 		m.snap.SizeBytes += d.SizeBytes
@@ -175,6 +184,36 @@ func (m *travelled) readDisks(disks []diskXML) error {
 	}
 	slices.SortFunc(m.snap.Disks, func(a, b vps.SnapshotDisk) int { return strings.Compare(a.Target, b.Target) })
 	return nil
+}
+
+func timeOrNone(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return t.Format(time.RFC3339Nano)
+}
+
+func parseTime(text string) (time.Time, error) {
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return at, fmt.Errorf("the time %q in the metadata cannot be read", text)
+	}
+	return at.UTC(), nil
+}
+
+func parseTimeOrNone(text string) (*time.Time, error) {
+	if text == "" {
+		return nil, nil //nolint:nilnil // none is no error
+	}
+	at, err := parseTime(text)
+	at = at.Truncate(time.Microsecond)
+	return &at, err
+}
+
+// isOurs says that a file lies beside another and is named as one of a snapshot's.
+func isOurs(path, beside, snapshot string) bool {
+	m := ourFile.FindStringSubmatch(filepath.Base(path))
+	return plainPath(path) && filepath.Dir(path) == filepath.Dir(beside) && m != nil && m[1] == snapshot
 }
 
 // plainPath says that a name is an absolute path without detours.

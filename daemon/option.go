@@ -30,11 +30,14 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 // same order may be sent again without harm; an option that has ended is renewed
 // by an order with a new reference or a later end.
 //
-// Codes: not_found, invalid, hypervisor_unavailable.
+// Codes: not_found, invalid, vps_changed, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
 	dom, err := d.resolve(ctx, ref)
 	if err != nil {
 		return vps.Option{}, err
+	}
+	if dom.MigratedAway {
+		return vps.Option{}, errMigrated(dom)
 	}
 	var option vps.Option
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
@@ -82,7 +85,7 @@ func optionFor(ctx context.Context, tx *store.Tx, vpsID string, order vps.Option
 func settled(have vps.Option, order vps.OptionOrder) bool {
 	switch have.State {
 	case vps.OptionReleased:
-		return true
+		return !leftWithVPS(have)
 	case vps.OptionGrace:
 		again := order.OrderRef != "" && order.OrderRef == have.OrderRef
 		longer := order.EndsAt != nil && (have.EndsAt == nil || order.EndsAt.Truncate(time.Microsecond).After(*have.EndsAt))
@@ -91,6 +94,20 @@ func settled(have vps.Option, order vps.OptionOrder) bool {
 		return order.State == vps.OptionOrdered
 	}
 	return false
+}
+
+// leftWithVPS says that an option was released because its VPS went to another
+// host: it was neither cancelled nor over. When the VPS is back, the order that
+// had made it makes it active again.
+func leftWithVPS(o vps.Option) bool {
+	return o.State == vps.OptionReleased && o.CancelledAt == nil && o.GraceUntil == nil
+}
+
+// optionLeft is the option of a VPS that went to another host.
+func (d *Daemon) optionLeft(o vps.Option) vps.Option {
+	now := d.now()
+	o.State, o.ReleasedAt, o.UpdatedAt = vps.OptionReleased, &now, now
+	return o
 }
 
 // noteOf is what an option's history says of a change.
@@ -141,6 +158,9 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 	if o.ID == "" {
 		o = vps.Option{ID: newOptionID(), VPS: vpsID, State: vps.OptionOrdered, Price: d.Offer.Price, OrderedAt: now, Locale: "en"}
 	}
+	if o.State == vps.OptionReleased {
+		o.State, o.ReleasedAt = vps.OptionOrdered, nil
+	}
 	if order.OrderRef != "" {
 		o.OrderRef = order.OrderRef
 	}
@@ -163,7 +183,7 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 			o.EndsAt = nil
 		}
 		o.State = vps.OptionActive
-		o.CancelledAt, o.GraceUntil = nil, nil
+		o.CancelledAt, o.GraceUntil, o.ReleasedAt = nil, nil, nil
 		if o.ActivatedAt == nil {
 			o.ActivatedAt = &now
 		}

@@ -50,6 +50,7 @@ func TestFailpointsAreListed(t *testing.T) {
 	}
 	expire(t)
 	undone(t)
+	moved(t)
 
 	const list = "failpoint/points.txt"
 	got := strings.Join(slices.Sorted(maps.Keys(seen)), "\n") + "\n"
@@ -98,6 +99,17 @@ func expire(t *testing.T) {
 		return err == nil && v.Option == nil
 	})
 	w.close()
+}
+
+// moved lets a VPS migrate to another host and come back.
+func moved(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.take(id, vps.TakeRequest{})
+	w.must(w.host.Depart(id))
+	w.letGo(id)
+	w.must(w.host.Arrive(id))
+	w.adopted(id)
 }
 
 // undone lets a take and a restore fail before anything irrevocable.

@@ -109,6 +109,9 @@ func (d *Daemon) fromMetadata(ctx context.Context, dom hypervisor.Domain, m trav
 	r := reconstruction{exists: true, snap: m.snap}
 	r.snap.VPS, r.snap.UpdatedAt, r.snap.Disks = dom.ID, d.now(), slices.Clone(m.snap.Disks)
 	state := r.snap.State
+	if state != vps.SnapshotAvailable || !d.undoIsWhole(ctx, r.snap) {
+		forgetUndo(&r.snap)
+	}
 	if state == vps.SnapshotDeleting {
 		return d.halfDeleted(ctx, dom, r)
 	}
@@ -126,6 +129,37 @@ func (d *Daemon) fromMetadata(ctx context.Context, dom hypervisor.Domain, m trav
 		r.snap.State = vps.SnapshotAvailable
 	}
 	return r
+}
+
+// undoIsWhole says that all disks from before the last restore are there and lie
+// on their bases, so that it can still be undone.
+func (d *Daemon) undoIsWhole(ctx context.Context, s vps.Snapshot) bool {
+	if s.UndoUntil == nil {
+		return false
+	}
+	for _, disk := range s.Disks {
+		file, err := d.Config.Host.Stat(ctx, disk.Undo)
+		if disk.Undo == "" || err != nil || file.Inode != disk.UndoInode {
+			return false
+		}
+		img, err := d.Config.Host.Inspect(ctx, disk.Undo, "qcow2")
+		if err != nil || img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
+			return false
+		}
+	}
+	if s.NVRAMUndo != "" {
+		_, err := d.Config.Host.Stat(ctx, s.NVRAMUndo)
+		return err == nil
+	}
+	return true
+}
+
+// forgetUndo leaves the files from before a restore to whoever finds them.
+func forgetUndo(s *vps.Snapshot) {
+	s.UndoUntil, s.NVRAMUndo = nil, ""
+	for n := range s.Disks {
+		s.Disks[n].Undo, s.Disks[n].UndoInode = "", 0
+	}
 }
 
 func (r *reconstruction) broken(heals bool, why string) {
@@ -286,6 +320,9 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 		return
 	}
 	r := i.d.reconstruct(ctx, i.dom)
+	if known, err := i.d.store.Snapshot(ctx, r.snap.ID); err == nil && wasLetGo(known) && i.dom.State == hypervisor.Off {
+		return // what a migration has left behind
+	}
 	detail := "the VPS has the snapshot " + r.snap.ID + ", of which there is no record"
 	switch {
 	case !r.exists:

@@ -110,13 +110,15 @@ func (d *Daemon) watchHost(ctx context.Context) {
 					d.definitionChanged(ctx, e.Domain)
 					d.lookAt(ctx, e.Domain)
 				})
+			case hypervisor.EventDeparted:
+				d.background(func(ctx context.Context) { d.definitionLeft(ctx, e.Domain) })
 			case hypervisor.EventUndefined, hypervisor.EventJob:
 				d.background(func(ctx context.Context) {
 					d.refreshDomain(ctx, e.Domain)
 					d.lookAt(ctx, e.Domain)
 				})
 			default:
-				d.background(func(ctx context.Context) { d.refreshDomain(ctx, e.Domain) })
+				d.background(func(ctx context.Context) { d.domainChanged(ctx, e.Domain) })
 			}
 		}
 	}
@@ -144,6 +146,15 @@ func (d *Daemon) readHost(ctx context.Context) {
 			return
 		case <-time.After(time.Second):
 		}
+	}
+}
+
+// domainChanged reads a domain anew; one that was started may have come from
+// another host.
+func (d *Daemon) domainChanged(ctx context.Context, id string) {
+	d.refreshDomain(ctx, id)
+	if err := d.arrived(ctx, id); err != nil && ctx.Err() == nil {
+		d.Logger.Error("snapshot that a VPS brought along not adopted", "vps", d.names.name(id), "error", err)
 	}
 }
 

@@ -220,7 +220,7 @@ func (d *Daemon) rightMetadata(ctx context.Context, dom hypervisor.Domain, snap 
 
 // recordFound makes the record of what reconstruct found.
 func (d *Daemon) recordFound(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r reconstruction, actor vps.Actor) error {
-	if known, err := tx.Snapshot(ctx, r.snap.ID); err == nil && (known.State == vps.SnapshotGone || known.VPS != dom.ID) {
+	if known, err := tx.Snapshot(ctx, r.snap.ID); err == nil && (known.State == vps.SnapshotGone && !wasLetGo(known) || known.VPS != dom.ID) {
 		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s", known.ID, known.State, known.VPS)
 	}
 	if err := tx.SaveSnapshot(ctx, r.snap); err != nil {

@@ -107,6 +107,9 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	if err != nil {
 		return vps.Operation{}, err
 	}
+	if dom.MigratedAway {
+		return vps.Operation{}, errMigrated(dom)
+	}
 	rec, err := readRecord(ctx, d.store, dom.ID)
 	if err != nil {
 		return vps.Operation{}, err

@@ -128,6 +128,9 @@ func (d *Daemon) stray(ctx context.Context, path, id string, inode uint64, users
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, err
 	}
+	if err == nil && wasLetGo(recorded) {
+		return nil, nil // its VPS took it to another host
+	}
 	if err == nil {
 		f.VPS, f.VPSName = recorded.VPS, d.names.name(recorded.VPS)
 	}

@@ -12,6 +12,10 @@ import (
 // verdicts says which actions are open to a VPS now. The panel shows them, and
 // the calls obey them.
 func verdicts(dom hypervisor.Domain, rec record, now time.Time) vps.Actions {
+	if dom.MigratedAway {
+		away := no(vps.CodeVPSChanged, "%s was migrated to another host", dom.Name)
+		return vps.Actions{Take: away, Restore: away, UndoRestore: away, Delete: away}
+	}
 	return vps.Actions{
 		Take:        takeVerdict(dom, rec, false),
 		Restore:     restoreVerdict(dom, rec),

@@ -183,6 +183,9 @@ type Domain struct {
 	Autostart   bool
 	Agent       AgentState
 	ManagedSave bool
+	// MigratedAway says that it is off because it was migrated to another host; only
+	// the definition stayed. Known until libvirt restarts.
+	MigratedAway bool
 	// Disks is what the domain uses: the live definition when active, else the persistent one.
 	Disks []Disk
 	// PersistentDisks is what the next boot will use. Empty for a transient domain.
@@ -340,6 +343,9 @@ const (
 	EventChanged EventKind = "changed"
 	// EventDefined: somebody defined the domain, perhaps anew. Also EventChanged's meaning.
 	EventDefined EventKind = "defined"
+	// EventDeparted: the domain was migrated and runs on another host now. Its
+	// definition may still be here, or be removed in a moment.
+	EventDeparted EventKind = "departed"
 	// EventUndefined: the domain's persistent definition was removed.
 	EventUndefined EventKind = "undefined"
 	// EventResumed: the guest's processors began to run, whoever caused it.

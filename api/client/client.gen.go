@@ -187,7 +187,13 @@ type ClientInterface interface {
 	// PutOptionWithBody Order or activate the option
 	//
 	// Idempotent; the same order may be sent again. Without `price` the
-	// offer's price of today is recorded.
+	// offer's price of today is recorded. An order whose option was cancelled or
+	// is over changes nothing and answers with that option, `released`: renew it
+	// with a new `order_ref` or a later `ends_at`.
+	//
+	// The option of a VPS that is migrated to another host is released here. Send
+	// the order to the other host, too; when the VPS is back, the same order makes
+	// it active again.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -197,7 +203,13 @@ type ClientInterface interface {
 	// PutOption Order or activate the option
 	//
 	// Idempotent; the same order may be sent again. Without `price` the
-	// offer's price of today is recorded.
+	// offer's price of today is recorded. An order whose option was cancelled or
+	// is over changes nothing and answers with that option, `released`: renew it
+	// with a new `order_ref` or a later `ends_at`.
+	//
+	// The option of a VPS that is migrated to another host is released here. Send
+	// the order to the other host, too; when the VPS is back, the same order makes
+	// it active again.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -530,7 +542,13 @@ func (c *rest) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...Request
 // PutOptionWithBody Order or activate the option
 //
 // Idempotent; the same order may be sent again. Without `price` the
-// offer's price of today is recorded.
+// offer's price of today is recorded. An order whose option was cancelled or
+// is over changes nothing and answers with that option, `released`: renew it
+// with a new `order_ref` or a later `ends_at`.
+//
+// The option of a VPS that is migrated to another host is released here. Send
+// the order to the other host, too; when the VPS is back, the same order makes
+// it active again.
 //
 // Takes any type of body and a specified content type.
 //
@@ -550,7 +568,13 @@ func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType st
 // PutOption Order or activate the option
 //
 // Idempotent; the same order may be sent again. Without `price` the
-// offer's price of today is recorded.
+// offer's price of today is recorded. An order whose option was cancelled or
+// is over changes nothing and answers with that option, `released`: renew it
+// with a new `order_ref` or a later `ends_at`.
+//
+// The option of a VPS that is migrated to another host is released here. Send
+// the order to the other host, too; when the VPS is back, the same order makes
+// it active again.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1888,7 +1912,13 @@ type ClientWithResponsesInterface interface {
 	// PutOptionWithBodyWithResponse Order or activate the option
 	//
 	// Idempotent; the same order may be sent again. Without `price` the
-	// offer's price of today is recorded.
+	// offer's price of today is recorded. An order whose option was cancelled or
+	// is over changes nothing and answers with that option, `released`: renew it
+	// with a new `order_ref` or a later `ends_at`.
+	//
+	// The option of a VPS that is migrated to another host is released here. Send
+	// the order to the other host, too; when the VPS is back, the same order makes
+	// it active again.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -1898,7 +1928,13 @@ type ClientWithResponsesInterface interface {
 	// PutOptionWithResponse Order or activate the option
 	//
 	// Idempotent; the same order may be sent again. Without `price` the
-	// offer's price of today is recorded.
+	// offer's price of today is recorded. An order whose option was cancelled or
+	// is over changes nothing and answers with that option, `released`: renew it
+	// with a new `order_ref` or a later `ends_at`.
+	//
+	// The option of a VPS that is migrated to another host is released here. Send
+	// the order to the other host, too; when the VPS is back, the same order makes
+	// it active again.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3351,7 +3387,13 @@ func (c *ClientWithResponses) ShowOptionWithResponse(ctx context.Context, vps VP
 // PutOptionWithBodyWithResponse Order or activate the option
 //
 // Idempotent; the same order may be sent again. Without `price` the
-// offer's price of today is recorded.
+// offer's price of today is recorded. An order whose option was cancelled or
+// is over changes nothing and answers with that option, `released`: renew it
+// with a new `order_ref` or a later `ends_at`.
+//
+// The option of a VPS that is migrated to another host is released here. Send
+// the order to the other host, too; when the VPS is back, the same order makes
+// it active again.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3367,7 +3409,13 @@ func (c *ClientWithResponses) PutOptionWithBodyWithResponse(ctx context.Context,
 // PutOptionWithResponse Order or activate the option
 //
 // Idempotent; the same order may be sent again. Without `price` the
-// offer's price of today is recorded.
+// offer's price of today is recorded. An order whose option was cancelled or
+// is over changes nothing and answers with that option, `released`: renew it
+// with a new `order_ref` or a later `ends_at`.
+//
+// The option of a VPS that is migrated to another host is released here. Send
+// the order to the other host, too; when the VPS is back, the same order makes
+// it active again.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

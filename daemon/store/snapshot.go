@@ -99,6 +99,16 @@ func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 	return nil
 }
 
+// LetGoOfSnapshot ends the record of a snapshot that went to another host with
+// its VPS, and forgets its files: they are not of this host any more.
+func (t *Tx) LetGoOfSnapshot(ctx context.Context, id string, now time.Time) error {
+	if err := t.exec(ctx, `DELETE FROM snapshot_disk WHERE snapshot = ?`, id); err != nil {
+		return err
+	}
+	return t.execOne(ctx, `UPDATE snapshot SET state = 'gone', heals = 0, undo_until = NULL, nvram = '', nvram_saved = '', nvram_undo = '', updated_at = ?
+		WHERE id = ?`, micros(now), id)
+}
+
 // DescribeSnapshot changes the description of the snapshot that a VPS has;
 // sql.ErrNoRows (wrapped) when it has none.
 func (t *Tx) DescribeSnapshot(ctx context.Context, vpsID, description string, now time.Time) error {

@@ -153,6 +153,30 @@ func (h *Host) KillGuest(id string) error {
 	})
 }
 
+// Depart lets the running guest migrate to another host; the definition stays.
+func (h *Host) Depart(id string) error {
+	return h.update(id, func(d *domain) error {
+		if !d.active() {
+			return hypervisor.ErrOff
+		}
+		d.off()
+		d.MigratedAway = true
+		d.tell(hypervisor.EventDeparted, hypervisor.EventChanged)
+		return nil
+	})
+}
+
+// Arrive lets a guest that departed come back, with the definition that it left.
+func (h *Host) Arrive(id string) error {
+	return h.update(id, func(d *domain) error {
+		if err := h.boot(d, false); err != nil {
+			return err
+		}
+		d.tell(hypervisor.EventDefined)
+		return nil
+	})
+}
+
 // ManagedSave saves the guest's memory and ends its QEMU process.
 func (h *Host) ManagedSave(id string) error {
 	return h.update(id, func(d *domain) error {

@@ -80,7 +80,7 @@ func (h *Host) boot(d *domain, paused bool) error {
 	if err := h.lockable(d); err != nil {
 		return err
 	}
-	d.ManagedSave = false
+	d.ManagedSave, d.MigratedAway = false, false
 	d.Guest.Boots++
 	d.State, d.PauseReason = hypervisor.Running, ""
 	d.tell(hypervisor.EventChanged)

@@ -147,7 +147,7 @@ func free(domains []libvirt.Domain) {
 }
 
 // groups are the ids of the domains to which something applies.
-type groups struct{ active, persistent, autostart, managedSave, snapshots, checkpoints map[string]bool }
+type groups struct{ persistent, autostart, managedSave, snapshots, checkpoints map[string]bool }
 
 func readGroups(c *libvirt.Connect) (groups, error) {
 	var g groups
@@ -155,7 +155,6 @@ func readGroups(c *libvirt.Connect) (groups, error) {
 		answer *map[string]bool
 		flag   libvirt.ConnectListAllDomainsFlags
 	}{
-		{&g.active, libvirt.CONNECT_LIST_DOMAINS_ACTIVE},
 		{&g.persistent, libvirt.CONNECT_LIST_DOMAINS_PERSISTENT},
 		{&g.autostart, libvirt.CONNECT_LIST_DOMAINS_AUTOSTART},
 		{&g.managedSave, libvirt.CONNECT_LIST_DOMAINS_MANAGEDSAVE},
@@ -188,13 +187,11 @@ func (g groups) describe(d *libvirt.Domain) (hypervisor.Domain, error) {
 		return hypervisor.Domain{}, err
 	}
 	f := facts{
-		id: id, name: name, state: libvirt.DOMAIN_SHUTOFF,
+		id: id, name: name,
 		persistent: g.persistent[id], autostart: g.autostart[id], managedSave: g.managedSave[id],
 	}
-	if g.active[id] {
-		if f.state, f.reason, err = d.GetState(); err != nil {
-			return hypervisor.Domain{}, err
-		}
+	if f.state, f.reason, err = d.GetState(); err != nil {
+		return hypervisor.Domain{}, err
 	}
 	if g.snapshots[id] || g.checkpoints[id] {
 		if err := countMetadata(d, &f); err != nil {
@@ -218,6 +215,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	if domain.State == "" {
 		domain.State = hypervisor.Unknown
 	}
+	domain.MigratedAway = domain.State == hypervisor.Off && libvirt.DomainShutoffReason(f.reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
 	if domain.State == hypervisor.Paused {
 		domain.PauseReason = pauseReason(d, libvirt.DomainPausedReason(f.reason))
 	}
@@ -283,7 +281,7 @@ func readDefinitions(d *libvirt.Domain, f *facts) (live, next *definition, err e
 			return nil, nil, err
 		}
 		if !live.active() {
-			live, f.state = nil, libvirt.DOMAIN_SHUTOFF
+			live, f.state, f.reason = nil, libvirt.DOMAIN_SHUTOFF, 0
 		}
 	}
 	if f.persistent {

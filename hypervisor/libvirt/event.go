@@ -109,7 +109,7 @@ func (s *session) register(q *queue) error {
 	for _, register := range []func() (int, error){
 		func() (int, error) {
 			return c.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
-				tell(d, lifecycleKinds(e.Event)...)
+				tell(d, lifecycleKinds(e)...)
 			})
 		},
 		func() (int, error) {
@@ -137,14 +137,16 @@ func (s *session) register(q *queue) error {
 }
 
 // lifecycleKinds is what a lifecycle event means to the daemon.
-func lifecycleKinds(event libvirt.DomainEventType) []hypervisor.EventKind {
-	switch event {
-	case libvirt.DOMAIN_EVENT_DEFINED:
+func lifecycleKinds(e *libvirt.DomainEventLifecycle) []hypervisor.EventKind {
+	switch {
+	case e.Event == libvirt.DOMAIN_EVENT_DEFINED:
 		return []hypervisor.EventKind{hypervisor.EventDefined}
-	case libvirt.DOMAIN_EVENT_UNDEFINED:
+	case e.Event == libvirt.DOMAIN_EVENT_UNDEFINED:
 		return []hypervisor.EventKind{hypervisor.EventUndefined}
-	case libvirt.DOMAIN_EVENT_RESUMED:
+	case e.Event == libvirt.DOMAIN_EVENT_RESUMED:
 		return []hypervisor.EventKind{hypervisor.EventResumed, hypervisor.EventChanged}
+	case e.Event == libvirt.DOMAIN_EVENT_STOPPED && libvirt.DomainEventStoppedDetailType(e.Detail) == libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:
+		return []hypervisor.EventKind{hypervisor.EventDeparted, hypervisor.EventChanged}
 	}
 	return []hypervisor.EventKind{hypervisor.EventChanged}
 }

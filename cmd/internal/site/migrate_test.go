@@ -10,8 +10,9 @@ import (
 )
 
 // TestLiveMigration moves a running VPS that has a snapshot to another host on
-// the same storage, and back: nothing of ours stands in the way, and at home its
-// snapshot is there again.
+// the same storage, and back: the snapshot goes along, the undo of its restore
+// too, and can be used on either side; the side that was left knows nothing of it
+// any more (row 31).
 func TestLiveMigration(t *testing.T) {
 	t.Parallel()
 	images := t.TempDir()
@@ -21,7 +22,7 @@ func TestLiveMigration(t *testing.T) {
 	home.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}}, "running")
 	before := home.look("web1")
 	home.must(home.Lab.WriteDisk(ctx, "web1", "vda", 0, 'a', 1<<20))
-	home.take("web1", api.TakeRequest{})
+	id := home.take("web1", api.TakeRequest{}).SnapshotID
 	home.must(home.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 1<<20))
 	disks := home.virsh("domblklist", "web1")
 
@@ -30,24 +31,35 @@ func TestLiveMigration(t *testing.T) {
 		t.Errorf("after the migration the VPS is %s on\n%s", away.state("web1"), got)
 	}
 	away.must(away.Lab.CheckDisk(ctx, "web1", "vda", 0, 'b', 1<<20))
-	home.eventually("the VPS is gone", func() bool {
+	away.adopts("web1", id)
+	home.eventually("the VPS is let go", func() bool {
 		_, err := home.Client.VPS(ctx, "web1")
-		return client.CodeOf(err) == api.CodeNotFound
+		r, err2 := home.Client.Checks(ctx)
+		return client.CodeOf(err) == api.CodeNotFound && err2 == nil && len(r.Findings) == 0 && r.SnapshotCount == 0
 	})
 	away.must(away.Lab.WriteDisk(ctx, "web1", "vda", 0, 'c', 1<<20))
+	away.restore("web1")
+	away.must(away.Lab.CheckDisk(ctx, "web1", "vda", 0, 'a', 1<<20))
 
 	away.migrate("web1", home)
-	home.eventually("the VPS is back", func() bool {
-		v, err := home.Client.VPS(ctx, "web1")
-		return err == nil && v.Persistent && v.Snapshot != nil && v.Snapshot.State == "available"
-	})
-	home.restore("web1")
+	home.adopts("web1", id)
 	home.must(home.Lab.CheckDisk(ctx, "web1", "vda", 0, 'a', 1<<20))
 	home.done(home.Client.UndoRestore(ctx, "web1"))
 	home.must(home.Lab.CheckDisk(ctx, "web1", "vda", 0, 'c', 1<<20))
+	home.activate("web1") // makes the option of before active again
+	home.take("web1", api.TakeRequest{Replace: true})
 	home.delete("web1")
 	home.same("after delete", "web1", before)
 	home.clean("web1")
+}
+
+// adopts waits until a VPS that came from another host has its snapshot here.
+func (h *host) adopts(name, snapshot string) {
+	h.t.Helper()
+	h.eventually("its snapshot is adopted", func() bool {
+		v, err := h.Client.VPS(h.t.Context(), name)
+		return err == nil && v.Persistent && v.Snapshot != nil && v.Snapshot.ID == snapshot && v.Snapshot.State == "available"
+	})
 }
 
 // migrate moves a running VPS to another host, definition included. The storage
