@@ -1,6 +1,7 @@
 # make demo          the main job on a real VPS (KEEP=1 leaves it up)
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
+# make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make fuzz          every fuzz target in turn (TIME=1m for each)
 # make build         the programs, into build/
@@ -37,6 +38,10 @@ test: deps
 
 torture: build
 	build/vpssnap-torture -minutes $(MINUTES) -seed $(SEED)
+
+.PHONY: histories
+histories:
+	$(GO) test -v -count=1 -timeout 0 -run '^TestHistories$$' ./daemon -args -histories $(MINUTES)m -history-seed $(SEED)
 
 # How many cuts for each layout of file systems; 0: after every write.
 CUTS ?= 60

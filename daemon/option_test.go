@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -306,4 +307,27 @@ func TestBadOrders(t *testing.T) {
 	w.refuses(vps.CodeNotFound, err)
 	_, err = w.daemon.PutOption(ctx, "nobody", vps.OptionOrder{State: vps.OptionActive}, orders)
 	w.refuses(vps.CodeNotFound, err)
+}
+
+// TestOptionEndsWhileATakeIsAskedFor: an option that is released because there
+// is no snapshot yet must not leave one behind, which nothing would delete.
+func TestOptionEndsWhileATakeIsAskedFor(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	var once sync.Once
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		if point == "Stat.before" { // the take has looked at the option, and not yet written
+			once.Do(func() {
+				_, err := w.daemon.CancelOption(ctx, id, true, operator)
+				w.must(err)
+			})
+		}
+		return nil
+	})
+	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	w.refuses(vps.CodeOptionRequired, err)
+	if hasSnapshot(w, id) {
+		t.Error("there is a snapshot without an option")
+	}
+	w.clean(id)
 }

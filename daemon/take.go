@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,9 +52,23 @@ func (d *Daemon) Take(ctx context.Context, ref string, r vps.TakeRequest, actor 
 			}
 			return setPlan(op, plan)
 		},
-		insert: func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) },
+		insert: func(tx *store.Tx) error {
+			// Between check and here the option may have ended, and been released
+			// for want of a snapshot: nothing would ever delete this one.
+			o, err := tx.OpenOption(ctx, snap.VPS)
+			if errors.Is(err, sql.ErrNoRows) || err == nil && o.State != vps.OptionActive {
+				return vps.Errorf(vps.CodeOptionRequired, "the snapshot option ended just now").WithRemedy("%s", orderOption)
+			}
+			if err != nil {
+				return err
+			}
+			return tx.SaveSnapshot(ctx, snap)
+		},
 	})
 }
+
+// orderOption is the remedy where the option is missing.
+const orderOption = "order and activate the snapshot option first (PUT /v1/vps/{vps}/option)"
 
 func errLayerLeft(dom hypervisor.Domain) error {
 	return vps.Errorf(vps.CodeSnapshotExists, "the snapshot of %s cannot be replaced: the one before it could not be merged away yet", dom.Name).
@@ -63,7 +78,7 @@ func errLayerLeft(dom hypervisor.Domain) error {
 func takeRemedy(rec record) string {
 	switch {
 	case rec.option == nil || rec.option.State != vps.OptionActive:
-		return "order and activate the snapshot option first (PUT /v1/vps/{vps}/option)"
+		return orderOption
 	case rec.operation != nil:
 		return "wait for it to end (GET /v1/operations)"
 	case rec.snapshot != nil:
