@@ -7,11 +7,14 @@ import (
 )
 
 // TestMain lets more tests run side by side than there are processors: they
-// mostly wait, for retries and for fsyncs.
+// mostly wait, for retries and for fsyncs. A fuzz target keeps its own number of
+// workers.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		panic(err)
+	if flag.Lookup("test.fuzz").Value.String() == "" {
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			panic(err)
+		}
 	}
 	os.Exit(m.Run())
 }

@@ -52,6 +52,7 @@ type step struct {
 	expiry    bool // not asked for by anybody
 	succeeded bool
 	atOnce    bool
+	released  bool // the cancelled option was, at once
 }
 
 func (s step) String() string {
@@ -70,6 +71,9 @@ func (s step) String() string {
 	}
 	if s.expiry {
 		text += " by expiry"
+	}
+	if s.released {
+		text += ", released"
 	}
 	if s.snapshot != "" {
 		text += " " + s.snapshot
@@ -178,7 +182,8 @@ func (v customerView) end(s step) (customerView, bool) {
 	return v, true
 }
 
-// cancelOption: an option that is over may be released at any time.
+// cancelOption: an option that is over may be released at any time when there is
+// no snapshot.
 func (v customerView) cancelOption(s step) (customerView, bool) {
 	switch {
 	case s.code == vps.CodeNotFound:
@@ -187,6 +192,9 @@ func (v customerView) cancelOption(s step) (customerView, bool) {
 		return v, possible
 	case s.code != "" || v.option == noOption:
 		return v, false
+	case s.released:
+		v.option = noOption
+		return v, v.snapshotID == "" && v.active == ""
 	}
 	if v.option != optionOver {
 		v.option = optionKept
