@@ -92,8 +92,6 @@ type inspection struct {
 	answered bool
 	present  bool
 	findings []vps.Finding
-	// unsure: a file could not be looked at.
-	unsure bool
 }
 
 // checkVPS compares one VPS. An operation that is being worked on reads the host
@@ -144,7 +142,7 @@ func (i *inspection) run(ctx context.Context) error {
 		return err
 	}
 	if op := i.rec.operation; op != nil {
-		i.add(vps.CheckOperationParked, "", "", parkedDetail(*op), remedyParked(*op))
+		i.add(vps.CheckOperationParked, "", "", i.parkedDetail(*op), i.remediesParked(*op)...)
 		i.findings[len(i.findings)-1].Operation = op.ID
 		return nil // its files and definition are as its step left them
 	}
@@ -152,8 +150,8 @@ func (i *inspection) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if i.answered && !i.present {
-		i.checkGone(ctx, snapshots)
+	if i.gone() {
+		i.checkGone(snapshots)
 	}
 	for _, s := range snapshots {
 		if s.State == vps.SnapshotAvailable || s.State == vps.SnapshotBroken {

@@ -292,13 +292,14 @@ func TestDrift(t *testing.T) {
 				w.must(os.WriteFile(path, nil, 0o600))
 				return func() { w.must(os.Remove(path)) }
 			}},
-		{name: "stale", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckStaleOverlay}, repairable: true,
+		{name: "stale", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckStaleOverlay},
 			do: func(w *world, id string) func() {
 				d := w.disk(id)
 				w.must(os.Link(d.Overlay, d.Overlay+".kept"))
 				w.delete(id)
 				w.must(os.Rename(d.Overlay+".kept", d.Overlay))
-				return nil
+				w.repairs(vps.CheckStaleOverlay)
+				return func() { w.must(os.Remove(d.Overlay)) }
 			}},
 		{name: "libvirt away", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckUnreachable},
 			do: func(w *world, id string) func() {

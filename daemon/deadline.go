@@ -120,7 +120,7 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 		return
 	}
 	if rec.snapshot == nil {
-		if err := d.releaseOption(ctx, vpsID); err != nil {
+		if err := d.releaseOption(ctx, vpsID, false); err != nil {
 			d.Logger.Error("option not released", "vps", vpsID, "error", err)
 		}
 		return
@@ -128,26 +128,39 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 	if !d.expiryTries.due(vpsID, d.Now()) {
 		return
 	}
-	if _, err := d.Delete(ctx, vpsID, expiry); err != nil {
+	_, err = d.Delete(ctx, vpsID, expiry)
+	gone := vps.CodeOf(err) == vps.CodeNotFound
+	switch again := d.expiryTries.missed(vpsID, gone); {
+	case gone && again:
+		if err := d.releaseOption(ctx, vpsID, true); err != nil {
+			d.Logger.Error("option not released", "vps", vpsID, "error", err)
+		}
+	case err != nil:
 		d.Logger.Warn("snapshot of an ended option not deleted", "vps", vpsID, "error", err)
 	}
 }
 
-func (d *Daemon) releaseOption(ctx context.Context, vpsID string) error {
+// releaseOption ends an option whose grace is over, when its snapshot is gone, or
+// its VPS is.
+func (d *Daemon) releaseOption(ctx context.Context, vpsID string, gone bool) error {
 	now := d.now()
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		current, over, err := d.graceOver(ctx, tx, vpsID)
 		if err != nil || !over {
 			return err // or renewed meanwhile
 		}
-		if _, err := tx.CurrentSnapshot(ctx, vpsID); !errors.Is(err, sql.ErrNoRows) {
+		if _, err := tx.CurrentSnapshot(ctx, vpsID); !gone && !errors.Is(err, sql.ErrNoRows) {
 			return err // taken meanwhile, before the option ended again
 		}
 		current.State, current.ReleasedAt, current.UpdatedAt = vps.OptionReleased, &now, now
 		if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
 			return err
 		}
-		return d.say(ctx, tx, vps.Message{VPS: vpsID, Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."})
+		m := vps.Message{VPS: vpsID, VPSName: d.names.name(vpsID), Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."}
+		if gone {
+			m.Detail = "the VPS is gone from the host, so its snapshot could not be deleted; vpssnap doctor says what can be done"
+		}
+		return d.say(ctx, tx, m)
 	})
 }
 
@@ -156,8 +169,21 @@ const retryExpiry = 10 * time.Minute
 
 // lastTries remembers when something was last tried, per VPS.
 type lastTries struct {
-	mu sync.Mutex
-	at map[string]time.Time
+	mu   sync.Mutex
+	at   map[string]time.Time
+	gone map[string]bool // at the last try the VPS was not on the host
+}
+
+// missed notes whether a VPS was gone at this try, and says whether it was at the
+// one before: a panel may define a VPS anew, and for a moment it is not there.
+func (l *lastTries) missed(id string, gone bool) (before bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if before = l.gone[id]; l.gone == nil {
+		l.gone = map[string]bool{}
+	}
+	l.gone[id] = gone
+	return before
 }
 
 // due says whether it is time to try (again), and if so notes the try.

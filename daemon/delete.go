@@ -16,8 +16,19 @@ import (
 // the base, and the VPS goes on with the base alone. From the first copied byte
 // the snapshot can never be restored again.
 //
+// An operator may also give up what is broken, or recorded of a VPS that is gone;
+// then no file is touched.
+//
 // Codes: not_found, operation_in_progress, vps_changed, hypervisor_unavailable.
 func (d *Daemon) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.Operation, error) {
+	op, err := d.beginDelete(ctx, ref, actor)
+	if vps.CodeOf(err) == vps.CodeNotFound && actor.Way == vps.WayOperator {
+		return d.giveUpGone(ctx, ref, actor, err)
+	}
+	return op, err
+}
+
+func (d *Daemon) beginDelete(ctx context.Context, ref string, actor vps.Actor) (vps.Operation, error) {
 	return d.accept(ctx, ref, request{
 		kind: vps.KindDelete, actor: actor,
 		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
@@ -70,20 +81,6 @@ func (d *Daemon) layerLeft(ctx context.Context, snap vps.Snapshot) (string, erro
 		}
 	}
 	return "", err
-}
-
-// mayForget says that an operator may do away with a broken snapshot: the VPS
-// has other disks by now. Whether they are the right ones, nobody else can tell.
-func mayForget(dom hypervisor.Domain, rec record, actor vps.Actor) bool {
-	if actor.Way != vps.WayOperator || rec.operation != nil || rec.snapshot == nil || rec.snapshot.State != vps.SnapshotBroken {
-		return false
-	}
-	for _, disk := range rec.snapshot.Disks {
-		if uses(dom, disk.Overlay) {
-			return false
-		}
-	}
-	return true
 }
 
 // deletePlan is the steps of a delete. The overlay is the authority until
@@ -530,33 +527,4 @@ func (d *Daemon) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain,
 		}
 	}
 	return d.removeOwn(ctx, snap.NVRAMSaved)
-}
-
-// forgetSnapshot does away with what is left of a broken snapshot. Of its files
-// only those go that are still the recorded ones, and nothing of the VPS.
-func (d *Daemon) forgetSnapshot(ctx context.Context, r *operation.Run) error {
-	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
-	if err != nil {
-		return err
-	}
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
-	if err != nil {
-		return err
-	}
-	for _, disk := range snap.Disks {
-		if uses(dom, disk.Overlay) {
-			return operation.Fail(vps.Errorf(vps.CodeVPSChanged, "%s uses the overlay of disk %s again", dom.Name, disk.Target))
-		}
-		for path, inode := range map[string]uint64{disk.Overlay: disk.OverlayInode, disk.Undo: disk.UndoInode} {
-			if err := d.removeRecorded(ctx, path, inode); err != nil && !errors.Is(err, hypervisor.ErrReplaced) {
-				return err
-			}
-		}
-	}
-	if err := errors.Join(d.removeOwn(ctx, snap.NVRAMSaved), d.removeOwn(ctx, snap.NVRAMUndo), d.Config.Host.SetMetadata(ctx, dom.ID, "")); err != nil {
-		return err
-	}
-	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, d.now()
-	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
-	return nil
 }

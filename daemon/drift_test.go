@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,8 +173,18 @@ func TestForget(t *testing.T) {
 		_, err := w.daemon.Delete(ctx, id, actor)
 		w.refuses(vps.CodeVPSChanged, err)
 	}
+	left := w.files()
 	w.delete(id)
 	w.sees(id, "vda", 0, 'c')
+	if now := w.files(); len(left) != 2 || !slices.Equal(now, left) {
+		t.Errorf("the overlays, which may be the newest data, were %v and are %v", left, now)
+	}
+	for _, f := range w.finds(vps.CheckOrphanOverlay, vps.CheckOrphanOverlay) {
+		if !strings.Contains(f.Detail, "newest data of web1") || f.Repairable {
+			t.Errorf("found %+v", f)
+		}
+		w.must(os.Remove(f.Path))
+	}
 	w.clean(id)
 	w.take(id, vps.TakeRequest{})
 	w.must(os.Rename(filepath.Join(w.host.ImageDir(), "web1-vda.qcow2"), filepath.Join(w.host.ImageDir(), "elsewhere")))

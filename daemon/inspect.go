@@ -19,7 +19,6 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 	if s.State == vps.SnapshotBroken && !s.Heals {
 		i.add(vps.CheckSnapshotBroken, "", "", "the snapshot is broken: "+s.Reason, remedyBroken(i.id))
 	}
-	found := len(i.findings)
 	for _, disk := range s.Disks {
 		i.checkBase(ctx, disk)
 		i.checkOverlay(ctx, s, disk)
@@ -32,14 +31,6 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 	if i.present {
 		i.checkDefinition(ctx, s)
 	}
-	if i.mayDrop(ctx, s) {
-		for n := range i.findings[found:] {
-			if f := &i.findings[found+n]; f.Code == vps.CheckMissingOverlay {
-				f.Repairable = true
-				f.Detail += "; no definition names an overlay of this snapshot any more, so its record can be dropped"
-			}
-		}
-	}
 }
 
 // file looks at a recorded file and adds what is wrong with it. ok says that it
@@ -50,7 +41,6 @@ func (i *inspection) file(ctx context.Context, disk, path string, inode uint64, 
 	case errors.Is(err, fs.ErrNotExist):
 		i.add(missing, disk, path, fmt.Sprintf("%s is missing: %s (inode %d)", what, path, inode), i.remediesMissing(ctx, disk, path, inode)...)
 	case err != nil:
-		i.unsure = true
 		i.add(vps.CheckUnreachable, disk, path, fmt.Sprintf("%s cannot be looked at: %v", what, err))
 	case inode != 0 && file.Inode != inode:
 		i.add(replaced, disk, path, fmt.Sprintf("%s was replaced: %s has inode %d, recorded is %d", what, path, file.Inode, inode),
@@ -63,7 +53,7 @@ func (i *inspection) file(ctx context.Context, disk, path string, inode uint64, 
 
 func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 	base, ok := i.file(ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase)
-	if ok && !disk.BaseModified.IsZero() && !base.Modified.Equal(disk.BaseModified) {
+	if ok && !disk.BaseModified.IsZero() && base.Modified.After(disk.BaseModified) { // see damage
 		i.add(vps.CheckBaseWritten, disk.Target, disk.Base, fmt.Sprintf("the snapshot's data was changed at %s by somebody else; it was last written at %s when the snapshot was taken",
 			base.Modified.UTC().Format(timeFormat), disk.BaseModified.UTC().Format(timeFormat)), i.remedyBaseWritten(disk))
 	}
@@ -190,13 +180,13 @@ func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.S
 			i.repairable()
 			return
 		}
-		i.add(vps.CheckDefinitionNamesBase, disk.Target, disk.Base, detail+"; base and overlay may both hold new data", remediesOnBase(i.id, s, disk, live)...)
+		i.add(vps.CheckDefinitionNamesBase, disk.Target, disk.Base, detail+"; base and overlay may both hold new data", i.remediesOnBase(s, disk, live)...)
 	case i.liesOn(ctx, use, disk.Overlay):
 		i.add(vps.CheckForeignSnapshot, disk.Target, use.Path, when+" another overlay on top of ours: "+use.Path,
 			i.remedyForeignOverlay(disk, use, live))
 	default:
 		i.add(vps.CheckDiskMoved, disk.Target, use.Path, fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, orNone(use.Path), disk.Overlay),
-			remediesMoved(i.id, s)...)
+			i.remediesMoved(s)...)
 	}
 }
 
@@ -238,34 +228,6 @@ func (d *Daemon) headerChain(ctx context.Context, path, format string) (below []
 	return below, false
 }
 
-// mayDrop says that a record describes nothing any more: no file that is ours is
-// left of the snapshot, and no definition on this host names one.
-func (i *inspection) mayDrop(ctx context.Context, s vps.Snapshot) bool {
-	if !i.answered || i.unsure {
-		return false
-	}
-	for _, path := range filesOf(s) {
-		if _, err := i.d.Config.Host.Stat(ctx, path); !errors.Is(err, fs.ErrNotExist) {
-			return false
-		}
-		if _, err := i.d.Config.Host.Space(ctx, filepath.Dir(path)); err != nil {
-			return false // it may be a file system that is not mounted
-		}
-	}
-	domains, err := i.d.Config.Host.List(ctx)
-	if err != nil {
-		return false
-	}
-	for _, path := range filesOf(s) {
-		for _, dom := range domains {
-			if uses(dom, path) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // filesOf are the files that a snapshot consists of, apart from the bases, which
 // are the VPS's own.
 func filesOf(s vps.Snapshot) []string {
@@ -301,8 +263,19 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	i.findings[len(i.findings)-1].Snapshot = s.ID
 }
 
+// gone says that libvirt answered, and does not know the VPS.
+func (i *inspection) gone() bool { return i.answered && !i.present }
+
+// namesake is the id of another VPS that bears the name now, "" for none.
+func (i *inspection) namesake() string {
+	if other, ok := i.d.inventory.find(i.name); ok && other.ID != i.id {
+		return other.ID
+	}
+	return ""
+}
+
 // checkGone finds a record whose VPS libvirt does not know.
-func (i *inspection) checkGone(ctx context.Context, snapshots []vps.Snapshot) {
+func (i *inspection) checkGone(snapshots []vps.Snapshot) {
 	if i.rec.option == nil && len(snapshots) == 0 {
 		return
 	}
@@ -311,12 +284,9 @@ func (i *inspection) checkGone(ctx context.Context, snapshots []vps.Snapshot) {
 		what = "its snapshot"
 	}
 	detail := fmt.Sprintf("libvirt does not know the VPS %s (%s), but %s is recorded", i.name, i.id, what)
-	if other, ok := i.d.inventory.find(i.name); ok && other.ID != i.id {
-		i.add(vps.CheckVPSRedefined, "", "", detail+"; its name now belongs to another VPS, "+other.ID, i.remediesGone(snapshots, other.ID)...)
+	if other := i.namesake(); other != "" {
+		i.add(vps.CheckVPSRedefined, "", "", detail+"; its name now belongs to another VPS, "+other, i.remediesGone(snapshots, other)...)
 	} else {
 		i.add(vps.CheckVPSGone, "", "", detail, i.remediesGone(snapshots, "")...)
-	}
-	if len(snapshots) == 1 && i.mayDrop(ctx, snapshots[0]) {
-		i.repairable()
 	}
 }

@@ -53,16 +53,23 @@ func TestNameGivenAway(t *testing.T) {
 		t.Errorf("the record of the old one by its id: %+v, %v", s, err)
 	}
 
-	// The old one is given up, its files put aside: its record goes, then its option, and the name is clear.
+	// The old one is given up by an operator and nobody else: its record goes, then its option, and the name is clear.
 	w.repairs(vps.CheckVPSRedefined)
-	w.must(os.Remove(disk.Overlay))
-	w.repairs(vps.CheckVPSRedefined) // its option is left
+	_, err = w.daemon.Delete(ctx, old, vps.Actor{Name: "panel", Way: vps.WayPanel})
+	w.refuses(vps.CodeNotFound, err)
+	_, err = w.daemon.Delete(ctx, "web1", operator)
+	w.refuses(vps.CodeVPSChanged, err)
+	w.delete(old)
 	if _, err := w.daemon.Snapshot(ctx, old); vps.CodeOf(err) != vps.CodeNotFound {
-		t.Errorf("the record of a snapshot without files: %v", err)
+		t.Errorf("the record of a snapshot that was given up: %v", err)
 	}
-	if _, err := os.Stat(disk.Base); err != nil {
-		t.Errorf("the VPS's own disk: %v", err)
+	for _, path := range []string{disk.Base, disk.Overlay} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("a file of a VPS that may come back: %v", err)
+		}
 	}
+	w.repairs(vps.CheckVPSRedefined, vps.CheckOrphanOverlay) // its option is left
+	w.must(os.Remove(disk.Overlay))
 	_, err = w.daemon.CancelOption(ctx, old, true, operator)
 	w.must(err)
 	w.finds()
@@ -87,7 +94,7 @@ func TestNamesOutliveTheDaemon(t *testing.T) {
 }
 
 // TestGivenUp: an operator pointed the VPS at its base on purpose and put the
-// overlay aside; the record is dropped and the VPS goes on without.
+// overlay aside. A repair does not give the snapshot up for that, the operator does.
 func TestGivenUp(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Off)
@@ -98,10 +105,12 @@ func TestGivenUp(t *testing.T) {
 	w.finds(vps.CheckMissingOverlay, vps.CheckOrphanOverlay)
 	w.repairs(vps.CheckMissingOverlay, vps.CheckOrphanOverlay) // the definition still names it
 	w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: d.Base, Format: d.BaseFormat}}))
-	r := w.repairs(vps.CheckOrphanOverlay)
-	if len(r.Repairs) != 1 || r.Repairs[0].Code != vps.CheckMissingOverlay {
-		t.Errorf("repaired %+v", r.Repairs)
+	w.repairs(vps.CheckMissingOverlay, vps.CheckDefinitionNamesBase, vps.CheckOrphanOverlay)
+	if s := w.snapshot(id); s.State != vps.SnapshotBroken {
+		t.Errorf("the snapshot is %s", s.State)
 	}
+	w.delete(id)
+	w.finds(vps.CheckOrphanOverlay)
 	w.sees(id, "vda", 0, 'a')
 	w.must(os.Remove(d.Overlay + ".given-up"))
 	w.finds()

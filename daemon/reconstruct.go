@@ -25,6 +25,8 @@ type reconstruction struct {
 	why string
 	// hopeless: no record can be made of it.
 	hopeless bool
+	// leftover: there is none, and the metadata tells nothing that is not known otherwise.
+	leftover bool
 }
 
 // speaksOfSnapshot says that a definition has our metadata or names a file of ours.
@@ -61,7 +63,9 @@ func (d *Daemon) reconstruct(ctx context.Context, dom hypervisor.Domain) reconst
 	case mine:
 		return d.fromMetadata(ctx, dom, m)
 	case len(images) == 0:
-		return reconstruction{why: "its metadata cannot be read (" + err.Error() + ") and it uses no file of ours"}
+		_, unknown := d.store.Snapshot(ctx, m.snap.ID)
+		return reconstruction{leftover: m.snap.ID != "" && unknown == nil,
+			why: "its metadata cannot be taken up (" + err.Error() + ") and it uses no file of ours"}
 	}
 	why := "its definition has no metadata of it"
 	if dom.Metadata != "" {
@@ -118,7 +122,7 @@ func (d *Daemon) fromMetadata(ctx context.Context, dom hypervisor.Domain, m trav
 	lacks, doubts := d.compareFiles(ctx, dom, &r.snap)
 	switch {
 	case len(lacks) == len(m.snap.Disks) && len(ourImages(dom)) == 0 && d.noneLeft(ctx, m.snap):
-		return reconstruction{why: "the snapshot " + m.snap.ID + " that its metadata speaks of is gone"}
+		return reconstruction{leftover: true, why: "the snapshot " + m.snap.ID + " that its metadata speaks of is gone"}
 	case len(doubts) > 0:
 		r.broken(false, strings.Join(doubts, "; "))
 	case len(lacks) > 0:
@@ -166,10 +170,13 @@ func (r *reconstruction) broken(heals bool, why string) {
 	r.snap.State, r.snap.Heals, r.snap.Reason, r.why = vps.SnapshotBroken, heals, why, why
 }
 
-// noneLeft says that no overlay of a snapshot exists.
+// noneLeft says that no overlay of a snapshot exists, where its bases do: an empty
+// directory may be one on which nothing is mounted.
 func (d *Daemon) noneLeft(ctx context.Context, s vps.Snapshot) bool {
 	for _, disk := range s.Disks {
-		if _, err := d.Config.Host.Stat(ctx, disk.Overlay); !errors.Is(err, fs.ErrNotExist) {
+		_, base := d.Config.Host.Stat(ctx, disk.Base)
+		_, overlay := d.Config.Host.Stat(ctx, disk.Overlay)
+		if base != nil || !errors.Is(overlay, fs.ErrNotExist) {
 			return false
 		}
 	}
@@ -207,8 +214,11 @@ func (d *Daemon) compareDisk(ctx context.Context, dom hypervisor.Domain, disk *v
 	if err != nil {
 		return "its overlay is missing", ""
 	}
+	same := base.Inode == disk.BaseInode
 	disk.BaseInode, disk.OverlayInode = base.Inode, overlay.Inode
-	if disk.BaseModified.IsZero() || !base.Modified.Equal(disk.BaseModified) {
+	// Earlier is no sign of a write (see damage), unless it is another file.
+	written := base.Modified.After(disk.BaseModified) || base.Modified.Before(disk.BaseModified) && !same
+	if disk.BaseModified.IsZero() || written {
 		return "", "its base may have been written to since the snapshot"
 	}
 	img, err := d.Config.Host.Inspect(ctx, disk.Overlay, "qcow2")
@@ -297,7 +307,7 @@ func (d *Daemon) halfDeleted(ctx context.Context, dom hypervisor.Domain, r recon
 		}
 	}
 	if merged == len(r.snap.Disks) {
-		return reconstruction{why: "the snapshot " + r.snap.ID + " is deleted, all but its leftovers"}
+		return reconstruction{leftover: d.noneLeft(ctx, r.snap), why: "the snapshot " + r.snap.ID + " is deleted, all but its leftovers"}
 	}
 	r.why = "its deletion was interrupted"
 	if dom.State == hypervisor.Paused {
@@ -332,8 +342,12 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 	case r.snap.State != vps.SnapshotAvailable:
 		detail += "; recorded anew it is " + string(r.snap.State) + ", because " + r.why
 	}
-	if r.hopeless {
+	switch {
+	case r.hopeless:
 		i.add(vps.CheckUnrecordedSnapshot, "", "", detail, i.remedyUnrecorded())
+		return
+	case !r.exists && !r.leftover:
+		i.add(vps.CheckUnrecordedSnapshot, "", "", detail, i.remedyMetadata())
 		return
 	}
 	i.add(vps.CheckUnrecordedSnapshot, "", "", detail, remedyRepair())
@@ -346,7 +360,7 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 func (i *inspection) checkOutdated(ctx context.Context) bool {
 	for path, id := range ourImages(i.dom) {
 		gone, err := i.d.store.Snapshot(ctx, id)
-		if err != nil || gone.State != vps.SnapshotGone {
+		if err != nil || !mergedAway(gone) {
 			continue
 		}
 		for _, disk := range gone.Disks {
@@ -359,6 +373,24 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// mergedAway says that a snapshot is gone because it was deleted, so that its
+// overlays are stale; and not given up, when they may be all that is left of a VPS.
+func mergedAway(s vps.Snapshot) bool {
+	for _, disk := range s.Disks {
+		if !disk.Pivoted {
+			return false
+		}
+	}
+	return s.State == vps.SnapshotGone && len(s.Disks) > 0
+}
+
+// remedyMetadata takes metadata away of which nobody can say what it is worth.
+func (i *inspection) remedyMetadata() vps.Remedy {
+	return way("if nobody needs what it says, take it away",
+		command("virsh", "metadata", i.id, hypervisor.MetadataURI, "--config"),
+		command("virsh", "metadata", i.id, hypervisor.MetadataURI, "--config", "--remove"))
 }
 
 // remedyUnrecorded merges by hand what no record can be made of.

@@ -34,20 +34,31 @@ func remedyUnreachable() vps.Remedy {
 	return way("see why libvirt does not answer", command("virsh", "uri"), command("systemctl", "status", "--no-pager", "libvirtd", "virtqemud"))
 }
 
-func parkedDetail(op vps.Operation) string {
+func (i *inspection) parkedDetail(op vps.Operation) string {
 	detail := fmt.Sprintf("operation %s (%s) stopped at step %s and waits for an operator", op.ID, op.Kind, op.Step)
 	if op.Error != nil {
 		detail += ": " + op.Error.Detail
 	}
+	if i.gone() {
+		detail += fmt.Sprintf("; libvirt does not know the VPS %s (%s) any more", i.name, i.id)
+	}
+	if other := i.namesake(); i.gone() && other != "" {
+		detail += "; its name now belongs to another VPS, " + other
+	}
 	return detail
 }
 
-func remedyParked(op vps.Operation) vps.Remedy {
+func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 	text := "cure the cause, then let the operation go on"
 	if op.Error != nil && op.Error.Remedy != "" {
 		text = op.Error.Remedy
 	}
-	return way(text, command("vpssnap", "operations", "show", op.ID), command("vpssnap", "operations", "resume", op.ID))
+	resume := way(text, command("vpssnap", "operations", "show", op.ID), command("vpssnap", "operations", "resume", op.ID))
+	if !i.gone() {
+		return []vps.Remedy{resume}
+	}
+	resume.Text = "if the VPS is to come back, define it with its id " + i.id + " and its disks as they were, do not start it, and let the operation go on"
+	return []vps.Remedy{resume, giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id)}
 }
 
 func owedDetail(p store.Promise) string {
@@ -82,15 +93,32 @@ func remedyRenew(id string) vps.Remedy {
 	return way("if the snapshot shall be of the VPS as it is now, replace it", command("vpssnap", "take", "--replace", id))
 }
 
-// giveUp is how a snapshot is dropped whose overlays are of no use: they are put
-// aside, not removed, and the record goes when no definition names them.
-func giveUp(text string, s vps.Snapshot) vps.Remedy {
-	w := way(text)
-	for _, path := range filesOf(s) {
-		w.Commands = append(w.Commands, command("mv", "-nT", "--", path, path+".given-up"))
+// giveUp is how a broken snapshot is dropped: the record goes once no disk uses an
+// overlay of it, and its files stay. A disk that does is merged by hand before.
+func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
+	w := way(text + "; its files stay where they are, and doctor names them then")
+	for _, disk := range s.Disks {
+		switch use, ok := diskOf(i.dom.Disks, disk.Target); {
+		case !ok || use.Path != disk.Overlay:
+		case i.dom.State != hypervisor.Off:
+			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
+		default:
+			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat + ") when it is merged"
+			w.Commands = append(w.Commands, command("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay), command("virsh", "edit", i.id))
+		}
 	}
-	w.Commands = append(w.Commands, repairCommand)
+	w.Commands = append(w.Commands, command("vpssnap", "delete", i.id))
 	return w
+}
+
+// mergeByHand merges the overlay of a running VPS.
+func mergeByHand(id string, disk vps.SnapshotDisk) vps.Command {
+	return command("virsh", "blockcommit", id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot", "--wait", "--verbose")
+}
+
+// giveUpGone drops the record of a VPS that is gone.
+func giveUpGone(text, id string) vps.Remedy {
+	return way(text+"; its files stay where they are, and doctor names them then", command("vpssnap", "delete", id))
 }
 
 // remediesMissing looks for a missing file by its inode.
@@ -108,7 +136,11 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 			command("virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job", "--wait", "--verbose", "--pivot"),
 			command("virsh", "domblklist", i.id)))
 	}
-	return append(ways, way("if it is lost, restore it from your backup; the VPS was not touched"))
+	ways = append(ways, way("if it is lost, restore it from your backup; the VPS was not touched"))
+	if i.present && i.rec.snapshot != nil && !uses(i.dom, path) {
+		ways = append(ways, i.giveUp("if the VPS does not need it any more, give the snapshot up", *i.rec.snapshot))
+	}
+	return ways
 }
 
 func onChain(disk hypervisor.Disk, path string) bool {
@@ -148,8 +180,7 @@ func (d *Daemon) whereIs(ctx context.Context, path string, inode uint64) string 
 func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 	w := way("find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up")
 	if live, ok := diskOf(i.dom.Disks, disk.Target); ok && i.present && i.dom.State != hypervisor.Off && live.Path == disk.Overlay {
-		w.Commands = append(w.Commands, command("virsh", "blockcommit", i.id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot", "--wait", "--verbose"),
-			command("vpssnap", "doctor"))
+		w.Commands = append(w.Commands, mergeByHand(i.id, disk), command("vpssnap", "doctor"))
 	}
 	return w
 }
@@ -186,20 +217,20 @@ func remedyJob(id string, disk vps.SnapshotDisk) vps.Remedy {
 }
 
 // remediesOnBase are for a disk that uses the snapshot's data itself.
-func remediesOnBase(id string, s vps.Snapshot, disk vps.SnapshotDisk, live bool) []vps.Remedy {
+func (i *inspection) remediesOnBase(s vps.Snapshot, disk vps.SnapshotDisk, live bool) []vps.Remedy {
 	text := "if the data in " + disk.Base + " is what counts, give up the snapshot and what the VPS wrote since it"
 	if !live {
 		text += ", once its definition names the base"
 	}
-	return []vps.Remedy{giveUp(text, s),
+	return []vps.Remedy{i.giveUp(text, s),
 		way("if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
-			command("virsh", "shutdown", id), command("virsh", "edit", id))}
+			command("virsh", "shutdown", i.id), command("virsh", "edit", i.id))}
 }
 
-func remediesMoved(id string, s vps.Snapshot) []vps.Remedy {
+func (i *inspection) remediesMoved(s vps.Snapshot) []vps.Remedy {
 	return []vps.Remedy{
-		way("if the disk should use its overlay, let the definition name it again", command("virsh", "domblklist", "--inactive", id), command("virsh", "edit", id)),
-		giveUp("if the new image is right, give the snapshot up", s),
+		way("if the disk should use its overlay, let the definition name it again", command("virsh", "domblklist", "--inactive", i.id), command("virsh", "edit", i.id)),
+		i.giveUp("if the new image is right, give the snapshot up", s),
 	}
 }
 
@@ -238,6 +269,17 @@ func remedyDefineAgain(id string) vps.Remedy {
 	return way("define it again while it runs", command("sh", "-c", script, "sh", id))
 }
 
+// remedyStray never goes by itself: a file that came back with a backup or from
+// another host may be the newest data of a VPS.
+func remedyStray(text, path string) vps.Remedy {
+	w := way(text + "; the daemon never does")
+	if strings.HasSuffix(path, ".qcow2") {
+		w.Commands = append(w.Commands, command("qemu-img", "info", "-U", "-f", "qcow2", path))
+	}
+	w.Commands = append(w.Commands, command("rm", "-i", "--", path))
+	return w
+}
+
 // remedyOldLayer merges what a failed replace left between overlay and base.
 func remedyOldLayer(id string) vps.Remedy {
 	return way("the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
@@ -253,7 +295,9 @@ func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.
 	}
 	if len(snapshots) == 1 {
 		back.Text += ": " + overlayList(snapshots[0])
-		return []vps.Remedy{back, giveUp("if it is gone for good, put its files aside and let its record go", snapshots[0])}
+	}
+	if len(snapshots) > 0 {
+		return []vps.Remedy{back, giveUpGone("if it is gone for good, give up the record of the snapshot", i.id)}
 	}
 	return []vps.Remedy{back, way("if it is gone for good, end its option", command("vpssnap", "option", "cancel", i.id, "--now"))}
 }

@@ -13,10 +13,10 @@ import (
 )
 
 // Repair does about each finding of Checks what is provably safe: definitions
-// and metadata are put right, promises to guests kept, records made of what is
-// there and dropped of what is not, and files removed that a record of ours says
-// are stale. A file that no record names is never touched. It returns what was
-// done and what is then left.
+// and metadata are put right, promises to guests kept, and records made of what
+// is there. It removes, moves and changes no file, and gives no record up: a file
+// that is missing may be back when its file system is mounted. It returns what
+// was done and what is then left.
 func (d *Daemon) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error) {
 	ctx = failpoint.Within(ctx, "daemon", "repair")
 	report, err := d.Checks(ctx)
@@ -27,9 +27,6 @@ func (d *Daemon) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error
 	seen := map[string]bool{}
 	for _, f := range report.Findings {
 		what := f.VPS + mends[f.Code]
-		if f.Code == vps.CheckStaleOverlay {
-			what = f.Path
-		}
 		if !f.Repairable || seen[what] {
 			continue
 		}
@@ -68,10 +65,6 @@ var mends = map[vps.CheckCode]string{
 	vps.CheckDefinitionNamesBase: "the definition was put right",
 	vps.CheckMetadataMissing:     "the definition was put right",
 	vps.CheckGuestOwed:           "the guest was let go",
-	vps.CheckStaleOverlay:        "the stale file was removed",
-	vps.CheckMissingOverlay:      "the record of the snapshot was dropped: nothing is left of it",
-	vps.CheckVPSGone:             "the record of the snapshot was dropped: nothing is left of it",
-	vps.CheckVPSRedefined:        "the record of the snapshot was dropped: nothing is left of it",
 	vps.CheckUnrecordedSnapshot:  "the record was made anew",
 }
 
@@ -88,10 +81,6 @@ func (d *Daemon) mend(ctx context.Context, f vps.Finding, actor vps.Actor) (stri
 	switch f.Code {
 	case vps.CheckGuestOwed:
 		return mends[f.Code], d.keepOwed(ctx, f.VPS)
-	case vps.CheckStaleOverlay:
-		return mends[f.Code], d.removeStale(ctx, f)
-	case vps.CheckMissingOverlay, vps.CheckVPSGone, vps.CheckVPSRedefined:
-		return mends[f.Code], d.dropRecord(ctx, f, actor)
 	case vps.CheckUnrecordedSnapshot:
 		return d.adopt(ctx, f.VPS, actor)
 	}
@@ -121,59 +110,6 @@ func (d *Daemon) keepOwed(ctx context.Context, id string) error {
 	return err
 }
 
-// removeStale removes a file of a snapshot that is gone, if it is still the one
-// that was recorded and nobody uses it.
-func (d *Daemon) removeStale(ctx context.Context, f vps.Finding) error {
-	domains, err := d.Config.Host.List(ctx)
-	if err != nil {
-		return err
-	}
-	file, err := d.Config.Host.Stat(ctx, f.Path)
-	if err != nil {
-		return err
-	}
-	again, err := d.stray(ctx, f.Path, f.Snapshot, file.Inode, &users{d: d, domains: domains})
-	if err != nil {
-		return err
-	}
-	if again == nil || again.Code != vps.CheckStaleOverlay || !again.Repairable {
-		return errChanged
-	}
-	return d.Config.Host.Remove(ctx, f.Path, file.Inode)
-}
-
-// dropRecord drops the record of a snapshot of which nothing is left.
-func (d *Daemon) dropRecord(ctx context.Context, f vps.Finding, actor vps.Actor) error {
-	rec, err := readRecord(ctx, d.store, f.VPS)
-	if err != nil {
-		return err
-	}
-	if rec.snapshot == nil || rec.operation != nil {
-		return errChanged
-	}
-	i := &inspection{d: d, id: f.VPS, rec: rec, name: d.names.name(f.VPS)}
-	i.read(ctx)
-	if !i.mayDrop(ctx, *rec.snapshot) {
-		return errChanged
-	}
-	if m, err := parseMetadata(i.dom.Metadata); err == nil && i.present && m.snap.ID == rec.snapshot.ID {
-		if err := d.Config.Host.SetMetadata(ctx, i.id, ""); err != nil {
-			return err
-		}
-	}
-	snap := *rec.snapshot
-	snap.State, snap.Heals, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, false, nil, d.now()
-	err = d.store.Write(ctx, func(tx *store.Tx) error {
-		if err := tx.SaveSnapshot(ctx, snap); err != nil {
-			return err
-		}
-		return d.say(ctx, tx, vps.Message{VPS: i.id, VPSName: i.name, Kind: vps.MessageWarning, Actor: actor,
-			Text: "The snapshot was given up: its files are gone.", Detail: "no file of snapshot " + snap.ID + " is left; its record was dropped"})
-	})
-	d.deadlinesChanged()
-	return err
-}
-
 // adopt records a snapshot that a VPS has and no record knows, as far as what is
 // there proves it; or takes leftover metadata away.
 func (d *Daemon) adopt(ctx context.Context, id string, actor vps.Actor) (string, error) {
@@ -194,6 +130,8 @@ func (d *Daemon) adopt(ctx context.Context, id string, actor vps.Actor) (string,
 	r := d.reconstruct(ctx, dom)
 	switch {
 	case r.hopeless:
+		return "", errors.New(r.why)
+	case !r.exists && !r.leftover:
 		return "", errors.New(r.why)
 	case !r.exists:
 		return "the leftover metadata was removed", d.Config.Host.SetMetadata(ctx, id, "")
@@ -220,7 +158,7 @@ func (d *Daemon) rightMetadata(ctx context.Context, dom hypervisor.Domain, snap 
 
 // recordFound makes the record of what reconstruct found.
 func (d *Daemon) recordFound(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r reconstruction, actor vps.Actor) error {
-	if known, err := tx.Snapshot(ctx, r.snap.ID); err == nil && (known.State == vps.SnapshotGone && !wasLetGo(known) || known.VPS != dom.ID) {
+	if known, err := tx.Snapshot(ctx, r.snap.ID); err == nil && (mergedAway(known) || known.VPS != dom.ID) {
 		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s", known.ID, known.State, known.VPS)
 	}
 	if err := tx.SaveSnapshot(ctx, r.snap); err != nil {

@@ -118,9 +118,8 @@ func (d *Daemon) namedFiles(ctx context.Context) (named, error) {
 // disk, which is told with that VPS.
 func (d *Daemon) stray(ctx context.Context, path, id string, inode uint64, users *users) (*vps.Finding, error) {
 	f := vps.Finding{Code: vps.CheckOrphanOverlay, Path: path, Snapshot: id,
-		Detail: "the file is named as one of ours, and no record names it: " + path,
-		Remedies: []vps.Remedy{way("look at it, and remove it if nobody needs it; the daemon never does",
-			command("qemu-img", "info", "-U", path), command("rm", "-i", "--", path))}}
+		Detail:   "the file is named as one of ours, and no record names it: " + path,
+		Remedies: []vps.Remedy{remedyStray("look at it, and remove it if nobody needs it", path)}}
 	if users.direct(path) {
 		return nil, nil
 	}
@@ -139,11 +138,15 @@ func (d *Daemon) stray(ctx context.Context, path, id string, inode uint64, users
 	case user != nil:
 		f.Detail += "; an image of the VPS " + user.Name + " lies on it"
 		f.Remedies = []vps.Remedy{way("it is in use: leave it", command("virsh", "domblklist", "--details", user.ID))}
-	case err == nil && recorded.State == vps.SnapshotGone && recordedInode(recorded, path) == inode:
+	case err == nil && mergedAway(recorded) && recordedInode(recorded, path) == inode:
 		f.Code = vps.CheckStaleOverlay
-		f.Detail = "the file is left from a snapshot that is gone: " + path
-		f.Remedies = []vps.Remedy{remedyRepair()}
-		f.Repairable = sure
+		f.Detail = "the file is left from a snapshot that is gone by the record: " + path
+		f.Remedies = []vps.Remedy{remedyStray("its data was merged into the disk below it. If disks or definitions were brought back from a backup since, it may be the newest: compare first, and remove it if nobody needs it", path)}
+	case err == nil:
+		f.Detail += "; its snapshot was given up, so it may be the newest data of " + f.VPSName
+	}
+	if !sure {
+		f.Detail += "; not every image of this host could be read, so one that lies on it may have been missed"
 	}
 	return &f, nil
 }

@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// MetadataURI names our element in a domain's metadata.
+const MetadataURI = "https://vpssnapd.org/xmlns/snapshot/1"
+
 // Host is everything asked of one KVM host.
 type Host interface {
 	Domains

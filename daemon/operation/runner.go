@@ -128,6 +128,34 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, e
 	return op, nil
 }
 
+// Abandon ends a parked operation as failed, in one transaction with also: what it
+// worked on is gone, and nobody will take it up again.
+func (r *Runner) Abandon(ctx context.Context, id string, cause *vps.Error, also func(*store.Tx) error) error {
+	if err := r.awaitEnd(ctx, id); err != nil {
+		return err
+	}
+	err := r.Store.Write(ctx, func(tx *store.Tx) error {
+		op, err := tx.Operation(ctx, id)
+		if err != nil {
+			return err
+		}
+		if op.Status != vps.StatusNeedsAttention {
+			return vps.Errorf(vps.CodeOperationInProgress, "operation %s is %s and does not wait for an operator", id, op.Status)
+		}
+		if err := move(&op, vps.StatusFailed); err != nil {
+			return err
+		}
+		now := r.Now()
+		op.Error, op.EndedAt = cause, &now
+		if err := errors.Join(tx.SaveOperation(ctx, op), r.Changed(ctx, tx, op)); err != nil {
+			return err
+		}
+		return also(tx)
+	})
+	r.wake(id)
+	return err
+}
+
 // awaitEnd returns when nobody works on an operation that was seen parked: the
 // run that parked it may still be giving back what it held.
 func (r *Runner) awaitEnd(ctx context.Context, id string) error {

@@ -11,7 +11,7 @@ import (
 var transitions = map[vps.Status][]vps.Status{
 	vps.StatusPending:        {vps.StatusRunning, vps.StatusCancelled, vps.StatusNeedsAttention},
 	vps.StatusRunning:        {vps.StatusSucceeded, vps.StatusFailed, vps.StatusCancelled, vps.StatusNeedsAttention},
-	vps.StatusNeedsAttention: {vps.StatusRunning},
+	vps.StatusNeedsAttention: {vps.StatusRunning, vps.StatusFailed},
 }
 
 // move is the only place where an operation's status changes.

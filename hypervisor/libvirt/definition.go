@@ -11,8 +11,7 @@ import (
 )
 
 const (
-	// metadataURI and metadataPrefix name our element in a domain's metadata.
-	metadataURI    = "https://vpssnapd.org/xmlns/snapshot/1"
+	// metadataPrefix is the short form of hypervisor.MetadataURI.
 	metadataPrefix = "vpssnap"
 
 	agentChannel = "org.qemu.guest_agent.0"
@@ -207,7 +206,7 @@ func (d *definition) metadata() (string, error) {
 		return "", nil
 	}
 	for _, e := range all.ChildElements() {
-		if e.NamespaceURI() != metadataURI {
+		if e.NamespaceURI() != hypervisor.MetadataURI {
 			continue
 		}
 		own := etree.NewDocumentWithRoot(e.Copy())

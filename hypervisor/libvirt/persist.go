@@ -231,6 +231,6 @@ func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
 		if persistent {
 			impact |= libvirt.DOMAIN_AFFECT_CONFIG
 		}
-		return d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, xml, metadataPrefix, metadataURI, impact)
+		return d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, xml, metadataPrefix, hypervisor.MetadataURI, impact)
 	})
 }
