@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -270,7 +271,7 @@ func TestClockSetBack(t *testing.T) {
 }
 
 // TestOptionOutlivesItsVPS: the VPS is no longer on this host, perhaps migrated.
-// Its files are not touched, its option is not released.
+// Its files are not touched, its option ends, and the log does not go on about it.
 func TestOptionOutlivesItsVPS(t *testing.T) {
 	w, id, now := newcomer(t)
 	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: after(now, time.Hour)}, vps.OptionActive)
@@ -285,6 +286,20 @@ func TestOptionOutlivesItsVPS(t *testing.T) {
 		page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageOptionChanged})
 		return err == nil && page.Messages[0].Actor.Way == vps.WayExpiry
 	})
+	w.eventually("it is said", func() bool { return strings.Contains(w.log.String(), "ended option not deleted") })
+	if o, err := w.daemon.Option(ctx, id); err != nil || o.State != vps.OptionGrace {
+		t.Errorf("at the first look the option is %+v, %v", o, err) // it may be defined anew just now
+	}
+	w.setClock(now.Add(101 * time.Hour))
+	if o, err := w.daemon.CancelOption(ctx, id, false, orders); err != nil || o.State != vps.OptionReleased { // it looks, too
+		t.Errorf("at the second look the option is %+v, %v", o, err)
+	}
+	if n := strings.Count(w.log.String(), "ended option not deleted"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+	if s := w.snapshot(id); s.State != vps.SnapshotAvailable {
+		t.Errorf("the record of the snapshot is %s", s.State)
+	}
 	if len(w.files()) != 1 {
 		t.Errorf("left: %v", w.files())
 	}

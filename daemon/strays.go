@@ -21,13 +21,14 @@ var ourFile = regexp.MustCompile(`\.vpssnap-([0-9a-f]{12})\.`)
 // directories where disks lie. The directories are listed before the record is
 // read: a file is recorded before it is made, and its record goes after it.
 func (d *Daemon) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([]vps.Finding, error) {
-	before, err := d.store.Snapshots(ctx)
-	if err != nil {
+	before, err1 := d.store.Snapshots(ctx)
+	left, err2 := d.store.OverlaysLeft(ctx)
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
 	var findings []vps.Finding
 	listed := map[string]hypervisor.NamedFile{}
-	for _, dir := range imageDirs(domains, before) {
+	for _, dir := range imageDirs(domains, before, left) {
 		files, err := d.Config.Host.Files(ctx, dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()})
@@ -64,8 +65,11 @@ func (d *Daemon) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 }
 
 // imageDirs are the directories in which our files may lie.
-func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot) []string {
+func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot, others []string) []string {
 	dirs := map[string]bool{}
+	for _, path := range others {
+		dirs[filepath.Dir(path)] = true
+	}
 	for _, dom := range domains {
 		for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
 			if disk.Type == "file" && filepath.IsAbs(disk.Path) && disk.Device == "disk" {

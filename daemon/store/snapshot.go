@@ -61,6 +61,14 @@ func (s queries) SnapshotsOf(ctx context.Context, vpsID string) ([]vps.Snapshot,
 	return all, nil
 }
 
+// OverlaysLeft returns the overlays of snapshots that are gone without having been
+// merged: what is left of them may still lie there.
+func (s queries) OverlaysLeft(ctx context.Context) ([]string, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT overlay FROM snapshot_disk d JOIN snapshot s ON s.id = d.snapshot
+		WHERE s.state = 'gone' AND NOT d.pivoted`)
+	return collect(rows, err, func(row scanner) (path string, err error) { return path, row.Scan(&path) })
+}
+
 func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot, error) {
 	rows, err := s.q.QueryContext(ctx, `SELECT target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
 		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)

@@ -113,6 +113,18 @@ func (h *Host) Undefine(id string) error {
 	})
 }
 
+// DefineAgain puts the persistent definition of a domain back that was undefined
+// while it was off.
+func (h *Host) DefineAgain(dom hypervisor.Domain) error {
+	d := &domain{Domain: dom, Panel: slices.Clone(dom.PersistentDisks)}
+	d.Disks = nil
+	if err := h.locked(func() error { return h.save(d) }); err != nil {
+		return fmt.Errorf("cannot define fake domain %s again: %w", dom.Name, err)
+	}
+	h.emit([]hypervisor.Event{{Kind: hypervisor.EventDefined, Domain: dom.ID, Name: dom.Name}})
+	return nil
+}
+
 // Edit changes anything of a domain behind everybody's back: pause it by an I/O
 // error, give it NVRAM or a TPM, another state. Disks are the live ones.
 func (h *Host) Edit(id string, change func(d *hypervisor.Domain)) error {

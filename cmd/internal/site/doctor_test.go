@@ -44,10 +44,14 @@ func (h *host) finds(code api.CheckCode) api.Finding {
 // well fails unless doctor finds nothing.
 func (h *host) well() { h.t.Helper(); h.doctor(nil) }
 
-// paste gives the commands of a remedy to a shell, as an operator does.
+// paste gives the commands of a remedy to a shell, as an operator does, who then
+// says yes to what vpssnap asks.
 func (h *host) paste(r api.Remedy) {
 	h.t.Helper()
 	for _, line := range r.Commands {
+		if strings.HasPrefix(line, "vpssnap delete") {
+			line += " --yes"
+		}
 		cmd := exec.CommandContext(h.t.Context(), "bash", "-c", line)
 		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI="+h.Lab.URI(), "VPSSNAP_SOCKET="+h.Socket(), "PATH="+binDir+":"+os.Getenv("PATH"))
 		if out, err := cmd.CombinedOutput(); err != nil && !strings.HasPrefix(line, "vpssnap doctor") {
@@ -236,13 +240,11 @@ func (h *host) overlayGone(name string) {
 	r := h.doctor(nil, "missing_overlay", "disk_moved")
 	for _, f := range r.Findings {
 		if f.Code == "disk_moved" {
-			// The other disk's overlay is of no use to the snapshot any more: merge it by hand.
-			vdb := h.path(name, "vdb")
-			h.virsh("blockcommit", name, "vdb", "--active", "--pivot", "--wait")
-			h.must(os.Remove(vdb))
+			h.paste(f.Remedies[1]) // the new image is right: the other disk is merged, and the snapshot given up
 		}
 	}
-	h.doctor([]string{"--repair"})
+	h.doctor([]string{"--repair"}, "orphan_overlay") // the other disk's overlay, which nothing uses any more
+	h.removeOurs()
 	h.holds(name, 'b')
 	h.virsh("destroy", name)
 	h.virsh("start", name)
@@ -315,7 +317,7 @@ func (h *host) mergedByHand(name string) {
 	}
 	h.doctor(nil, "orphan_overlay", "orphan_overlay")
 	for _, o := range overlays {
-		h.must(os.Remove(o + ".given-up"))
+		h.must(os.Remove(o))
 	}
 	h.holds(name, 'b')
 	h.clean(name)
