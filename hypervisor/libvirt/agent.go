@@ -15,18 +15,18 @@ import (
 // flag: that freezes inside libvirt's job on the domain, and when the freeze
 // fails nothing thaws the guest.
 func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error {
-	return h.askAgent(ctx, ordinary, "freeze", id, limit, func(d *libvirt.Domain) error { return d.FSFreeze(nil, 0) })
+	return h.askAgent(ctx, agent, "freeze", id, limit, func(d *libvirt.Domain) error { return d.FSFreeze(nil, 0) })
 }
 
 // Thaw thaws the guest's file systems.
 func (h *Host) Thaw(ctx context.Context, id string, limit time.Duration) error {
-	return h.askAgent(ctx, emergency, "thaw", id, limit, func(d *libvirt.Domain) error { return d.FSThaw(nil, 0) })
+	return h.askAgent(ctx, thawing, "thaw", id, limit, func(d *libvirt.Domain) error { return d.FSThaw(nil, 0) })
 }
 
 // PingAgent asks the agent for the time: libvirt offers a bare ping only as a
 // custom command, which marks the domain as tainted.
 func (h *Host) PingAgent(ctx context.Context, id string, limit time.Duration) error {
-	return h.askAgent(ctx, ordinary, "ping the agent of", id, limit, func(d *libvirt.Domain) error {
+	return h.askAgent(ctx, agent, "ping the agent of", id, limit, func(d *libvirt.Domain) error {
 		_, _, err := d.GetTime(0)
 		if hasCode(err, libvirt.ERR_AGENT_COMMAND_FAILED) {
 			return nil // a refusal is an answer
@@ -34,8 +34,6 @@ func (h *Host) PingAgent(ctx context.Context, id string, limit time.Duration) er
 		return err
 	})
 }
-
-var errLate = errors.New("no answer in time")
 
 // askAgent runs a call that the guest's agent must answer. libvirt would wait
 // for ever by default. With its own time-out it can still take that time

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"libvirt.org/go/libvirt"
 
@@ -40,8 +42,13 @@ func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
+	if domain.PauseReason == hypervisor.PausedByIO && starved(d) {
+		domain.PauseReason = hypervisor.PausedByNoSpace
+	}
 	for i := range domain.Disks {
-		readLive(d, domain.State, &domain.Disks[i])
+		if err := readLive(d, domain.State, &domain.Disks[i]); err != nil {
+			return hypervisor.Domain{}, err
+		}
 		for j := range domain.PersistentDisks {
 			if p := &domain.PersistentDisks[j]; p.Path != "" && p.Path == domain.Disks[i].Path {
 				p.SizeBytes = domain.Disks[i].SizeBytes
@@ -52,19 +59,32 @@ func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 }
 
 // readLive adds to a disk what only a question of its own tells. An image that
-// cannot be read leaves its size unknown; reading the domain does not fail for that.
-func readLive(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) {
+// cannot be read leaves its size unknown; reading the domain does not fail for
+// that, but for a QEMU that does not answer.
+func readLive(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) error {
 	if disk.Path != "" {
-		if info, err := d.GetBlockInfo(disk.Target, 0); err == nil {
+		info, err := d.GetBlockInfo(disk.Target, 0)
+		if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
+			return silent(err)
+		}
+		if err == nil {
 			disk.SizeBytes = int64(info.Capacity)
 		}
 	}
 	// The XML shows only jobs that end in a pivot.
 	if state != hypervisor.Off && !disk.Job {
-		if info, err := d.GetBlockJobInfo(disk.Target, 0); err == nil {
-			disk.Job = info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN
+		info, err := d.GetBlockJobInfo(disk.Target, 0)
+		if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
+			return silent(err)
 		}
+		disk.Job = err == nil && info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN
 	}
+	return nil
+}
+
+// silent is the error of a question that waited in vain for another call's end.
+func silent(err error) error {
+	return fmt.Errorf("%w: its QEMU does not answer: %w", hypervisor.ErrUnavailable, err)
 }
 
 // readFacts asks for each fact of one domain.
@@ -111,11 +131,35 @@ func countMetadata(d *libvirt.Domain, f *facts) (err error) {
 // List returns every domain, without sizes. A host has hundreds: what can be
 // asked for all of them at once is, and each domain is asked only for its XML.
 func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
-	list, err := call(ctx, h, ordinary, listDomains)
+	list, err := call(ctx, h, reading, "", listDomains)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the domains: %w", err)
 	}
+	h.findStarved(ctx, list)
 	return list, nil
+}
+
+// starvedWithin is how long List waits for what the QEMUs of paused domains must be asked.
+const starvedWithin = 2 * time.Second
+
+// findStarved tells a lack of space from other I/O errors. Each domain is asked
+// by itself: its QEMU may not answer.
+func (h *Host) findStarved(ctx context.Context, list []hypervisor.Domain) {
+	ctx, cancel := context.WithTimeoutCause(ctx, starvedWithin, errLate)
+	defer cancel()
+	var asked sync.WaitGroup
+	for i := range list {
+		if list[i].PauseReason != hypervisor.PausedByIO {
+			continue
+		}
+		asked.Go(func() {
+			full, err := on(ctx, h, ordinary, list[i].ID, func(d *libvirt.Domain) (bool, error) { return starved(d), nil })
+			if err == nil && full {
+				list[i].PauseReason = hypervisor.PausedByNoSpace
+			}
+		})
+	}
+	asked.Wait()
 }
 
 func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
@@ -217,7 +261,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	}
 	domain.MigratedAway = domain.State == hypervisor.Off && libvirt.DomainShutoffReason(f.reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
 	if domain.State == hypervisor.Paused {
-		domain.PauseReason = pauseReason(d, libvirt.DomainPausedReason(f.reason))
+		domain.PauseReason = pauseReason(libvirt.DomainPausedReason(f.reason))
 	}
 	if next != nil {
 		domain.PersistentDisks = next.disks()
@@ -246,22 +290,19 @@ var states = map[libvirt.DomainState]hypervisor.State{
 	libvirt.DOMAIN_PMSUSPENDED: hypervisor.Suspended,
 }
 
-// pauseReason tells a lack of space from other I/O errors by what libvirt noted
-// of the disks. That note outlives the lack, so alone it would prove nothing.
-func pauseReason(d *libvirt.Domain, reason libvirt.DomainPausedReason) hypervisor.PauseReason {
+// pauseReason is what the reason alone tells; starved tells more of I/O errors.
+func pauseReason(reason libvirt.DomainPausedReason) hypervisor.PauseReason {
 	switch reason {
 	case libvirt.DOMAIN_PAUSED_USER:
 		return hypervisor.PausedByUser
 	case libvirt.DOMAIN_PAUSED_IOERROR:
-		if starved(d) {
-			return hypervisor.PausedByNoSpace
-		}
 		return hypervisor.PausedByIO
 	}
 	return hypervisor.PausedByOther
 }
 
-// starved says that every disk with an error ran out of space.
+// starved says that every disk with an error ran out of space, by what libvirt
+// noted of the disks. That note outlives the lack, so alone it would prove nothing.
 func starved(d *libvirt.Domain) bool {
 	faulty, err := d.GetDiskErrors(0)
 	for _, disk := range faulty {

@@ -91,7 +91,7 @@ func (q *queue) deliver(ctx context.Context) {
 // event loop on borrowed arguments: they copy name and UUID, and neither free
 // anything nor call libvirtd.
 func (s *session) register(q *queue) error {
-	c := s.lines[ordinary]
+	c := s.events
 	tell := func(d *libvirt.Domain, kinds ...hypervisor.EventKind) {
 		name, err := d.GetName()
 		if err != nil {

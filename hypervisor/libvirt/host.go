@@ -112,7 +112,7 @@ func (h *Host) Events() <-chan hypervisor.Event { return h.events.out }
 
 // Info tells versions.
 func (h *Host) Info(ctx context.Context) (hypervisor.Info, error) {
-	info, err := call(ctx, h, ordinary, func(c *libvirt.Connect) (hypervisor.Info, error) {
+	info, err := call(ctx, h, reading, "", func(c *libvirt.Connect) (hypervisor.Info, error) {
 		name, err := c.GetHostname()
 		if err != nil {
 			return hypervisor.Info{}, err

@@ -8,14 +8,14 @@ import (
 
 // Suspend stops the guest's processors.
 func (h *Host) Suspend(ctx context.Context, id string) error {
-	return do(ctx, h, emergency, "suspend", id, func(d *libvirt.Domain) error {
+	return do(ctx, h, processors, "suspend", id, func(d *libvirt.Domain) error {
 		return unlessState(d, libvirt.DOMAIN_PAUSED, d.Suspend())
 	})
 }
 
 // Resume lets the guest's processors run.
 func (h *Host) Resume(ctx context.Context, id string) error {
-	return do(ctx, h, emergency, "resume", id, func(d *libvirt.Domain) error {
+	return do(ctx, h, processors, "resume", id, func(d *libvirt.Domain) error {
 		return unlessState(d, libvirt.DOMAIN_RUNNING, d.Resume())
 	})
 }

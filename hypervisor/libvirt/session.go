@@ -19,33 +19,27 @@ const (
 	keepAliveEvery = 2 // seconds
 	keepAliveCount = 3
 
-	// connectWithin is how long one attempt to connect may take. The client
-	// library waits for ever for a libvirtd that accepts and then says nothing.
+	// connectWithin is how long one attempt to connect may take before the log
+	// says so. The client library waits for ever for a libvirtd that accepts and
+	// then says nothing.
 	connectWithin = 10 * time.Second
 
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
 )
 
-// line is one of a session's two connections.
-type line int
-
-const (
-	// ordinary serves everything that may have to wait its turn.
-	ordinary line = iota
-	// emergency serves only what ends a guest's standstill (thaw, resume) or
-	// begins one on purpose: libvirtd works on only five calls of a connection
-	// at a time, and the ordinary ones may all be stuck.
-	emergency
-)
-
 // session is what lives from one connection to its loss. Never reused.
 type session struct {
-	lines [2]*libvirt.Connect
-	lost  chan struct{} // gets a word from either connection's close callback
-	over  chan struct{} // closed when the session is given up
-	undo  []func() error
-	calls sync.WaitGroup
+	uri string
+	// events carries nothing but events. Its loss is the session's.
+	events *libvirt.Connect
+	lost   chan struct{}   // gets a word from its close callback
+	ctx    context.Context // ends when the session is given up
+	giveUp context.CancelFunc
+	undo   []func() error
+	calls  sync.WaitGroup
+	lines  [len(places)]*pool
+	gates  gates
 }
 
 var loop struct {
@@ -118,12 +112,11 @@ func (h *Host) serve(ctx context.Context, s *session) {
 	h.mu.Lock()
 	h.session = nil
 	h.mu.Unlock()
-	close(s.over)
 	h.ended.Go(s.end)
 }
 
-// connect makes a new session. When libvirtd accepts and then says nothing, the
-// attempt cannot be called off; it is then left to end by itself.
+// connect makes a new session. While libvirtd accepts and then says nothing, the
+// attempt cannot be called off, and there is no second one beside it.
 func (h *Host) connect(ctx context.Context) (*session, error) {
 	type outcome struct {
 		session *session
@@ -134,8 +127,10 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 		s, err := h.dial()
 		done <- outcome{s, err}
 	}()
-	ctx, cancel := context.WithTimeoutCause(ctx, connectWithin, errors.New("no answer in time"))
-	defer cancel()
+	silent := time.AfterFunc(connectWithin, func() {
+		h.log.Warn("libvirt accepts connections and says nothing; waiting for it", "uri", h.uri)
+	})
+	defer silent.Stop()
 	select {
 	case o := <-done:
 		return o.session, o.err
@@ -150,53 +145,62 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 }
 
 func (h *Host) dial() (*session, error) {
-	s := &session{lost: make(chan struct{}, 1), over: make(chan struct{})}
-	for i := range s.lines {
-		if err := s.open(h.uri, line(i)); err != nil {
-			s.end()
-			return nil, err
-		}
+	s := &session{uri: h.uri, lost: make(chan struct{}, 1)}
+	s.ctx, s.giveUp = context.WithCancel(context.Background())
+	for which := range s.lines {
+		s.lines[which] = newPool(places[which])
 	}
-	if err := s.register(h.events); err != nil {
+	if err := s.listen(h.events); err != nil {
 		s.end()
 		return nil, err
 	}
 	return s, nil
 }
 
-// open makes one connection and watches over it.
-func (s *session) open(uri string, which line) error {
-	c, err := libvirt.NewConnect(uri)
-	if err != nil {
+// listen makes the connection for the events and watches over it.
+func (s *session) listen(q *queue) (err error) {
+	if s.events, err = open(s.uri); err != nil {
 		return err
 	}
-	s.lines[which] = c
-	if err := c.SetKeepAlive(keepAliveEvery, keepAliveCount); err != nil {
-		return err
-	}
-	err = c.RegisterCloseCallback(func(*libvirt.Connect, libvirt.ConnectCloseReason) {
+	err = s.events.RegisterCloseCallback(func(*libvirt.Connect, libvirt.ConnectCloseReason) {
 		select {
 		case s.lost <- struct{}{}:
 		default:
 		}
 	})
-	if err == nil {
-		s.undo = append(s.undo, c.UnregisterCloseCallback)
+	if err != nil {
+		return err
 	}
-	return err
+	s.undo = append(s.undo, s.events.UnregisterCloseCallback)
+	return s.register(q)
+}
+
+// open makes one connection.
+func open(uri string) (*libvirt.Connect, error) {
+	c, err := libvirt.NewConnect(uri)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetKeepAlive(keepAliveEvery, keepAliveCount); err != nil {
+		_, _ = c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // end waits for the calls still under way and gives the connections up. Of a
 // lost connection nothing can be taken back any more, which is no loss.
 func (s *session) end() {
+	s.giveUp()
 	s.calls.Wait()
 	for _, undo := range s.undo {
 		_ = undo()
 	}
-	for _, c := range s.lines {
-		if c != nil {
-			_, _ = c.Close()
-		}
+	if s.events != nil {
+		_, _ = s.events.Close()
+	}
+	for _, p := range s.lines {
+		p.close()
 	}
 }
 
@@ -212,78 +216,6 @@ func (h *Host) enter() (*session, error) {
 	}
 	h.session.calls.Add(1)
 	return h.session, nil
-}
-
-// call runs f on one of the connections. A call of libvirt cannot be called off:
-// when ctx ends, the caller goes on and f ends by itself, its outcome unknown.
-// The same when the session is over: of several calls under way when libvirtd
-// hangs, libvirt 9.0 frees only one.
-func call[T any](ctx context.Context, h *Host, which line, f func(*libvirt.Connect) (T, error)) (T, error) {
-	type outcome struct {
-		value T
-		err   error
-	}
-	var none T
-	if ctx.Err() != nil {
-		return none, fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, context.Cause(ctx))
-	}
-	s, err := h.enter()
-	if err != nil {
-		return none, err
-	}
-	done := make(chan outcome, 1)
-	go func() {
-		defer s.calls.Done()
-		value, err := f(s.lines[which])
-		done <- outcome{value, classify(s.lines[which], err)}
-	}()
-	select {
-	case o := <-done:
-		return o.value, o.err
-	case <-s.over:
-		return none, fmt.Errorf("%w: the connection to libvirt was lost", hypervisor.ErrUnavailable)
-	case <-ctx.Done():
-		return none, fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, context.Cause(ctx))
-	}
-}
-
-// on runs f on a domain.
-func on[T any](ctx context.Context, h *Host, which line, id string, f func(*libvirt.Domain) (T, error)) (T, error) {
-	if !isUUID(id) {
-		var none T
-		return none, fmt.Errorf("%w: %q is no UUID", hypervisor.ErrNotFound, id)
-	}
-	return call(ctx, h, which, func(c *libvirt.Connect) (T, error) {
-		d, err := c.LookupDomainByUUIDString(id)
-		if err != nil {
-			var none T
-			return none, err
-		}
-		defer d.Free()
-		value, err := f(d)
-		return value, whenOff(d, err)
-	})
-}
-
-// do is on without a value, and says what failed.
-func do(ctx context.Context, h *Host, which line, what, id string, f func(*libvirt.Domain) error) error {
-	_, err := on(ctx, h, which, id, func(d *libvirt.Domain) (struct{}, error) { return struct{}{}, f(d) })
-	if err != nil {
-		return fmt.Errorf("cannot %s domain %s: %w", what, id, err)
-	}
-	return nil
-}
-
-// whenOff tells a call that only an active domain can serve from other invalid
-// calls; libvirt has one code for both.
-func whenOff(d *libvirt.Domain, err error) error {
-	if !hasCode(err, libvirt.ERR_OPERATION_INVALID) {
-		return err
-	}
-	if active, e := d.IsActive(); e == nil && !active {
-		return fmt.Errorf("%w: %w", hypervisor.ErrOff, err)
-	}
-	return err
 }
 
 // isUUID says whether id has the form of a lower-case UUID. libvirt itself
