@@ -51,11 +51,6 @@ type Tx struct {
 // queries are the reads, the same inside and outside a transaction.
 type queries struct{ q querier }
 
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // ErrDamaged says that the record cannot be trusted.
 var ErrDamaged = errors.New("the database is damaged")
 
@@ -76,7 +71,13 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
 	reader.SetMaxOpenConns(4)
-	return &Store{queries: queries{reader}, writer: writer, reader: reader}, nil
+	return newStore(reader, writer), nil
+}
+
+func newStore(reader, writer *sql.DB) *Store {
+	s := &Store{writer: writer, reader: reader}
+	s.q = querier{reader, s.judge}
+	return s
 }
 
 // OpenReadOnly opens the database of a daemon that may be running, to read.
@@ -85,7 +86,7 @@ func OpenReadOnly(path string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
-	return &Store{queries: queries{reader}, reader: reader}, nil
+	return newStore(reader, nil), nil
 }
 
 func dsn(path string) string { return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas }
@@ -255,7 +256,7 @@ func (s *Store) Ping(ctx context.Context) error {
 		return *failed
 	}
 	var one int
-	return s.reader.QueryRowContext(ctx, "SELECT count(*) FROM promise").Scan(&one)
+	return s.q.QueryRowContext(ctx, "SELECT count(*) FROM promise").Scan(&one)
 }
 
 // Write runs do in one transaction. When Write returns nil everything do wrote is
@@ -267,9 +268,14 @@ func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
 	if failed := s.failed.Load(); failed != nil {
 		return *failed
 	}
-	err := s.write(ctx, do)
+	return s.judge(s.write(ctx, do))
+}
+
+// judge notes an error after which nothing may be written any more, and says so.
+// Reads are judged too: when a file system fails, they often are the first to tell.
+func (s *Store) judge(err error) error {
 	var e *sqlite.Error
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) || isFull(e) {
 		return err
 	}
 	switch e.Code() & 0xff {
@@ -287,7 +293,7 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	defer tx.Rollback()
-	if err := do(&Tx{queries: queries{tx}, tx: tx}); err != nil {
+	if err := do(&Tx{queries: queries{querier{tx, asItIs}}, tx: tx}); err != nil {
 		return plain(err)
 	}
 	return plain(failpoint.Around(ctx, "commit", tx.Commit))
@@ -300,9 +306,10 @@ func plain(err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	switch e.Code() & 0xff {
-	case sqlite3.SQLITE_FULL:
+	if isFull(e) {
 		return vps.Errorf(vps.CodeInsufficientSpace, "the file system of the daemon's state directory is full").Because(err)
+	}
+	switch e.Code() & 0xff {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
 		return vps.Errorf(vps.CodeHypervisorUnavailable, "the daemon's database is locked by another program").
 			WithRemedy("end the program that has the database open, then try again").Because(err)
@@ -313,7 +320,13 @@ func plain(err error) error {
 // IsFull says that there was no room for what was to be written.
 func IsFull(err error) bool {
 	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+	return errors.As(err, &e) && isFull(e)
+}
+
+// isFull says so also of the shared index of the log, which SQLite has another
+// code for; it is never what has to be durable.
+func isFull(e *sqlite.Error) bool {
+	return e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE
 }
 
 // IsUnique says that err is a violated uniqueness rule.
@@ -342,8 +355,44 @@ func (t *Tx) execOne(ctx context.Context, query string, args ...any) error {
 // scanner is a row, alone or of many.
 type scanner interface{ Scan(dest ...any) error }
 
+// querier asks the database, inside or outside a transaction, and has judge see
+// every error.
+type querier struct {
+	on interface {
+		QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	}
+	judge func(error) error
+}
+
+// asItIs judges nothing: of a transaction, Write judges the outcome.
+func asItIs(err error) error { return err }
+
+func (q querier) QueryContext(ctx context.Context, query string, args ...any) (judgedRows, error) {
+	rows, err := q.on.QueryContext(ctx, query, args...)
+	return judgedRows{rows, q.judge}, q.judge(err)
+}
+
+func (q querier) QueryRowContext(ctx context.Context, query string, args ...any) scanner {
+	return judgedRow{q.on.QueryRowContext(ctx, query, args...), q.judge}
+}
+
+type judgedRow struct {
+	*sql.Row
+	judge func(error) error
+}
+
+func (r judgedRow) Scan(dest ...any) error { return r.judge(r.Row.Scan(dest...)) }
+
+type judgedRows struct {
+	*sql.Rows
+	judge func(error) error
+}
+
+func (r judgedRows) Err() error { return r.judge(r.Rows.Err()) }
+
 // collect reads all rows with scan.
-func collect[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) ([]T, error) {
+func collect[T any](rows judgedRows, err error, scan func(scanner) (T, error)) ([]T, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -172,8 +172,9 @@ func TestDamagedIsRefused(t *testing.T) {
 	}
 }
 
-// TestDamageStopsTheWriting: damage that is come upon later.
-func TestDamageStopsTheWriting(t *testing.T) {
+// damaged is an open database that something else has written zeros into.
+func damaged(t *testing.T) *Store {
+	t.Helper()
 	s, path := fresh(t)
 	write(t, s, func(tx *Tx) error { return tx.AddMessage(ctx, vps.Message{Text: strings.Repeat("x", 100_000)}) })
 	if _, err := s.writer.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
@@ -194,15 +195,28 @@ func TestDamageStopsTheWriting(t *testing.T) {
 	if _, err := s.writer.ExecContext(ctx, "PRAGMA shrink_memory"); err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// TestDamageStopsTheWriting: damage that is come upon later, in a write or, as
+// when the file system fails, in a read.
+func TestDamageStopsTheWriting(t *testing.T) {
 	insert := func(tx *Tx) error { return tx.AddMessage(ctx, vps.Message{Text: "new"}) }
-	if err := s.Write(ctx, insert); vps.CodeOf(err) != vps.CodeInternal {
-		t.Fatalf("written into a damaged file: %v", err)
-	}
-	if err := s.Write(ctx, func(*Tx) error { return nil }); err == nil {
-		t.Error("it still writes")
-	}
-	if s.Ping(ctx) == nil {
-		t.Error("it says that it is well")
+	for name, find := range map[string]func(s *Store) error{
+		"write": func(s *Store) error { return s.Write(ctx, insert) },
+		"read":  func(s *Store) error { _, err := s.OpenOptions(ctx); return err },
+		"row":   func(s *Store) error { _, err := s.Operation(ctx, "op-1"); return err },
+	} {
+		s := damaged(t)
+		if err := find(s); vps.CodeOf(err) != vps.CodeInternal {
+			t.Fatalf("%s: in a damaged file: %v", name, err)
+		}
+		if err := s.Write(ctx, func(*Tx) error { return nil }); err == nil {
+			t.Errorf("%s: it still writes", name)
+		}
+		if s.Ping(ctx) == nil {
+			t.Errorf("%s: it says that it is well", name)
+		}
 	}
 }
 
