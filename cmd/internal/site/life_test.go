@@ -26,7 +26,9 @@ func newHost(t *testing.T, config string) *host {
 
 func openHost(t *testing.T, o site.Options) *host {
 	t.Helper()
-	o.BinDir = binDir
+	if o.BinDir == "" {
+		o.BinDir = binDir
+	}
 	s, err := site.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
