@@ -34,7 +34,7 @@ test: deps
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -count=1 -tags failpoints -run 'Failpoint|EveryEffect' ./daemon
-	$(GO) run ./cmd/vpssnap-torture -minutes 2 -kills 25
+	$(GO) run ./cmd/vpssnap-torture -minutes 2 -kills 100
 
 torture: build
 	build/vpssnap-torture -minutes $(MINUTES) -seed $(SEED)

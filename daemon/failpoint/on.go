@@ -3,8 +3,10 @@
 package failpoint
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -15,16 +17,11 @@ import (
 // Enabled says whether this program was built with failpoints.
 const Enabled = true
 
-// Variable names the environment variable that arms the points: "NAME" or
-// "NAME:N" kills the process at the N-th visit of that point, "*:N" at the N-th
-// visit of any. A file named by Variable+"_LOG" gets a line for each visit.
-const Variable = "VPSSNAP_FAILPOINT"
-
 var (
 	mu      sync.Mutex
 	armed   = parse(os.Getenv(Variable))
+	socket  = os.Getenv(Variable + "_SOCKET")
 	visits  = map[string]int{}
-	log     = openLog(os.Getenv(Variable + "_LOG"))
 	observe func(ctx context.Context, name string)
 )
 
@@ -42,17 +39,6 @@ func parse(text string) arming {
 	return arming{name, at}
 }
 
-func openLog(path string) *os.File {
-	if path == "" {
-		return nil
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil
-	}
-	return f
-}
-
 // Observe makes f be told of every visit, nil nobody. For tests within the process.
 func Observe(f func(ctx context.Context, name string)) {
 	mu.Lock()
@@ -66,20 +52,45 @@ func Hit(ctx context.Context, effect, when string) {
 	mu.Lock()
 	visits[name]++
 	visits["*"]++
-	die := armed.name != "" && (armed.name == name || armed.name == "*") && visits[armed.name] == armed.at
-	if log != nil {
-		fmt.Fprintln(log, name)
+	strike := armed.name != "" && (armed.name == name || armed.name == "*") && visits[armed.name] == armed.at
+	if strike {
+		armed = arming{}
 	}
 	told := observe
 	mu.Unlock()
 	if told != nil {
 		told(ctx, name)
 	}
-	if die {
+	switch {
+	case !strike:
+	case socket != "":
+		hold(name)
+	default:
 		// As sudden as it gets: no deferred call runs, no buffer is written.
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
+}
+
+// hold tells that name is visited and stands still until the answer, which arms
+// the next point. When nobody listens any more there is nothing to wait for.
+func hold(name string) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintln(conn, name); err != nil {
+		return
+	}
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	armed = parse(strings.TrimSpace(answer))
+	clear(visits)
 }
 
 // Around visits the points before and after an effect.

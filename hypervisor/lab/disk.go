@@ -34,7 +34,8 @@ type DiskSpec struct {
 	// Extra is XML put into <disk> as it is.
 	Extra string
 
-	direct bool // the file system knows O_DIRECT
+	direct       bool // the file system knows O_DIRECT
+	writeThrough bool // each write is flushed before it is acknowledged
 }
 
 // Bus is the bus that the target's name stands for.
@@ -53,7 +54,12 @@ func (d DiskSpec) Bus() string {
 // Cache is the cache mode: none, as on a real host, or "" for the default where
 // the file system cannot do that.
 func (d DiskSpec) Cache() string {
-	if d.direct && d.Path != "" {
+	switch direct := d.direct && d.Path != ""; {
+	case direct && d.writeThrough:
+		return "directsync"
+	case d.writeThrough:
+		return "writethrough"
+	case direct:
 		return "none"
 	}
 	return ""

@@ -30,6 +30,10 @@ type Spec struct {
 	// UEFI gives the guest firmware with variables in ImageDir()/<name>-nvram.fd.
 	// Without OS such a guest keeps a processor busy: suspend it when that hurts.
 	UEFI bool
+	// Recorder boots a program of one sector that writes and acknowledges records
+	// on every disk; the disks are at least RecorderDisk. guest/recorder.s has what
+	// it prints in ConsoleFile.
+	Recorder bool
 	// VNCPassword, when set, gives the guest a screen with this secret.
 	VNCPassword string
 	// Extra is XML put into <domain>, Devices into <devices>, both as they are.
@@ -49,6 +53,10 @@ func (l *Lab) DomainXML(ctx context.Context, s Spec) (string, error) {
 	}
 	if d.MemoryMiB == 0 {
 		d.MemoryMiB = 32
+	}
+	if s.Recorder {
+		prepareRecorder(&d.Spec)
+		d.Console = l.ConsoleFile(s.Name)
 	}
 	if s.OS {
 		boot, err := Build(ctx, l.cacheDir)
@@ -78,10 +86,15 @@ func (l *Lab) DefineDomain(ctx context.Context, s Spec) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, d := range s.Disks {
+	for i, d := range s.Disks {
 		l.complete(s.Name, &d)
 		if err := d.create(ctx); err != nil {
 			return "", fmt.Errorf("cannot make disk %s of %s: %w", d.Target, s.Name, err)
+		}
+		if s.Recorder && i == 0 {
+			if err := l.installRecorder(ctx, d); err != nil {
+				return "", fmt.Errorf("cannot make %s bootable: %w", s.Name, err)
+			}
 		}
 	}
 	if err := l.DefineXML(ctx, text); err != nil {
@@ -176,8 +189,10 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
 {{- end}}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
-{{- if .OS}}
+{{- if .Console}}
     <serial type='file'><source path='{{x .Console}}' append='on'/><target port='0'/></serial>
+{{- end}}
+{{- if .OS}}
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
 {{- end}}
 {{- if .VNC}}

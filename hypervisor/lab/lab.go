@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -275,7 +276,12 @@ func (l *Lab) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	for {
-		_, err := l.Virsh(ctx, "version")
+		// The socket first: to start virsh for nothing costs more than to wait.
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", l.socket())
+		if err == nil {
+			conn.Close()
+			_, err = l.Virsh(ctx, "version")
+		}
 		if err == nil {
 			return nil
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -43,7 +44,9 @@ type Site struct {
 	Client  *client.Client
 	options Options
 	dir     string
-	daemon  *process
+
+	mu     sync.Mutex // one campaign's parts ask for the daemon side by side
+	daemon *process
 }
 
 // Build builds the programs into dir.
@@ -116,6 +119,9 @@ func (s *Site) StateDir() string {
 	return filepath.Join(s.dir, "state")
 }
 
+// Database is the daemon's record.
+func (s *Site) Database() string { return filepath.Join(s.StateDir(), "vpssnapd.db") }
+
 // Socket is where the daemon answers.
 func (s *Site) Socket() string { return filepath.Join(s.dir, "api.sock") }
 
@@ -138,9 +144,13 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 	if s.options.Env != nil {
 		cmd.Env = append(os.Environ(), s.options.Env()...)
 	}
-	if s.daemon, err = start(cmd); err != nil {
+	p, err := start(cmd)
+	if err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
+	s.mu.Lock()
+	s.daemon = p
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	for {
@@ -148,8 +158,8 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-s.daemon.ended:
-			return fmt.Errorf("the daemon ended at its start: %w\n%s", s.daemon.err, s.DaemonLog())
+		case <-p.ended:
+			return fmt.Errorf("the daemon ended at its start: %w\n%s", p.err, s.DaemonLog())
 		case <-ctx.Done():
 			return fmt.Errorf("the daemon does not answer\n%s", s.DaemonLog())
 		case <-time.After(20 * time.Millisecond):
@@ -173,16 +183,22 @@ func (s *Site) DaemonLog() string {
 }
 
 // DaemonPID is the daemon's process.
-func (s *Site) DaemonPID() int { return s.daemon.cmd.Process.Pid }
+func (s *Site) DaemonPID() int { return s.process().cmd.Process.Pid }
 
 // DaemonEnded is closed when the daemon's process has ended.
-func (s *Site) DaemonEnded() <-chan struct{} { return s.daemon.ended }
+func (s *Site) DaemonEnded() <-chan struct{} { return s.process().ended }
 
 // KillDaemon ends the daemon without a chance to do anything.
-func (s *Site) KillDaemon() error { return s.daemon.end(syscall.SIGKILL) }
+func (s *Site) KillDaemon() error { return s.process().end(syscall.SIGKILL) }
 
 // StopDaemon asks the daemon to end and waits for it.
-func (s *Site) StopDaemon() error { return s.daemon.end(syscall.SIGTERM) }
+func (s *Site) StopDaemon() error { return s.process().end(syscall.SIGTERM) }
+
+func (s *Site) process() *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.daemon
+}
 
 // CLI runs vpssnap on this site.
 func (s *Site) CLI(ctx context.Context, args ...string) (stdout, stderr string, code int) {
@@ -215,10 +231,21 @@ func (s *Site) OurFiles() ([]string, error) {
 // Close ends the daemon, the guests and libvirtd.
 func (s *Site) Close() error {
 	var err error
-	if s.daemon != nil {
-		err = s.daemon.end(syscall.SIGTERM)
+	if p := s.process(); p != nil {
+		err = p.end(syscall.SIGTERM)
 	}
 	return errors.Join(err, s.Lab.Close())
+}
+
+// DaemonKilled says that the daemon's process was ended by SIGKILL, and by
+// nothing of its own. It is to be asked when DaemonEnded is closed.
+func (s *Site) DaemonKilled() bool {
+	var exit *exec.ExitError
+	if !errors.As(s.process().err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
 // process is a child that dies with us.
