@@ -17,6 +17,7 @@ type campaign struct {
 	site    *site.Site
 	striker *striker
 	victims []*victim
+	os      *osGuest // nil until its first round
 	rounds  int
 	took    time.Duration
 	spent   map[string]time.Duration // by what a round consists of
@@ -50,7 +51,15 @@ func (c *campaign) run(parent context.Context, limit time.Duration, kills int) e
 			break
 		}
 		p := draw(c.seed, c.rounds+1, len(c.victims))
-		if err = c.round(ctx, p); err != nil {
+		round, started := c.round, time.Now()
+		if c.rounds%osEvery == osFirst {
+			round = c.osRound
+		}
+		err = round(ctx, p)
+		if c.rounds%osEvery == osFirst {
+			c.spent["the guest with an operating system"] += time.Since(started)
+		}
+		if err != nil {
 			err = c.explain(ctx, p, err)
 			break
 		}

@@ -50,7 +50,11 @@ func (c *campaign) expectedFiles(ctx context.Context) (map[string]bool, error) {
 	for _, name := range decoys {
 		want[name] = true
 	}
-	for _, v := range c.victims {
+	all := c.victims
+	if c.os != nil {
+		all = append(slices.Clone(all), c.os.victim)
+	}
+	for _, v := range all {
 		for _, base := range v.bases {
 			want[filepath.Base(base.path)] = true
 		}

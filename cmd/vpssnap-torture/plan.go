@@ -117,9 +117,9 @@ func (t turn) kind(v *victim) string {
 	return kinds[t.dice%len(kinds)]
 }
 
-// forTakes is how many strikes a round of nothing but takes gets: each may end
-// them all, and without a snapshot there is nothing else to do.
-const forTakes = 3
+// forTakes is how many strikes a round of nothing but takes gets at most: each may
+// end them all, and without a snapshot there is nothing else to do.
+const forTakes = 1
 
 // allowed are the strikes that a round gets.
 func allowed(strikes []strike, works []*work) []strike {

@@ -76,4 +76,7 @@ func (c *campaign) report() {
 	for _, outcome := range slices.Sorted(maps.Keys(c.outcomes)) {
 		fmt.Printf("%6d  %s\n", c.outcomes[outcome], outcome)
 	}
+	if c.os != nil {
+		fmt.Printf("of these, of the guest with an operating system: %v\n", c.os.done)
+	}
 }
