@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -71,10 +72,10 @@ func FuzzAgent(f *testing.F) {
 	f.Add([]byte{agentAgrees, agentLies, agentRefuses, agentRefuses}, strings.Repeat("x", 1<<16), uint8(2))
 	policies := []vps.Quiesce{vps.QuiescePrefer, vps.QuiesceRequire, vps.QuiesceNever}
 	f.Fuzz(func(t *testing.T, script []byte, says string, policy uint8) {
-		w := newWorld(t, nil)
+		w := newWorld(t, func(c *daemon.Config) { c.AgentWait = 0 })
 		id := w.vps("web1", hypervisor.Running)
 		w.write(id, "vda", 0, 'a')
-		agent := &scriptedAgent{script: script[:min(len(script), 6)], says: marker + says, way: map[string]int{}}
+		agent := &scriptedAgent{script: script[:min(len(script), 4)], says: marker + says, way: map[string]int{}}
 		w.host.SetHook(agent.hook)
 		quiesce := policies[int(policy)%len(policies)]
 		op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{Quiesce: quiesce}, operator))

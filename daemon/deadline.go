@@ -135,6 +135,8 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 		if err := d.releaseOption(ctx, vpsID, true); err != nil {
 			d.Logger.Error("option not released", "vps", vpsID, "error", err)
 		}
+	case vps.CodeOf(err) == vps.CodeOperationInProgress:
+		d.expiryTries.forget(vpsID) // the end of that operation is the next occasion
 	case err != nil:
 		d.Logger.Warn("snapshot of an ended option not deleted", "vps", vpsID, "error", err)
 	}

@@ -4,3 +4,13 @@ import "context"
 
 // LookAtSpace looks at the file systems once, as watchSpace does by itself.
 func (d *Daemon) LookAtSpace(ctx context.Context) { d.lookAtSpace(ctx) }
+
+// Waiting counts who has the lock of a VPS, or waits for it.
+func (d *Daemon) Waiting(id string) int {
+	d.locks.mu.Lock()
+	defer d.locks.mu.Unlock()
+	if l := d.locks.held[id]; l != nil {
+		return l.users
+	}
+	return 0
+}

@@ -72,6 +72,7 @@ type history struct {
 	acts    map[string][]act         // by VPS
 	ended   map[string]time.Duration // when each operation was seen to have ended
 	watched map[string]bool
+	parked  map[string]bool
 	cancels map[string][]bool // of an operation: accepted or not
 	kills   []time.Duration
 	written map[string]*[cells]byte // the last value of each cell, by VPS
@@ -90,7 +91,7 @@ type act struct {
 
 func makeHistory(t *testing.T, seed uint64) tally {
 	h := &history{world: newWorld(t, nil), began: time.Now(), stop: make(chan struct{}), acts: map[string][]act{}, ended: map[string]time.Duration{},
-		watched: map[string]bool{}, cancels: map[string][]bool{}, written: map[string]*[cells]byte{}}
+		watched: map[string]bool{}, parked: map[string]bool{}, cancels: map[string][]bool{}, written: map[string]*[cells]byte{}}
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for i := range 2 + rng.IntN(2) {
 		id := h.vps(fmt.Sprintf("web%d", i+1), hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib}, hypervisor.Disk{Target: "vdb", SizeBytes: mib, Format: "raw"})
@@ -169,11 +170,16 @@ func (h *history) slowDown(rng *rand.Rand) {
 }
 
 func slow(ctx context.Context, _, _ string) error {
-	if rand.IntN(4) == 0 {
-		select {
-		case <-time.After(time.Duration(rand.IntN(3000)) * time.Microsecond):
-		case <-ctx.Done():
-		}
+	limit := 0
+	switch n := rand.IntN(100); {
+	case n == 0:
+		limit = 150_000
+	case n < 25:
+		limit = 3000
+	}
+	select {
+	case <-time.After(time.Duration(rand.IntN(limit+1)) * time.Microsecond):
+	case <-ctx.Done():
 	}
 	return nil
 }
@@ -348,18 +354,25 @@ func (h *history) await(op string, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(h.life, limit)
 	defer cancel()
 	found, err := h.daemon.WaitOperation(ctx, op, limit)
-	if err == nil && found.Status == vps.StatusNeedsAttention && !h.dying.Load() {
-		h.t.Errorf("operation %s needs attention: %+v", op, found.Error)
+	if err == nil && found.Status == vps.StatusNeedsAttention {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.parked[op] {
+			h.t.Errorf("%s %s needs attention: %+v", found.Kind, op, found.Error)
+		}
+		h.parked[op] = true
+		return true
 	}
 	return err == nil && found.Status.Final()
 }
 
-// cancel cancels the newest operation of a VPS.
+// cancel cancels the newest operation of a VPS. Not a deletion by expiry, which
+// would then be tried again only after minutes.
 func (h *history) cancel(id string) {
 	h.alive.RLock()
 	defer h.alive.RUnlock()
 	page, err := h.daemon.Operations(h.life, vps.OperationQuery{VPS: id, Limit: 1})
-	if err != nil || len(page.Operations) == 0 {
+	if err != nil || len(page.Operations) == 0 || page.Operations[0].Actor.Way == vps.WayExpiry {
 		return
 	}
 	op := page.Operations[0].ID

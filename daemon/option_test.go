@@ -346,3 +346,39 @@ func TestOptionEndsWhileATakeIsAskedFor(t *testing.T) {
 	}
 	w.clean(id)
 }
+
+// TestExpiryThatFindsTheVPSBusy: the snapshot of an ended option goes as soon as
+// what came before its deletion has ended, not only with the next regular try.
+func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.take(id, vps.TakeRequest{})
+	snap := w.snapshot(id)
+	asking, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	type asker struct{}
+	w.host.SetHook(func(ctx context.Context, point, _ string) error {
+		if ctx.Value(asker{}) != nil && point == "Stat.before" { // the restore has the lock, and is not recorded yet
+			once.Do(func() { close(asking); <-goOn })
+		}
+		return nil
+	})
+	var both sync.WaitGroup
+	both.Go(func() {
+		op, err := w.daemon.Restore(context.WithValue(ctx, asker{}, true), id, vps.RestoreRequest{Confirm: snap.ID}, operator)
+		if err != nil {
+			t.Errorf("the restore %s: %v", op.ID, err)
+		}
+	})
+	<-asking
+	before := w.daemon.Waiting(id)
+	both.Go(func() {
+		if _, err := w.daemon.CancelOption(ctx, id, true, operator); err != nil {
+			t.Error(err)
+		}
+	})
+	w.eventually("the deletion waits for its turn", func() bool { return w.daemon.Waiting(id) > before })
+	close(goOn)
+	both.Wait()
+	w.eventually("the snapshot is deleted", func() bool { return !hasSnapshot(w, id) })
+}
