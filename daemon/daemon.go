@@ -64,6 +64,7 @@ type Daemon struct {
 	wg        sync.WaitGroup
 	locks     keyedMutex
 	names     *names
+	suspended sync.Map // by id, the guests that this process has suspended
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
@@ -114,7 +115,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)
 	d.runner = operation.New(operation.Config{
 		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
-		Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
+		Failed: d.letRunMeanwhile, Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
 	})
 	return d, nil
 }

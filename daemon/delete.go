@@ -313,6 +313,7 @@ func (d *Daemon) suspendForPivot(ctx context.Context, r *operation.Run, dom hype
 	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
 		return err
 	}
+	d.suspended.Store(dom.ID, true)
 	if err := d.Config.Host.Suspend(ctx, dom.ID); err != nil {
 		return d.pivotLater(ctx, r, err)
 	}

@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -206,7 +207,7 @@ func TestNoGuestStandsStillWhenTheDaemonStops(t *testing.T) {
 	w.merged(id)
 }
 
-// TestPivotRefused again and again (row 17): the overlays are kept, the guest
+// TestPivotRefused again and again (FAULTS row 17): the overlays are kept, the guest
 // runs, and an operator is asked.
 func TestPivotRefused(t *testing.T) {
 	w := newWorld(t, nil)
@@ -323,4 +324,33 @@ func TestCustomersSeeNoPaths(t *testing.T) {
 	if detail := page.Messages[0].Detail; !strings.Contains(detail, w.host.ImageDir()) {
 		t.Errorf("the operator does not read which files it is about: %q", detail)
 	}
+}
+
+// TestRecordLockedAtTheEnd: the record of a delete cannot be written any more
+// when all its disks have pivoted. The guest, which was suspended for that, runs on
+// while the daemon waits.
+func TestRecordLockedAtTheEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.readyToDelete()
+	other, err := sql.Open("sqlite", "file:"+filepath.Join(w.stateDir, "vpssnapd.db")+"?_txlock=immediate")
+	w.must(err)
+	defer other.Close()
+	var lock *sql.Tx
+	locked := make(chan struct{})
+	w.once("PointDisks.after", func() {
+		lock, err = other.BeginTx(ctx, nil)
+		close(locked)
+	})
+	op, errDelete := w.daemon.Delete(ctx, id, operator)
+	w.must(errDelete)
+	<-locked
+	w.must(err)
+	if got := w.state(id); got != hypervisor.Paused {
+		t.Errorf("before the record the guest is %s", got)
+	}
+	w.eventually("the guest runs", func() bool { return w.state(id) == hypervisor.Running })
+	w.must(lock.Rollback())
+	w.done(op, nil)
+	w.standsAs(id, hypervisor.Running)
+	w.merged(id)
 }

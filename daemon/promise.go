@@ -123,6 +123,7 @@ func (d *Daemon) keepResume(ctx context.Context, id string) error {
 	if err != nil && !errors.Is(err, hypervisor.ErrOff) && !errors.Is(err, hypervisor.ErrNotFound) {
 		return fmt.Errorf("guest not resumed: %w", err)
 	}
+	d.suspended.Delete(id)
 	return d.kept(ctx, id, store.PromiseResume)
 }
 
@@ -132,6 +133,9 @@ func (d *Daemon) mayRun(ctx context.Context, id string) error {
 	dom, err := d.inventory.domain(ctx, id)
 	if err != nil || !dom.Persistent {
 		return err // without a definition there is no next boot to take the wrong disk
+	}
+	if nextBootIsTheSame(dom) {
+		return nil // whether or not the record can be read
 	}
 	snap, err := d.store.CurrentSnapshot(ctx, id)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -150,6 +154,30 @@ func (d *Daemon) mayRun(ctx context.Context, id string) error {
 		return nil
 	}
 	return d.Config.Host.PointDisks(ctx, id, bases)
+}
+
+// nextBootIsTheSame says that the next boot will use the images that QEMU uses now.
+func nextBootIsTheSame(dom hypervisor.Domain) bool {
+	for _, disk := range dom.Disks {
+		if next, ok := diskOf(dom.PersistentDisks, disk.Target); !ok || next.Path != disk.Path {
+			return false
+		}
+	}
+	return true
+}
+
+// letRunMeanwhile resumes the guest of an operation that has failed at something
+// and will try it again: when the host's root file system is full neither the
+// definition nor the record can be written, and that may last for days.
+func (d *Daemon) letRunMeanwhile(ctx context.Context, op vps.Operation) {
+	_, ours := d.suspended.Load(op.VPS)
+	owed, err := d.store.HasPromise(ctx, op.VPS, store.PromiseResume)
+	if !ours && (err != nil || !owed) {
+		return
+	}
+	if err := d.keepResume(ctx, op.VPS); err != nil {
+		d.Logger.Warn("guest may stand still while an operation waits", "operation", op.ID, "vps", op.VPSName, "error", err)
+	}
 }
 
 // letGo keeps what an operation still owes its guest when its run is over: it

@@ -33,6 +33,9 @@ type Config struct {
 	Unavailable func(error) bool
 	// Explain turns an error into what a caller may read.
 	Explain func(op vps.Operation, err error) *vps.Error
+	// Failed is called when a step failed or cannot be recorded, before that is
+	// tried again, for whatever must not wait so long.
+	Failed func(ctx context.Context, op vps.Operation)
 	// Ended is called when a run is over, for whatever it still holds.
 	Ended  func(op vps.Operation)
 	Logger *slog.Logger
@@ -293,6 +296,7 @@ func (r *Run) forward(ctx context.Context, plan Plan, at int) {
 			continue
 		}
 		r.staged, r.again = nil, true // of a step that is not done nothing is recorded
+		r.runner.Failed(ctx, r.Op)
 		if at = r.failed(ctx, plan, at, err, &t); at < 0 || pause(ctx, max(t.step, t.back)) != nil {
 			return
 		}
@@ -455,6 +459,7 @@ func (r *Run) save(ctx context.Context, statusChanged bool) bool {
 			return true
 		}
 		r.runner.Logger.Error("operation cannot be recorded", "operation", r.Op.ID, "vps", r.Op.VPSName, "error", err)
+		r.runner.Failed(ctx, r.Op)
 		if pause(ctx, try) != nil {
 			return false
 		}

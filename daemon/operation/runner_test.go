@@ -58,6 +58,7 @@ func (b *bench) open() {
 		Explain: func(_ vps.Operation, err error) *vps.Error {
 			return vps.Errorf(vps.CodeInternal, "%v", err)
 		},
+		Failed: func(context.Context, vps.Operation) {},
 		Ended:  func(vps.Operation) {},
 		Logger: slog.New(slog.DiscardHandler),
 		Now:    time.Now,
