@@ -19,6 +19,11 @@ var expiry = vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry}
 // when none seems near: the clock may have been set.
 const deadlineCheck = time.Minute
 
+// noticedLate is how late the end of an option may be noticed without its grace
+// becoming longer for that. After a long stop, or when the clock was set forward,
+// the grace begins when the customer can read of it, and not in the past.
+const noticedLate = time.Hour
+
 // watchDeadlines does what time brings: options end, graces end, undos end. All
 // deadlines are stored as points in time, so it does not matter when the daemon
 // was down, and a clock that goes backwards only makes everything last longer.
@@ -96,7 +101,11 @@ func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) err
 		if !over(*o) {
 			return false // renewed meanwhile
 		}
-		until := o.EndsAt.Add(d.Grace)
+		from := *o.EndsAt
+		if now.Sub(from) > noticedLate {
+			from = now
+		}
+		until := from.Add(d.Grace)
 		o.GraceUntil = &until
 		return true
 	})

@@ -245,6 +245,26 @@ func TestExpiryWaitsForAnOperation(t *testing.T) {
 	w.clean(id)
 }
 
+// TestClockSetForward: the grace begins when the end is noticed, not in the past.
+func TestClockSetForward(t *testing.T) {
+	w, id, now := newcomer(t)
+	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: after(now, 10*time.Hour)}, vps.OptionActive)
+	w.write(id, "vda", 0, 'a')
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'b')
+	future := now.Add(10_000 * time.Hour)
+	w.setClock(future)
+	w.becomes(id, vps.OptionGrace)
+	if until := w.option(id).GraceUntil; until == nil || !until.Equal(future.Add(24*time.Hour)) || !hasSnapshot(w, id) {
+		t.Errorf("grace until %v, the clock says %v", until, future)
+	}
+	w.restore(id)
+	w.sees(id, "vda", 0, 'a')
+	w.setClock(future.Add(24 * time.Hour))
+	w.becomes(id, vps.OptionReleased)
+	w.clean(id)
+}
+
 // TestClockSetBack: everything lasts longer, and nothing is lost or comes back.
 func TestClockSetBack(t *testing.T) {
 	w, id, now := newcomer(t)
