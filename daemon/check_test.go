@@ -107,7 +107,7 @@ func TestNoFalseAlarm(t *testing.T) {
 	}
 }
 
-// TestFilesOfASnapshot (row 32): a snapshot whose files are missing or replaced is
+// TestFilesOfASnapshot (FAULTS row 32): a snapshot whose files are missing or replaced is
 // broken, says what is missing, and is available again when they are back.
 func TestFilesOfASnapshot(t *testing.T) {
 	cases := []struct {

@@ -127,7 +127,7 @@ var crashCases = []crashCase{
 
 // TestKilledAnywhere kills the daemon before and after every single thing that
 // each operation does to the host, and checks what a new daemon makes of it
-// (FAULTS rows 1 to 12): old or new, whole, nothing left behind, the guest as it was.
+// (FAULTS rows 1-12): old or new, whole, nothing left behind, the guest as it was.
 func TestKilledAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
@@ -149,7 +149,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
-// TestGuestAndDaemonKilledAnywhere kills QEMU together with the daemon (rows 18 to 20).
+// TestGuestAndDaemonKilledAnywhere kills QEMU together with the daemon (FAULTS rows 18-20).
 func TestGuestAndDaemonKilledAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		t.Run(c.name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestGuestAndDaemonKilledAnywhere(t *testing.T) {
 }
 
 // TestLibvirtLostAnywhere takes libvirt away at every point, with the daemon
-// alive, and brings it back (rows 14 and 15).
+// alive, and brings it back (FAULTS rows 14-15).
 func TestLibvirtLostAnywhere(t *testing.T) {
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {

@@ -19,7 +19,7 @@ func (w *world) awaits(id string, state vps.SnapshotState) string {
 	return w.snapshot(id).Reason
 }
 
-// TestBroken: a file of the snapshot is gone, replaced or written to (row 32).
+// TestBroken: a file of the snapshot is gone, replaced or written to (FAULTS row 32).
 // That is named, nothing is done to the VPS, and it heals when the cause does.
 func TestBroken(t *testing.T) {
 	const base, overlay = "web1-vda.qcow2", "web1-vda.qcow2.vpssnap-"
@@ -99,7 +99,7 @@ func touch(_ *world, base, _ string) error {
 }
 
 // TestPowerCutTurnsTimeBack: the base's content is durable at a take, the time
-// of its last change is not, and goes back at a power cut (row 23).
+// of its last change is not, and goes back at a power cut (FAULTS row 23).
 func TestPowerCutTurnsTimeBack(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Off)

@@ -38,3 +38,31 @@ func TestMergeIsWatchedCalmly(t *testing.T) {
 	w.must(w.host.FinishMerge(id, "vda"))
 	w.done(op, nil)
 }
+
+// TestFullProgressIsNoEnd: libvirt says that all is copied before it says that
+// the merge is ready (FAULTS row 16). Until it does, the guest is left in peace.
+func TestFullProgressIsNoEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.write(id, "vda", 0, 'a')
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'b')
+	const ready = 4 // the answer that is the first to say so; the one before it says full
+	w.host.MergeReadyAfter(ready - 1)
+	var answers atomic.Int32
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		switch n := answers.Load(); {
+		case point == "MergeJob.after":
+			answers.Add(1)
+		case (point == "Suspend.before" || point == "Pivot.before") && n < ready:
+			t.Errorf("%s after %d answers", point, n)
+		}
+		return nil
+	})
+	w.delete(id)
+	if answers.Load() < ready {
+		t.Errorf("the merge was asked for %d times", answers.Load())
+	}
+	w.sees(id, "vda", 0, 'b')
+	w.clean(id)
+}

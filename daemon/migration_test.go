@@ -30,7 +30,7 @@ func (w *world) letGo(id string) {
 }
 
 // TestMigratedAway: the record goes, every file stays, and nothing is done to what
-// the migration left behind (row 31).
+// the migration left behind (FAULTS row 31).
 func TestMigratedAway(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)

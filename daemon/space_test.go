@@ -9,7 +9,7 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// TestHeadroom (row 25): a take is refused below the headroom, with the numbers.
+// TestHeadroom (FAULTS row 25): a take is refused below the headroom, with the numbers.
 func TestHeadroom(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
 	id := w.vps("web1", hypervisor.Running)
@@ -28,7 +28,7 @@ func TestHeadroom(t *testing.T) {
 	w.take(id, vps.TakeRequest{})
 }
 
-// TestStarvedGuestRunsOn (row 25): a guest that stopped for lack of space runs on
+// TestStarvedGuestRunsOn (FAULTS row 25): a guest that stopped for lack of space runs on
 // when there is some, one that stopped for another I/O error does not.
 func TestStarvedGuestRunsOn(t *testing.T) {
 	for reason, runs := range map[hypervisor.PauseReason]bool{

@@ -12,8 +12,8 @@ import (
 
 // TestNothingFlushedIsLost lets the guest write and flush a new value at every
 // point of a take, a replace and a delete at which its processors run, kills
-// QEMU and the daemon at each point in turn (rows 7, 9 and 18 to 20), and wants
-// the last acknowledged value back. Without the suspend around the pivot, or
+// QEMU and the daemon at each point in turn (FAULTS row 7, FAULTS row 9, FAULTS
+// rows 18-20), and wants the last acknowledged value back. Without the suspend around the pivot, or
 // with a stale overlay merged again, it is gone.
 func TestNothingFlushedIsLost(t *testing.T) {
 	for _, c := range crashCases {

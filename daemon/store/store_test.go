@@ -199,7 +199,7 @@ func damaged(t *testing.T) *Store {
 }
 
 // TestDamageStopsTheWriting: damage that is come upon later, in a write or, as
-// when the file system fails, in a read.
+// when the file system fails, in a read (FAULTS row 28).
 func TestDamageStopsTheWriting(t *testing.T) {
 	insert := func(tx *Tx) error { return tx.AddMessage(ctx, vps.Message{Text: "new"}) }
 	for name, find := range map[string]func(s *Store) error{
@@ -220,7 +220,7 @@ func TestDamageStopsTheWriting(t *testing.T) {
 	}
 }
 
-// TestFullDisk is told apart, and heals.
+// TestFullDisk is told apart, and heals (FAULTS row 27).
 func TestFullDisk(t *testing.T) {
 	s, _ := fresh(t)
 	limit := func(pages int) {

@@ -61,7 +61,7 @@ func (h *host) paste(r api.Remedy) {
 }
 
 // TestDoctor does to VPSes with snapshots what operators and panels do, and cures
-// it with nothing but the commands that doctor prints (row 31).
+// it with nothing but the commands that doctor prints (FAULTS row 31).
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")
@@ -207,7 +207,7 @@ func (h *host) removeOurs() {
 	}
 }
 
-// baseAway: the snapshot's data is moved away and back (row 32).
+// baseAway: the snapshot's data is moved away and back (FAULTS row 32).
 func (h *host) baseAway(name string) {
 	h.snapped(name, "running")
 	base := strings.SplitN(h.path(name, "vda"), ".vpssnap-", 2)[0]

@@ -93,7 +93,7 @@ func TestDaemonKilled(t *testing.T) {
 }
 
 // TestLibvirtdKilled kills libvirtd in the middle of every operation. The
-// daemon finds out from the new one what has become of it.
+// daemon finds out from the new one what has become of it (FAULTS row 14).
 func TestLibvirtdKilled(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")
@@ -136,7 +136,7 @@ func TestLibvirtdKilled(t *testing.T) {
 }
 
 // TestQEMUKilledInMerge kills the guest's QEMU while it merges. The VPS is off
-// then, and the merge is finished without it.
+// then, and the merge is finished without it (FAULTS row 18).
 func TestQEMUKilledInMerge(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")

@@ -12,7 +12,7 @@ import (
 // TestLiveMigration moves a running VPS that has a snapshot to another host on
 // the same storage, and back: the snapshot goes along, the undo of its restore
 // too, and can be used on either side; the side that was left knows nothing of it
-// any more (row 31).
+// any more (FAULTS row 31).
 func TestLiveMigration(t *testing.T) {
 	t.Parallel()
 	images := t.TempDir()

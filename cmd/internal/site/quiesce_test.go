@@ -44,7 +44,8 @@ func TestQuiesceWithoutAgent(t *testing.T) {
 }
 
 // TestSlowFreeze has a guest that takes far longer to freeze than it may, and
-// then does freeze: with nobody waiting any more, it must be thawed all the same.
+// then does freeze: with nobody waiting any more, it must be thawed all the same
+// (FAULTS row 29).
 func TestSlowFreeze(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "[snapshot]\nfreeze_limit = \"1s\"\n")
