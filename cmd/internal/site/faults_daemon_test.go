@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -51,8 +52,32 @@ func TestTwoDaemons(t *testing.T) {
 	h.delete("web1")
 	h.clean("web1")
 
+	t.Run("hostile name", func(t *testing.T) { (&host{h.Site, t}).hostileName() })
 	t.Run("writable configuration", func(t *testing.T) { (&host{h.Site, t}).writableFiles() })
 	t.Run("hostile environment", func(t *testing.T) { (&host{h.Site, t}).hostileEnvironment(&environment) })
+}
+
+// hostileName: whoever may define domains chooses what stands in their names.
+func (h *host) hostileName() {
+	ctx, name := h.t.Context(), `a]]><b>&amp;'"$(id)`
+	id, err := h.Lab.DefineDomain(ctx, lab.Spec{Name: name, Disks: []lab.DiskSpec{
+		{Target: "vda", SizeBytes: 1 << 20, Path: filepath.Join(h.Lab.ImageDir(), "image.qcow2")}}})
+	h.must(err)
+	h.activate(id)
+	before := h.look(name)
+	h.take(id, api.TakeRequest{Description: name})
+	v, err := h.Client.VPS(ctx, name)
+	if h.must(err); v.ID != id || v.Snapshot == nil || v.Snapshot.Description != name {
+		h.t.Errorf("%s is %+v", name, v)
+	}
+	h.restore(id)
+	h.delete(id)
+	h.same("after delete", name, before)
+	h.clean(name)
+	out, stderr, code := h.CLI(ctx, "list", "-o", "json")
+	if code != 0 || !strings.Contains(out, strconv.Quote(name)) {
+		h.t.Errorf("the list (%d, %s) does not name it:\n%s", code, stderr, out)
+	}
 }
 
 // writableFiles: others may write to the configuration, or to the tokens.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/api"
+	"vpssnapd/cmd/internal/site"
 	"vpssnapd/hypervisor/lab"
 )
 
@@ -19,7 +20,7 @@ import (
 // delete must let it survive.
 func TestGuestFaults(t *testing.T) {
 	t.Parallel()
-	h := newMortal(t, "[snapshot]\nfreeze_limit = \"2s\"\n")
+	h := newMortal(t, site.Options{Config: "[snapshot]\nfreeze_limit = \"2s\"\n"})
 	h.boot(pointVPS)
 	h.must(h.Lab.StartRecorder(t.Context(), pointVPS))
 	for _, c := range []struct {

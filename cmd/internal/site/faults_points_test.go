@@ -11,6 +11,7 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/cmd/internal/site"
+	"vpssnapd/hypervisor/lab"
 )
 
 // programsWithPoints builds the programs that can be told where to die, once.
@@ -28,15 +29,15 @@ type mortal struct {
 	point *string
 }
 
-func newMortal(t *testing.T, config string) mortal {
+func newMortal(t *testing.T, o site.Options) mortal {
 	t.Helper()
 	dir, err := programsWithPoints()
 	if err != nil {
 		t.Fatal(err)
 	}
 	point := new(string)
-	env := func() []string { return []string{"VPSSNAP_FAILPOINT=" + *point} }
-	return mortal{openHost(t, site.Options{BinDir: dir, Config: config, Env: env}), point}
+	o.BinDir, o.Env = dir, func() []string { return []string{"VPSSNAP_FAILPOINT=" + *point} }
+	return mortal{openHost(t, o), point}
 }
 
 // diesAt begins an operation with a daemon that dies at that point, and returns
@@ -114,7 +115,7 @@ func (h mortal) secondDiskFails() {
 // no guest suspended, the secrets of its definition kept.
 func TestKilledAtPoints(t *testing.T) {
 	t.Parallel()
-	h := newMortal(t, "")
+	h := newMortal(t, site.Options{})
 	spec := twoDisks(pointVPS)
 	spec.VNCPassword = "s3cret"
 	h.define(spec, "running")
@@ -199,4 +200,40 @@ func (h mortal) outcome(operation, want string) {
 		}
 		h.holds(pointVPS, 'b')
 	}
+}
+
+// TestDefinitionCannotBeSaved has no room where libvirt keeps its definitions when
+// a merge ends: the guest, which was suspended for the pivot, runs on, an operator
+// is asked, and nothing is lost.
+func TestDefinitionCannotBeSaved(t *testing.T) {
+	t.Parallel()
+	definitions := newVolume(t, "tmpfs", t.TempDir(), 4)
+	h := newMortal(t, site.Options{Lab: lab.Options{ConfigDir: definitions.dir}})
+	ctx := t.Context()
+	h.define(twoDisks(pointVPS), "running")
+	before := h.look(pointVPS)
+	h.take(pointVPS, api.TakeRequest{})
+	h.fill(pointVPS, 'b')
+	h.diesAt("delete/pivot/Suspend/before", h.beginner("delete"))
+	definitions.fill(0)
+	h.must(h.StartDaemon(ctx))
+	list, err := h.Client.Operations(ctx, api.ListOperationsParams{})
+	h.must(err)
+	op := h.at(list.Operations[0], "settle")
+	h.eventually("the guest runs", func() bool { return h.state(pointVPS) == "running" })
+	if op, err = h.Client.Operation(ctx, op.ID); err != nil || op.Status != "running" {
+		t.Errorf("the guest runs only now that the operation is %s, %v", op.Status, err)
+	}
+	h.eventually("an operator is asked", func() bool {
+		op, err = h.Client.Operation(ctx, op.ID)
+		return err == nil && op.Status == "needs_attention"
+	})
+	if op.Error == nil || !strings.Contains(op.Error.Remedy, "full") || h.state(pointVPS) != "running" {
+		t.Errorf("the operator reads %+v, and the VPS is %s", op.Error, h.state(pointVPS))
+	}
+	definitions.empty()
+	h.done(h.Client.ResumeOperation(ctx, op.ID))
+	h.holds(pointVPS, 'b')
+	h.same("after delete", pointVPS, before)
+	h.clean(pointVPS)
 }

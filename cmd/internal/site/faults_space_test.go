@@ -164,8 +164,9 @@ func TestStateFileSystem(t *testing.T) {
 }
 
 // TestFileSystemAborts has the one file system with images, definitions and
-// record fail under a merge (FAULTS row 24). Nothing more is accepted, and after
-// the host was started anew every disk is whole.
+// record fail under a merge (FAULTS row 24). Nothing more is accepted. What was not
+// yet in the file system's journal is lost, as in a power cut (FAULTS row 23), and
+// when the host has come up again every disk is whole.
 func TestFileSystemAborts(t *testing.T) {
 	t.Parallel()
 	disk := newVolume(t, "ext4", t.TempDir(), 256)

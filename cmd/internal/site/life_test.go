@@ -161,7 +161,7 @@ func (h *host) life(name, state string, n int) {
 	for i := range n {
 		target := fmt.Sprintf("vd%c", 'a'+i)
 		targets = append(targets, target)
-		spec.Disks = append(spec.Disks, lab.DiskSpec{Target: target, Format: []string{"qcow2", "raw"}[i%2], SizeBytes: 64 << 20})
+		spec.Disks = append(spec.Disks, lab.DiskSpec{Target: target, Format: []string{"qcow2", "raw"}[i%2], SizeBytes: 16 << 20})
 	}
 	h.define(spec, state)
 	write := func(offset int64, pattern byte) {

@@ -2,6 +2,7 @@ package site_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -43,6 +44,7 @@ func (h *host) othersSee(name, state string) {
 	}
 	h.take(name, api.TakeRequest{})
 	stage("after take")
+	h.private()
 	overlays := h.virsh("domblklist", name)
 	if !strings.Contains(overlays, name+"-vda.qcow2.vpssnap-") || !strings.Contains(overlays, name+"-vdb.raw.vpssnap-") {
 		h.t.Errorf("after take: the disks are\n%s", overlays)
@@ -55,12 +57,27 @@ func (h *host) othersSee(name, state string) {
 	if got := h.virsh("domblklist", name); got != overlays {
 		h.t.Errorf("after restore: the disks are\n%s\nand were\n%s", got, overlays)
 	}
+	h.private()
 	h.done(h.Client.UndoRestore(h.t.Context(), name))
 	stage("after undo")
 	h.delete(name)
 	stage("after delete")
 	h.same("after delete", name, before)
 	h.clean(name)
+}
+
+// private fails if anybody but its owner may read a file of a snapshot. libvirt
+// itself makes such files readable for all when the VPS is off (CVE-2025-13193).
+func (h *host) private() {
+	h.t.Helper()
+	files, err := h.OurFiles()
+	h.must(err)
+	for _, name := range files {
+		info, err := os.Stat(filepath.Join(h.Lab.ImageDir(), name))
+		if h.must(err); info.Mode().Perm() != 0o600 {
+			h.t.Errorf("%s has the mode %o", name, info.Mode().Perm())
+		}
+	}
 }
 
 // undefineOff undefines a VPS that has a snapshot and defines it again, from
