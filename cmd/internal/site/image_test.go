@@ -138,10 +138,10 @@ func TestSharedImages(t *testing.T) {
 	h.must(err)
 	before := h.sum(image)
 	h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 1<<20))
-	h.define(lab.Spec{Name: "web2", Disks: []lab.DiskSpec{
+	h.define(lab.Spec{Name: "web3", Disks: []lab.DiskSpec{
 		{Target: "vda", SizeBytes: 16 << 20, Backing: image, BackingFormat: "qcow2"}}}, "shut off")
 	for _, state := range []string{"shut off", "running"} {
-		h.bring("web2", state)
+		h.bring("web3", state)
 		op, err := h.Client.Delete(ctx, "web1")
 		h.must(err)
 		op, err = h.Client.WaitOperation(ctx, op.ID, time.Minute)
@@ -155,8 +155,8 @@ func TestSharedImages(t *testing.T) {
 	if h.sum(image) != before {
 		t.Error("the shared image was written to")
 	}
-	h.virsh("destroy", "web2")
-	h.undefine("web2")
+	h.virsh("destroy", "web3")
+	h.undefine("web3")
 	h.restore("web1")
 	h.delete("web1")
 	h.clean("web1")
