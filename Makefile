@@ -3,6 +3,7 @@
 # make torture       the kill campaign (MINUTES=30 SEED=)
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
+# make mutants       the product is broken on purpose, and must be found out
 # make fuzz          every fuzz target in turn (TIME=1m for each)
 # make build         the programs, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
@@ -49,6 +50,13 @@ CUTS ?= 60
 .PHONY: powercut
 powercut: build
 	build/vpssnap-powercut -bin build -cuts $(CUTS) -seed $(SEED)
+
+# One safety rule after the other is broken; RUN= chooses some by their name.
+RUN ?= .
+
+.PHONY: mutants
+mutants: build
+	build/vpssnap-mutants -run '$(RUN)' -seed $(if $(filter 0,$(SEED)),1,$(SEED))
 
 # How long each fuzz target runs.
 TIME ?= 1m

@@ -46,11 +46,13 @@ func writtenThroughout(t *testing.T, c crashCase, n int) bool {
 		if point == "" && host.Write(id, "vda", place, acknowledged+1, 4096) == nil {
 			acknowledged++
 		}
-		mine := point == "" && count == n
+		mine := point == "" && isEffect(at) && count == n
 		if mine {
 			point = at
 		}
-		count++
+		if isEffect(at) {
+			count++
+		}
 		mu.Unlock()
 		if !mine {
 			return nil

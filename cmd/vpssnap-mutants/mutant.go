@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// mutant is the product with one rule broken.
+type mutant struct {
+	name     string
+	rule     string // that it breaks
+	edits    []edit
+	campaign campaign
+	layout   string // of the power cuts
+}
+
+// edit replaces a text that is in a file exactly once.
+type edit struct{ file, old, new string }
+
+// campaign is what has to find a mutant.
+type campaign string
+
+const (
+	// sweep: the kills at every point of every operation, on the fake host.
+	sweep campaign = "crash sweep"
+	// powercut: the power cuts on real libvirt and QEMU.
+	powercut campaign = "power cuts"
+)
+
+// The rules are those of daemon/delete.go, daemon/store and hypervisor/qemuimg.
+var mutants = []mutant{
+	{
+		name: "synchronous-normal", rule: "a commit that returned survives a power cut", campaign: powercut, layout: "one",
+		edits: []edit{{"daemon/store/store.go", "_synchronous=full", "_synchronous=normal"}},
+	},
+	{
+		name: "no-pivot-record", rule: "that a disk has pivoted is durable before the guest runs on, and believed after a crash", campaign: sweep,
+		edits: []edit{
+			{
+				"daemon/delete.go", "snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()\n\t\t\treturn r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })",
+				"snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()\n" +
+					"\t\t\tr.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })\n\t\t\treturn nil",
+			},
+			{"daemon/delete.go", "\treturn nil\n}\n\n// errRedefined", "\tif dom.State != hypervisor.Running {\n\t\treturn nil\n\t}\n\treturn d.Config.Host.Resume(ctx, dom.ID)\n}\n\n// errRedefined"},
+			{"daemon/delete.go", "if !ok || disk.Pivoted || now.Path != disk.Base ||", "if !ok || disk.Pivoted || now.Path != \"\" ||"},
+		},
+	},
+	{
+		name: "blind-recommit", rule: "an overlay that is still there after a crash is not merged again once its disk has pivoted", campaign: sweep,
+		edits: []edit{{
+			"daemon/delete.go", "\tif err := d.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
+			"\tfor _, disk := range snap.Disks {\n\t\tif r.Again() && dom.State == hypervisor.Off {\n" +
+				"\t\t\t_ = d.Config.Host.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat}, nil)\n\t\t}\n\t}\n" +
+				"\tif err := d.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
+		}},
+	},
+	{
+		name: "no-suspend", rule: "the guest is suspended across the pivot", campaign: sweep,
+		edits: []edit{
+			{"daemon/delete.go", "if err := d.Config.Host.Suspend(ctx, dom.ID); err != nil {", "if err := ctx.Err(); err != nil {"},
+			{"daemon/delete.go", "case dom.State == hypervisor.Running:", "case ctx.Err() != nil:"},
+		},
+	},
+	{
+		name: "no-directory-sync", rule: "a file is durable only when its directory is", campaign: powercut, layout: "one",
+		edits: []edit{
+			{"hypervisor/qemuimg/file.go", "func syncDirectoryOf(path string) error {", "func syncDirectoryOf(path string) error {\n\tif path != \"\" {\n\t\treturn nil\n\t}"},
+			{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{path}"},
+		},
+	},
+	{
+		name: "unlink-before-durable", rule: "the definition is durable before the overlay is unlinked", campaign: powercut, layout: "three",
+		edits: []edit{{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{}"}},
+	},
+}
+
+// cuts is how many power cuts a mutant has to survive: the rarest of its
+// violations was found in one of four.
+const cuts = 60
+
+// try lets the campaign run on the mutant and returns the line that shows that
+// it was caught, "" when it was not.
+func (m mutant) try(ctx context.Context, work string, seed uint64) (sign string, err error) {
+	dir := filepath.Join(work, m.name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	overlay, err := m.overlay(dir)
+	if err != nil {
+		return "", err
+	}
+	if m.campaign == sweep {
+		return caught(ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run", "KilledAnywhere|NothingFlushedIsLost", "./daemon")
+	}
+	for _, program := range []string{"./cmd/vpssnapd", "./cmd/vpssnap"} {
+		if out, err := command(ctx, "go", "build", "-overlay", overlay, "-o", dir+"/", program).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("it does not build: %w\n%s", err, out)
+		}
+	}
+	return caught(ctx, "VIOLATION", "go", "run", "./cmd/vpssnap-powercut", "-bin", dir, "-layout", m.layout,
+		"-cuts", strconv.Itoa(cuts), "-seed", strconv.FormatUint(seed, 10))
+}
+
+// overlay writes the broken sources and returns the file that go build's
+// -overlay wants (cmd/go, "go help build").
+func (m mutant) overlay(dir string) (string, error) {
+	broken := map[string]string{}
+	for _, e := range m.edits {
+		if _, ok := broken[e.file]; !ok {
+			text, err := os.ReadFile(e.file)
+			if err != nil {
+				return "", err
+			}
+			broken[e.file] = string(text)
+		}
+		if n := strings.Count(broken[e.file], e.old); n != 1 {
+			return "", fmt.Errorf("%s has %d places like this, one was expected:\n%s", e.file, n, e.old)
+		}
+		broken[e.file] = strings.Replace(broken[e.file], e.old, e.new, 1)
+	}
+	replace := map[string]string{}
+	for file, text := range broken {
+		path, err := filepath.Abs(file)
+		if err != nil {
+			return "", err
+		}
+		replace[path] = filepath.Join(dir, strings.ReplaceAll(file, "/", "_"))
+		if err := os.WriteFile(replace[path], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	list, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, "overlay.json")
+	return file, os.WriteFile(file, list, 0o600)
+}
+
+// caught runs a campaign. One that fails must say what was violated: it may
+// fail for other reasons, too. The crash sweep also says where it struck.
+func caught(ctx context.Context, sign, program string, args ...string) (string, error) {
+	cmd := command(ctx, program, args...)
+	out, err := cmd.CombinedOutput()
+	var failed *exec.ExitError
+	if err == nil {
+		return "", nil
+	}
+	if !errors.As(err, &failed) || ctx.Err() != nil {
+		return "", errors.Join(err, ctx.Err())
+	}
+	for line := range bytes.Lines(out) {
+		if bytes.Contains(line, []byte(sign)) && !bytes.Contains(line, []byte(": point ")) {
+			return strings.TrimSpace(string(line)), nil
+		}
+	}
+	return "", fmt.Errorf("the campaign failed, but not by a violation: %w\n%s", err, out)
+}
+
+// command ends with ctx, politely: the power cuts have mounts to undo.
+func command(ctx context.Context, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	return cmd
+}
