@@ -190,11 +190,14 @@ func (v customerView) cancelOption(s step) (customerView, bool) {
 		possible := v.option == noOption || v.option == optionOver
 		v.option = noOption
 		return v, possible
-	case s.code != "" || v.option == noOption:
+	case s.code != "":
 		return v, false
-	case s.released:
+	case s.released: // by this call, or by another that it overlapped
+		possible := v.option == noOption || v.snapshotID == "" && v.active == ""
 		v.option = noOption
-		return v, v.snapshotID == "" && v.active == ""
+		return v, possible
+	case v.option == noOption:
+		return v, false
 	}
 	if v.option != optionOver {
 		v.option = optionKept
