@@ -47,8 +47,8 @@ func TestFullProgressIsNoEnd(t *testing.T) {
 	w.write(id, "vda", 0, 'a')
 	w.take(id, vps.TakeRequest{})
 	w.write(id, "vda", 0, 'b')
-	const ready = 4 // the answer that is the first to say so; the one before it says full
-	w.host.MergeReadyAfter(ready - 1)
+	const ready = 5 // the first answer says that there is no merge, the fourth that all is copied
+	w.host.MergeReadyAfter(3)
 	var answers atomic.Int32
 	w.host.SetHook(func(_ context.Context, point, _ string) error {
 		switch n := answers.Load(); {

@@ -1,6 +1,7 @@
 package site_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +44,9 @@ func TestTwoDaemons(t *testing.T) {
 	t.Parallel()
 	var environment []string
 	h := openHost(t, site.Options{Env: func() []string { return environment }})
-	second := exec.CommandContext(t.Context(), filepath.Join(binDir, "vpssnapd"), "-config", h.ConfigFile())
+	limited, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	second := exec.CommandContext(limited, filepath.Join(binDir, "vpssnapd"), "-config", h.ConfigFile())
 	out, err := second.CombinedOutput()
 	if err == nil || second.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "another vpssnapd works on "+h.StateDir()) {
 		t.Errorf("the second daemon: %v\n%s", err, out)
