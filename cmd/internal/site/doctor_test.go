@@ -415,9 +415,11 @@ func TestRebuild(t *testing.T) {
 		t.Errorf("the damaged database is not kept: %v\n%s", aside, out)
 	}
 	h.must(h.StartDaemon(t.Context()))
-	h.doctor(nil, "orphan_overlay", "orphan_overlay", "orphan_overlay", "orphan_overlay", "orphan_overlay", "orphan_overlay") // what undo would have needed
+	h.well()
 	for name := range names {
 		h.holds(name, 'c')
+		h.done(h.Client.UndoRestore(t.Context(), name))
+		h.holds(name, 'b')
 		h.restore(name)
 		h.holds(name, 'a')
 		h.delete(name)
