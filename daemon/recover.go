@@ -27,6 +27,9 @@ func (d *Daemon) recover(ctx context.Context) error {
 	if err := d.keepPromises(failpoint.Within(ctx, "daemon", "recover"), ops); err != nil {
 		return err
 	}
+	if d.store.Outdated() {
+		return d.parkOutdated(ctx, ops)
+	}
 	for _, op := range ops {
 		if op.Status != vps.StatusNeedsAttention {
 			d.Logger.Info("operation is taken up", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "step", op.Step)
@@ -34,6 +37,32 @@ func (d *Daemon) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// parkOutdated leaves every operation of an old copy of the database to an
+// operator: it has ended long since, and gone on with it would repoint or exchange
+// the disks of a VPS that has another snapshot by now. All else is compared with the
+// host, whose word counts.
+func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
+	d.Logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor", "operations", len(ops))
+	err := d.store.Write(failpoint.Within(ctx, "daemon", "recover"), func(tx *store.Tx) error {
+		for _, op := range ops {
+			if op.Status == vps.StatusNeedsAttention {
+				continue
+			}
+			cause := vps.Errorf(vps.CodeVPSChanged, "the record of %s is an old copy: this operation has probably ended since, and going on with it could cost data", op.VPSName).
+				WithRemedy("stop vpssnapd, move its database away (vpssnapd.db*), and make a new one from the host (vpssnapd rebuild); only if the database is the right one after all, resume the operation")
+			if err := d.runner.Park(ctx, tx, op, cause); err != nil {
+				return err
+			}
+		}
+		return d.say(ctx, tx, vps.Message{Kind: vps.MessageWarning, Actor: watchman, Text: "The daemon's database is older than what it had recorded last.",
+			Detail: "an old copy was put back, or it was lost; what the host says counts"})
+	})
+	if err != nil {
+		return err
+	}
+	return d.store.Accept(ctx)
 }
 
 // awaitHost waits a while for the first picture of the host.

@@ -147,6 +147,9 @@ func (d *Daemon) undisturbed(dom hypervisor.Domain, disk hypervisor.Disk, previo
 	if !ok || next.Path != disk.Path || next.Format != disk.Format {
 		return changed("it is not the disk that the next boot will use").WithRemedy("compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name)
 	}
+	if previous == nil && ourFile.MatchString(filepath.Base(disk.Path)) {
+		return changed("it uses a file of a snapshot of which there is no record").WithRemedy("have the record made anew first (vpssnap doctor --repair)")
+	}
 	if previous == nil {
 		return nil
 	}

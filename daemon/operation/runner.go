@@ -131,6 +131,16 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, e
 	return op, nil
 }
 
+// Park leaves an operation that nobody has begun to work on to an operator,
+// within a transaction.
+func (r *Runner) Park(ctx context.Context, tx *store.Tx, op vps.Operation, cause *vps.Error) error {
+	if err := move(&op, vps.StatusNeedsAttention); err != nil {
+		return err
+	}
+	op.Error = cause
+	return errors.Join(tx.SaveOperation(ctx, op), r.Changed(ctx, tx, op))
+}
+
 // Abandon ends a parked operation as failed, in one transaction with also: what it
 // worked on is gone, and nobody will take it up again.
 func (r *Runner) Abandon(ctx context.Context, id string, cause *vps.Error, also func(*store.Tx) error) error {

@@ -26,6 +26,10 @@ func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessageP
 
 // AddMessage appends to the journal.
 func (t *Tx) AddMessage(ctx context.Context, m vps.Message) error {
-	return t.exec(ctx, `INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail)
+	res, err := t.tx.ExecContext(ctx, `INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail)
 		VALUES (?,?,?,?,?,?,?,?,?)`, micros(m.At), m.VPS, m.VPSName, m.Kind, m.Actor.Name, m.Actor.Way, m.Operation, m.Text, m.Detail)
+	if err == nil {
+		t.message, err = res.LastInsertId()
+	}
+	return err
 }

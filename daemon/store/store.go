@@ -39,13 +39,15 @@ type Store struct {
 	queries
 	writer *sql.DB
 	reader *sql.DB
+	mark   *mark                 // nil when it is open to read only
 	failed atomic.Pointer[error] // why nothing is written any more
 }
 
 // Tx is an open write transaction. It reads what it has written.
 type Tx struct {
 	queries
-	tx *sql.Tx
+	tx      *sql.Tx
+	message int64 // the last that it has added to the journal
 }
 
 // queries are the reads, the same inside and outside a transaction.
@@ -71,7 +73,11 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
 	reader.SetMaxOpenConns(4)
-	return newStore(reader, writer), nil
+	s := newStore(reader, writer)
+	if s.mark, err = openMark(ctx, filepath.Join(filepath.Dir(path), markFile), s.queries); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 func newStore(reader, writer *sql.DB) *Store {
@@ -293,10 +299,15 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	defer tx.Rollback()
-	if err := do(&Tx{queries: queries{querier{tx, asItIs}}, tx: tx}); err != nil {
+	t := &Tx{queries: queries{querier{tx, asItIs}}, tx: tx}
+	if err := do(t); err != nil {
 		return plain(err)
 	}
-	return plain(failpoint.Around(ctx, "commit", tx.Commit))
+	if err := failpoint.Around(ctx, "commit", tx.Commit); err != nil {
+		return plain(err)
+	}
+	s.mark.set(t.message)
+	return nil
 }
 
 // plain gives SQLite's errors the code that a caller may read, told apart by

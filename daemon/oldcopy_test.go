@@ -1,0 +1,161 @@
+package daemon_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// keepCopy copies the database while no daemon has it open, and returns how to put
+// that copy back.
+func (w *world) keepCopy() (putBack func()) {
+	w.t.Helper()
+	files, err := filepath.Glob(filepath.Join(w.stateDir, "vpssnapd.db*"))
+	w.must(err)
+	kept := map[string][]byte{}
+	for _, f := range files {
+		kept[f], err = os.ReadFile(f)
+		w.must(err)
+	}
+	return func() {
+		w.t.Helper()
+		w.forgetAll()
+		for f, data := range kept {
+			w.must(os.WriteFile(f, data, 0o600))
+		}
+	}
+}
+
+// readings are the calls that change nothing; a request makes no other.
+var readings = []string{"Info", "List", "Domain", "MergeJob", "PingAgent", "Inspect", "Unused", "Stat", "Files", "Space"}
+
+// killedAtEffect kills the daemon after its nth effect on the host.
+func (w *world) killedAtEffect(nth int, begin func() (vps.Operation, error)) (reached bool) {
+	w.t.Helper()
+	host, struck, visits := w.host, make(chan struct{}), 0
+	host.SetHook(func(ctx context.Context, at, _ string) error {
+		call, after := strings.CutSuffix(at, ".after")
+		if !after || slices.Contains(readings, call) {
+			return nil
+		}
+		if visits++; visits != nth {
+			return nil
+		}
+		host.Cut()
+		close(struck)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	op, err := begin()
+	w.must(err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			op, err := w.daemon.WaitOperation(ctx, op.ID, time.Second)
+			if err != nil || op.Status.Final() {
+				return
+			}
+			select {
+			case <-struck:
+				return
+			default:
+			}
+		}
+	}()
+	select {
+	case <-struck:
+		w.crash()
+		<-ended
+		return true
+	case <-ended:
+		host.SetHook(nil)
+		return false
+	}
+}
+
+// TestOldCopy (database: an old copy put back): the record is put back to the
+// middle of an operation, after which the VPS has got another snapshot. The host's
+// reality wins: no disk is repointed, nothing is exchanged, removed or lost.
+func TestOldCopy(t *testing.T) {
+	for _, kind := range []vps.Kind{vps.KindTake, vps.KindRestore, vps.KindDelete} {
+		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
+			t.Run(string(kind)+"/"+string(state), func(t *testing.T) {
+				t.Parallel()
+				for nth := 1; oldCopyAt(t, kind, state, nth, true) && oldCopyAt(t, kind, state, nth, false); nth++ {
+				}
+			})
+		}
+	}
+}
+
+func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, another bool) (reached bool) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", state)
+	w.write(id, "vda", 0, 'a')
+	if kind != vps.KindTake {
+		w.take(id, vps.TakeRequest{})
+		w.write(id, "vda", 0, 'b')
+	}
+	reached = w.killedAtEffect(nth, func() (vps.Operation, error) {
+		switch kind {
+		case vps.KindTake:
+			return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+		case vps.KindRestore:
+			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+		default:
+			return w.daemon.Delete(ctx, id, operator)
+		}
+	})
+	if !reached {
+		return false
+	}
+	t.Logf("%s %s at %d, another=%v", kind, state, nth, another)
+	putBack := w.keepCopy()
+	w.open()
+	w.eventually("the operation has ended", func() bool {
+		page, err := w.daemon.Operations(ctx, vps.OperationQuery{Limit: 1})
+		return err == nil && page.Operations[0].Status.Final()
+	})
+	if hasSnapshot(w, id) {
+		w.delete(id)
+	}
+	w.write(id, "vda", 0, 'c')
+	if another {
+		w.take(id, vps.TakeRequest{})
+		w.write(id, "vda", 0, 'd')
+	}
+	now, err := w.host.Domain(ctx, id)
+	w.must(err)
+	files := w.files()
+	w.close()
+	putBack()
+	w.open()
+	w.eventually("nothing is at work", func() bool {
+		page, err := w.daemon.Operations(ctx, vps.OperationQuery{Limit: 1})
+		op := page.Operations[0]
+		return err == nil && (op.Status.Final() || op.Status == vps.StatusNeedsAttention)
+	})
+	w.must(func() error { _, err := w.daemon.Repair(ctx, operator); return err }())
+	then, err := w.host.Domain(ctx, id)
+	w.must(err)
+	if then.State != now.State || then.PersistentDisks[0].Path != now.PersistentDisks[0].Path || then.Disks[0].Path != now.Disks[0].Path {
+		t.Errorf("%s at %d, another=%v: the VPS was %+v and is %+v", kind, nth, another, now, then)
+	}
+	if left := w.files(); !slices.Equal(left, files) {
+		t.Errorf("%s at %d, another=%v: files were %v and are %v", kind, nth, another, files, left)
+	}
+	w.sees(id, "vda", 0, map[bool]byte{true: 'd', false: 'c'}[another])
+	if t.Failed() {
+		return false
+	}
+	w.close()
+	return true
+}
