@@ -306,11 +306,14 @@ func TestOptionOutlivesItsVPS(t *testing.T) {
 		page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageOptionChanged})
 		return err == nil && page.Messages[0].Actor.Way == vps.WayExpiry
 	})
+	w.setClock(*w.option(id).GraceUntil)
+	w.close()
+	w.open()
 	w.eventually("it is said", func() bool { return strings.Contains(w.log.String(), "ended option not deleted") })
 	if o, err := w.daemon.Option(ctx, id); err != nil || o.State != vps.OptionGrace {
 		t.Errorf("at the first look the option is %+v, %v", o, err) // it may be defined anew just now
 	}
-	w.setClock(now.Add(101 * time.Hour))
+	w.setClock(w.option(id).GraceUntil.Add(time.Hour))
 	if o, err := w.daemon.CancelOption(ctx, id, false, orders); err != nil || o.State != vps.OptionReleased { // it looks, too
 		t.Errorf("at the second look the option is %+v, %v", o, err)
 	}
