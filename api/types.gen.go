@@ -797,6 +797,9 @@ type Progress struct {
 	// ETASeconds Estimated time to the end; left out when unknown.
 	ETASeconds *int64 `json:"eta_seconds,omitempty"`
 
+	// Note What holds the operation up, for a human; left out when nothing does. As when a merge (delete) makes no headway because the VPS writes as fast as its disk is copied.
+	Note string `json:"note,omitempty,omitzero"`
+
 	// Percent Of the whole operation.
 	Percent    int   `json:"percent"`
 	TotalBytes int64 `json:"total_bytes"`
@@ -954,7 +957,9 @@ type VPS struct {
 	// Persistent A transient domain cannot have a snapshot.
 	Persistent bool      `json:"persistent"`
 	Snapshot   *Snapshot `json:"snapshot,omitempty"`
-	State      VPSState  `json:"state"`
+
+	// State unknown means that the VPS does not answer its host (its QEMU or its storage hangs); the rest is then what was known last.
+	State VPSState `json:"state"`
 }
 
 // VPSList defines model for VPSList.
@@ -965,7 +970,7 @@ type VPSList struct {
 // VPSRef defines model for VPSRef.
 type VPSRef = string
 
-// VPSState defines model for VPSState.
+// VPSState unknown means that the VPS does not answer its host (its QEMU or its storage hangs); the rest is then what was known last.
 type VPSState string
 
 // Verdict defines model for Verdict.

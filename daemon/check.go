@@ -168,7 +168,7 @@ func (i *inspection) run(ctx context.Context) error {
 
 // read asks libvirt for the VPS.
 func (i *inspection) read(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, hostRead)
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	dom, err := i.d.inventory.domain(ctx, i.id)
 	i.answered, i.present = err == nil || errors.Is(err, hypervisor.ErrNotFound), err == nil

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -16,6 +17,7 @@ import (
 // crashCase is one operation, what must be so before and what may be so after.
 type crashCase struct {
 	name    string
+	config  func(c *daemon.Config) // nil: as in every world
 	prepare func(w *world, id string)
 	begin   func(w *world, id string) (vps.Operation, error)
 	// done and undone check the bytes and the record after it succeeded or failed.
@@ -97,6 +99,27 @@ var crashCases = []crashCase{
 			}
 		},
 		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a'); w.sees(id, "vda", 4096, 'c') },
+	},
+	{
+		name: "delete outrun",
+		config: func(c *daemon.Config) {
+			c.Merge = daemon.MergePolicy{Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
+		},
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.host.OutrunMerges()
+			w.host.MergeReadyAfter(4) // more looks than one stop has time for
+		},
+		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		done: func(w *world, id string) {
+			if hasSnapshot(w, id) {
+				w.t.Error("the snapshot is still there")
+			}
+			w.sees(id, "vda", 0, 'b')
+		},
+		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'b') },
 	},
 	{
 		name: "replace",
@@ -192,7 +215,7 @@ const (
 // point, recovers, and checks. It returns false when there is no n-th point.
 func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how death) bool {
 	t.Helper()
-	w := newWorld(t, nil)
+	w := newWorld(t, c.config)
 	id := w.vps("web1", state)
 	c.prepare(w, id)
 

@@ -44,6 +44,8 @@ type Config struct {
 	AgentWait time.Duration
 	// MergeLimit is how many merges may copy at the same time.
 	MergeLimit int
+	// Merge says what is done about merges that guests outrun; its zero value: nothing.
+	Merge MergePolicy
 	// Headroom is how many bytes must be free for a take.
 	Headroom int64
 	Logger   *slog.Logger
@@ -68,6 +70,7 @@ type Daemon struct {
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
+	apart       apart
 	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
 	drift       *driftWatch
 }
@@ -186,6 +189,8 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	if err := d.store.Ping(ctx); err != nil {
 		return vps.Errorf(vps.CodeInternal, "the daemon's database does not answer").Because(err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, showWithin)
+	defer cancel()
 	if _, err := d.Config.Host.Info(ctx); err != nil {
 		return vps.Errorf(vps.CodeHypervisorUnavailable, "libvirt does not answer").Because(err)
 	}

@@ -73,7 +73,7 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		if err := d.endOption(ctx, o, now); err != nil {
 			d.Logger.Error("option not ended", "vps", o.VPS, "error", err)
 		}
-		d.endGrace(ctx, o.VPS)
+		d.workApart("end the grace of", o.VPS, func() { d.endGrace(ctx, o.VPS) })
 	}
 	snapshots, err := d.store.Snapshots(ctx)
 	if err != nil {
@@ -82,9 +82,11 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 	}
 	for _, s := range snapshots {
 		if s.UndoUntil != nil && !now.Before(*s.UndoUntil) {
-			if err := d.expireUndo(ctx, s); err != nil {
-				d.Logger.Error("undo not ended", "vps", s.VPS, "error", err)
-			}
+			d.workApart("end the undo of", s.VPS, func() {
+				if err := d.expireUndo(ctx, s); err != nil {
+					d.Logger.Error("undo not ended", "vps", s.VPS, "error", err)
+				}
+			})
 		}
 	}
 }

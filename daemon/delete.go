@@ -109,8 +109,9 @@ func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
 }
 
 // queueMerge waits for a place among the merges; until then nothing is lost yet.
-func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) error {
-	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) (err error) {
+	defer d.leaveWhenSilent(r, &err)
+	if err := d.enterMerges(ctx, r); err != nil {
 		return err
 	}
 	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
@@ -208,15 +209,20 @@ func (d *Daemon) endUndo(ctx context.Context, r *operation.Run) error {
 
 // mergeOverlays copies every overlay into its base and ends when the guest can
 // pivot, or when all is copied with the VPS off.
-func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) error {
-	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error) {
+	defer d.leaveWhenSilent(r, &err)
+	// An earlier try may have stopped the guest to help the merge.
+	if err := d.resumeAfterPivot(ctx, r); err != nil {
+		return err
+	}
+	if err := d.enterMerges(ctx, r); err != nil {
 		return err
 	}
 	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
 	if err != nil {
 		return err
 	}
-	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}}
+	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}, bandwidth: d.Merge.Bandwidth}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err
@@ -257,7 +263,8 @@ func pivoted(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return disk.Pivo
 // pivot makes the running guest use the bases. The guest is suspended from
 // before the first pivot until "resume": with nothing written in between,
 // overlay and base are equal whatever dies.
-func (d *Daemon) pivot(ctx context.Context, r *operation.Run) error {
+func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
+	defer d.leaveWhenSilent(r, &err)
 	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
 	if err != nil {
 		return err
@@ -304,20 +311,26 @@ func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 }
 
-// suspendForPivot stops a running guest; that it will run again is promised first.
+// suspendForPivot stops a running guest. One that was stopped to let the merge
+// become ready stands still already.
 func (d *Daemon) suspendForPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain) error {
 	if dom.State != hypervisor.Running {
 		return nil
 	}
-	owed := store.Promise{VPS: dom.ID, Kind: store.PromiseResume, Since: d.now()}
-	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
-		return err
-	}
-	d.suspended.Store(dom.ID, true)
-	if err := d.Config.Host.Suspend(ctx, dom.ID); err != nil {
+	if err := d.suspend(ctx, r); err != nil {
 		return d.pivotLater(ctx, r, err)
 	}
 	return nil
+}
+
+// suspend stops the guest of an operation; that it will run again is promised first.
+func (d *Daemon) suspend(ctx context.Context, r *operation.Run) error {
+	owed := store.Promise{VPS: r.Op.VPS, Kind: store.PromiseResume, Since: d.now()}
+	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+		return err
+	}
+	d.suspended.Store(r.Op.VPS, true)
+	return d.Config.Host.Suspend(ctx, r.Op.VPS)
 }
 
 // pivotReadyWait is how long a suspended guest may wait for a merge to become

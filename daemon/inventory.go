@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -26,16 +27,20 @@ type inventory struct {
 	connected bool
 	read      bool // everything was read since the connection
 	domains   map[string]hypervisor.Domain
-	resumed   map[string]int // how often each domain's processors began to run
+	silent    map[string]bool // of which the last reading got no answer
+	losses    int             // how often the connection was lost
+	resumed   map[string]int  // how often each domain's processors began to run
 	waiting   []chan struct{}
 }
 
 func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Domain)) *inventory {
-	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, resumed: map[string]int{}}
+	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{}}
 }
 
-// reload reads every domain.
+// reload reads every domain. What was read when the connection was lost
+// meanwhile counts for nothing.
 func (v *inventory) reload(ctx context.Context) error {
+	losses := v.timesLost()
 	all, err := v.host.List(ctx)
 	if err != nil {
 		return err
@@ -46,10 +51,20 @@ func (v *inventory) reload(ctx context.Context) error {
 		domains[d.ID] = d
 	}
 	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.losses != losses {
+		return fmt.Errorf("%w: the connection was lost meanwhile", hypervisor.ErrUnavailable)
+	}
 	v.domains, v.connected, v.read = domains, true, true
+	clear(v.silent)
 	v.wakeLocked()
-	v.mu.Unlock()
 	return nil
+}
+
+func (v *inventory) timesLost() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.losses
 }
 
 // refresh reads one domain and keeps it; errors leave the picture as it was,
@@ -72,10 +87,30 @@ func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, e
 	switch {
 	case err == nil:
 		v.domains[id] = d
+		delete(v.silent, id)
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
+		delete(v.silent, id)
+	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
+		v.silent[id] = true
 	}
 	return d, err
+}
+
+// lastKnown is a domain as it was when it last answered; of one that does not
+// answer now the state is unknown.
+func (v *inventory) lastKnown(d hypervisor.Domain) hypervisor.Domain {
+	if v.silent[d.ID] {
+		d.State = hypervisor.Unknown
+	}
+	return d
+}
+
+// silentOnes are the domains that did not answer when they were last read.
+func (v *inventory) silentOnes() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Collect(maps.Keys(v.silent))
 }
 
 // note keeps what an event says.
@@ -85,6 +120,7 @@ func (v *inventory) note(e hypervisor.Event) {
 	switch e.Kind {
 	case hypervisor.EventDisconnected:
 		v.connected, v.read = false, false
+		v.losses++
 	case hypervisor.EventResumed:
 		v.resumed[e.Domain]++
 	}
@@ -125,9 +161,13 @@ func (v *inventory) timesResumed(id string) int {
 func (v *inventory) all() []hypervisor.Domain {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return slices.SortedFunc(maps.Values(v.domains), func(a, b hypervisor.Domain) int {
+	all := slices.SortedFunc(maps.Values(v.domains), func(a, b hypervisor.Domain) int {
 		return strings.Compare(a.Name, b.Name)
 	})
+	for i, d := range all {
+		all[i] = v.lastKnown(d)
+	}
+	return all
 }
 
 // find returns the domain with this UUID, else the one with this name. The
@@ -136,11 +176,11 @@ func (v *inventory) find(ref string) (hypervisor.Domain, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if d, ok := v.domains[strings.ToLower(ref)]; ok {
-		return d, true
+		return v.lastKnown(d), true
 	}
 	for _, d := range v.domains {
 		if d.Name == ref {
-			return d, true
+			return v.lastKnown(d), true
 		}
 	}
 	return hypervisor.Domain{}, false

@@ -18,6 +18,23 @@ const mergePoll = 500 * time.Millisecond
 // mergeStall is how many times a job may vanish without result before it counts as failed.
 const mergeStall = 5
 
+// enterMerges waits for a place among the merges, once the VPS answers: one that
+// hangs takes up no place.
+func (d *Daemon) enterMerges(ctx context.Context, r *operation.Run) error {
+	if _, err := d.inventory.domain(ctx, r.Op.VPS); err != nil {
+		return err
+	}
+	return d.merges.acquire(ctx, r.Op.ID)
+}
+
+// leaveWhenSilent gives the place to others when a step ended because the VPS,
+// or libvirt, does not answer.
+func (d *Daemon) leaveWhenSilent(r *operation.Run, err *error) {
+	if unavailable(*err) {
+		d.merges.release(r.Op.ID)
+	}
+}
+
 // mergeSet is the disks whose overlays are to be merged, all in the same way.
 type mergeSet struct {
 	snap vps.Snapshot
@@ -29,6 +46,8 @@ type mergeSet struct {
 	// next is whose overlays the next boot shall use, whoever defines the VPS
 	// anew during the merge.
 	next []vps.Snapshot
+	// bandwidth limits the copying of each disk; 0: unlimited.
+	bandwidth int64
 }
 
 // mergeRunning merges while QEMU runs. It returns done when every disk is
@@ -36,6 +55,7 @@ type mergeSet struct {
 // All merges begin before anything pivots: with AppArmor a pivot of one disk
 // can take the right to write the next one's base away.
 func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSet) (done bool, err error) {
+	help := catchUp{d: d, r: r}
 	for vanished := 0; ; {
 		changed := d.inventory.changes()
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
@@ -62,6 +82,9 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 		if vanished += state.started; vanished > mergeStall*len(set.snap.Disks) {
 			return false, d.mergeFailed(ctx, r, set.snap)
 		}
+		if ready, err := help.look(ctx, dom, &set, state); ready || err != nil {
+			return ready, err
+		}
 		select {
 		case <-ctx.Done():
 			return false, ctx.Err()
@@ -74,6 +97,11 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 type mergeState struct {
 	waiting, started int
 	done, total      int64
+	// copied and left are of the disks that are waited for: a disk that is ready
+	// goes on to copy what the guest writes.
+	copied, left int64
+	// rate is how much was copied per second while the guest stood still.
+	rate float64
 }
 
 // pushMerges starts what does not run yet and tells how far everything is.
@@ -96,7 +124,7 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		case job.Foreign:
 			return s, fmt.Errorf("disk %s has a job that is not ours: %w", disk.Target, hypervisor.ErrBusy)
 		case !job.Found:
-			m := hypervisor.Merge{Target: disk.Target, Top: disk.Overlay, Base: disk.Base, Active: set.active}
+			m := hypervisor.Merge{Target: disk.Target, Top: disk.Overlay, Base: disk.Base, Active: set.active, BytesPerSecond: set.bandwidth}
 			if err := d.Config.Host.StartMerge(ctx, dom.ID, m); err != nil {
 				return s, fmt.Errorf("merge of disk %s not started: %w", disk.Target, err)
 			}
@@ -104,6 +132,8 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 			s.waiting++
 		case !job.Ready || !set.active:
 			s.waiting++
+			s.copied += job.Done
+			s.left += job.Total - job.Done
 		}
 		s.done += job.Done
 		s.total += job.Total

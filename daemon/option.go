@@ -32,7 +32,9 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 //
 // Codes: not_found, invalid, vps_changed, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
-	dom, err := d.resolve(ctx, ref)
+	reading, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	dom, err := d.resolve(reading, ref)
 	if err != nil {
 		return vps.Option{}, err
 	}

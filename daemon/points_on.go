@@ -32,6 +32,10 @@ func (h *pointedHost) StartMerge(ctx context.Context, id string, m hypervisor.Me
 	return failpoint.Around(ctx, "StartMerge", func() error { return h.Host.StartMerge(ctx, id, m) })
 }
 
+func (h *pointedHost) SetMergeSpeed(ctx context.Context, id, target string, bytesPerSecond int64) error {
+	return failpoint.Around(ctx, "SetMergeSpeed", func() error { return h.Host.SetMergeSpeed(ctx, id, target, bytesPerSecond) })
+}
+
 func (h *pointedHost) Pivot(ctx context.Context, id, target string) error {
 	return failpoint.Around(ctx, "Pivot", func() error { return h.Host.Pivot(ctx, id, target) })
 }

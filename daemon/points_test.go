@@ -37,7 +37,7 @@ func TestFailpointsAreListed(t *testing.T) {
 	defer failpoint.Observe(nil)
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
-			w := newWorld(t, nil)
+			w := newWorld(t, c.config)
 			id := w.vps("web1", state)
 			w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.NVRAM = w.nvram() }))
 			c.prepare(w, id)
@@ -134,7 +134,7 @@ func undone(t *testing.T) {
 // entered here as a reading or as an effect with points.
 func TestEveryEffectHasPoints(t *testing.T) {
 	reads := []string{"Info", "List", "Domain", "Events", "PingAgent", "MergeJob", "Inspect", "Unused", "Files", "Stat", "Space", "Close"}
-	effects := []string{"Freeze", "Thaw", "SwitchToOverlays", "StartMerge", "Pivot", "AbortMerge", "PointDisks", "SyncDefinition",
+	effects := []string{"Freeze", "Thaw", "SwitchToOverlays", "StartMerge", "SetMergeSpeed", "Pivot", "AbortMerge", "PointDisks", "SyncDefinition",
 		"SetMetadata", "Suspend", "Resume", "PowerOff", "Start", "RemoveManagedSave", "CreateOverlay", "Copy", "MergeOffline",
 		"Rebase", "Exchange", "Remove"}
 	host := reflect.TypeFor[hypervisor.Host]()

@@ -100,18 +100,16 @@ func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
 
 // keepThaw tries once to keep the promise to thaw.
 func (d *Daemon) keepThaw(ctx context.Context, id string) error {
-	dom, err := d.inventory.domain(ctx, id)
-	switch {
-	case errors.Is(err, hypervisor.ErrNotFound):
-		return d.kept(ctx, id, store.PromiseThaw)
-	case err == nil && (dom.State == hypervisor.Off || dom.Agent == hypervisor.AgentNone):
+	// Before anything is read: the agent may answer where the rest of the VPS hangs.
+	err := d.Config.Host.Thaw(ctx, id, thawLimit)
+	if err == nil || errors.Is(err, hypervisor.ErrOff) || errors.Is(err, hypervisor.ErrNotFound) {
 		return d.kept(ctx, id, store.PromiseThaw)
 	}
-	// Even when the domain could not be read: the thaw has a connection of its own.
-	if err := d.Config.Host.Thaw(ctx, id, thawLimit); err != nil {
-		return fmt.Errorf("guest not thawed: %w", err)
+	dom, e := d.inventory.domain(ctx, id)
+	if errors.Is(e, hypervisor.ErrNotFound) || e == nil && (dom.State == hypervisor.Off || dom.Agent == hypervisor.AgentNone) {
+		return d.kept(ctx, id, store.PromiseThaw)
 	}
-	return d.kept(ctx, id, store.PromiseThaw)
+	return fmt.Errorf("guest not thawed: %w", err)
 }
 
 // keepResume tries once to keep the promise to resume.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -153,9 +152,10 @@ func (d *Daemon) watchHost(ctx context.Context) {
 	}
 }
 
-// readHost reads every domain, trying until it works or the connection is lost again.
+// readHost reads every domain, trying until it works or the connection is lost
+// again: the next one begins anew. That libvirt did not answer in time is no loss.
 func (d *Daemon) readHost(ctx context.Context) {
-	for {
+	for losses := d.inventory.timesLost(); ; {
 		reading, cancel := context.WithTimeout(ctx, hostRead)
 		err := d.inventory.reload(reading)
 		cancel()
@@ -166,8 +166,8 @@ func (d *Daemon) readHost(ctx context.Context) {
 			d.drift.wake()
 			return
 		}
-		if ctx.Err() != nil || errors.Is(err, hypervisor.ErrUnavailable) {
-			return // the next EventConnected begins anew
+		if ctx.Err() != nil || d.inventory.timesLost() != losses {
+			return
 		}
 		d.Logger.Warn("domains not read", "error", err)
 		select {

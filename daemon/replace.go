@@ -41,8 +41,9 @@ func (d *Daemon) supersede(ctx context.Context, tx *store.Tx, oldID string, snap
 }
 
 // mergeOld merges the layer between the new overlay and the base.
-func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
-	if err := d.merges.acquire(ctx, r.Op.ID); err != nil {
+func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) (err error) {
+	defer d.leaveWhenSilent(r, &err)
+	if err := d.enterMerges(ctx, r); err != nil {
 		return err
 	}
 	snap, old, err := d.replaceState(ctx, r)
@@ -53,7 +54,7 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return d.middleGone(ctx, dom, snap, disk) }
-	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}}
+	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}, bandwidth: d.Merge.Bandwidth}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err

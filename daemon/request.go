@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/store"
@@ -49,6 +50,13 @@ func readRecord(ctx context.Context, r reader, vpsID string) (record, error) {
 	return rec, nil
 }
 
+const (
+	// answerWithin is how long a request waits for a VPS to be read from the host.
+	answerWithin = 10 * time.Second
+	// showWithin is how long one waits that can do with what was known last.
+	showWithin = 3 * time.Second
+)
+
 // resolve finds a VPS by id or name and reads it anew from the host.
 func (d *Daemon) resolve(ctx context.Context, ref string) (hypervisor.Domain, error) {
 	known, ok := d.inventory.find(ref)
@@ -65,10 +73,18 @@ func (d *Daemon) resolve(ctx context.Context, ref string) (hypervisor.Domain, er
 	switch {
 	case errors.Is(err, hypervisor.ErrNotFound):
 		return dom, errNoVPS()
+	case errors.Is(err, hypervisor.ErrUnavailable) && d.inventory.ready():
+		return known, errSilent(known).Because(err)
 	case err != nil:
 		return dom, explainAs("cannot read the VPS", err)
 	}
 	return dom, nil
+}
+
+// errSilent: libvirt answers, but not about this VPS.
+func errSilent(dom hypervisor.Domain) *vps.Error {
+	return vps.Errorf(vps.CodeHypervisorUnavailable, "%s does not answer its host", dom.Name).
+		WithRemedy("its QEMU process or its storage hangs (virsh domcontrol %s tells); try again when it is cured", dom.Name)
 }
 
 // errNoVPS is the same for a VPS that does not exist and for another customer's.
@@ -98,15 +114,11 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	if err != nil {
 		return vps.Operation{}, err
 	}
-	release, err := d.locks.acquire(ctx, id)
+	release, dom, err := d.lockAndRead(ctx, id)
 	if err != nil {
 		return vps.Operation{}, err
 	}
 	defer release()
-	dom, err := d.resolve(ctx, id)
-	if err != nil {
-		return vps.Operation{}, err
-	}
 	if dom.MigratedAway {
 		return vps.Operation{}, errMigrated(dom)
 	}
@@ -144,6 +156,21 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 	}
 	d.runner.Start(op)
 	return op, nil
+}
+
+// lockAndRead takes the lock of a VPS and reads it, within bounds.
+func (d *Daemon) lockAndRead(ctx context.Context, id string) (release func(), dom hypervisor.Domain, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	release, err = d.locks.acquire(ctx, id)
+	if err != nil {
+		return nil, dom, vps.Errorf(vps.CodeHypervisorUnavailable, "another request for %s waits for its host", d.names.name(id)).
+			WithRemedy("try again in a while").Because(err)
+	}
+	if dom, err = d.resolve(ctx, id); err != nil {
+		release()
+	}
+	return release, dom, err
 }
 
 func errInProgress(name string) error {

@@ -71,6 +71,7 @@ func (d *Daemon) watchSpace(ctx context.Context) {
 	for {
 		if d.inventory.ready() {
 			d.lookAtSpace(ctx)
+			d.askSilent(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -106,6 +107,13 @@ func (d *Daemon) lookAtSpace(ctx context.Context) {
 	}
 	d.fillings.Store(&now)
 	d.resumeStarved(ctx)
+}
+
+// askSilent reads the VPSes again that did not answer: no event tells that one does.
+func (d *Daemon) askSilent(ctx context.Context) {
+	for _, id := range d.inventory.silentOnes() {
+		d.workApart("read", id, func() { d.refreshDomain(ctx, id) })
+	}
 }
 
 // knownFillings is what was measured last, by file system.
@@ -166,6 +174,8 @@ func (d *Daemon) resumeStarved(ctx context.Context) {
 }
 
 func (d *Daemon) resumeIfFed(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	release, err := d.locks.acquire(ctx, id)
 	if err != nil {
 		return err

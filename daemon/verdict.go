@@ -12,6 +12,10 @@ import (
 // verdicts says which actions are open to a VPS now. The panel shows them, and
 // the calls obey them.
 func verdicts(dom hypervisor.Domain, rec record, now time.Time) vps.Actions {
+	if dom.State == hypervisor.Unknown {
+		silent := no(vps.CodeHypervisorUnavailable, "%s does not answer its host", dom.Name)
+		return vps.Actions{Take: silent, Restore: silent, UndoRestore: silent, Delete: silent}
+	}
 	if dom.MigratedAway {
 		away := no(vps.CodeVPSChanged, "%s was migrated to another host", dom.Name)
 		return vps.Actions{Take: away, Restore: away, UndoRestore: away, Delete: away}

@@ -32,9 +32,15 @@ func (d *Daemon) ListVPS(ctx context.Context) ([]vps.VPS, error) {
 	return list, nil
 }
 
-// ShowVPS returns one VPS, read anew. Codes: not_found, hypervisor_unavailable.
+// ShowVPS returns one VPS, read anew, or as last known when it does not answer.
+// Codes: not_found, hypervisor_unavailable.
 func (d *Daemon) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
-	dom, err := d.resolve(ctx, ref)
+	reading, cancel := context.WithTimeout(ctx, showWithin)
+	defer cancel()
+	dom, err := d.resolve(reading, ref)
+	if known, ok := d.inventory.find(ref); ok && d.inventory.ready() && vps.CodeOf(err) == vps.CodeHypervisorUnavailable {
+		dom, err = known, nil
+	}
 	if err != nil {
 		return vps.VPS{}, err
 	}
@@ -265,7 +271,9 @@ func (d *Daemon) ResumeOperation(ctx context.Context, id string, actor vps.Actor
 // Host returns what is known of the host. It answers without libvirt too.
 func (d *Daemon) Host(ctx context.Context) (vps.Host, error) {
 	h := vps.Host{Version: d.Version}
-	if info, err := d.Config.Host.Info(ctx); err == nil {
+	asking, cancel := context.WithTimeout(ctx, showWithin)
+	defer cancel()
+	if info, err := d.Config.Host.Info(asking); err == nil {
 		h.Connected, h.Hostname = true, info.Hostname
 		h.LibvirtVersion, h.HypervisorVersion = info.LibvirtVersion, info.HypervisorVersion
 	}

@@ -68,6 +68,9 @@ type Domains interface {
 	// MergeJob reads the job of one disk. No job, as when the domain is off, is
 	// Job{}, not an error.
 	MergeJob(ctx context.Context, id, target string) (Job, error)
+	// SetMergeSpeed changes the limit of a running merge; 0: unlimited. No job is
+	// no error, a Foreign one ErrBusy.
+	SetMergeSpeed(ctx context.Context, id, target string, bytesPerSecond int64) error
 	// Pivot makes the guest use the base of a Ready merge. ErrNotReady when
 	// the job is not ready, or there is none; the job and the overlay are then
 	// left as they are.

@@ -140,6 +140,7 @@ func wireOperation(o vps.Operation) api.Operation {
 			TotalBytes: o.Progress.TotalBytes,
 			Percent:    o.Progress.Percent,
 			ETASeconds: o.Progress.ETASeconds,
+			Note:       o.Progress.Note,
 		},
 		Actor:      wireActor(o.Actor),
 		SnapshotID: o.SnapshotID,

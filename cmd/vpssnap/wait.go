@@ -77,7 +77,7 @@ func done(op api.Operation) string {
 func (a *app) lines() func(api.Operation) {
 	last := ""
 	return func(op api.Operation) {
-		key := fmt.Sprint(op.Status, op.Step, op.Progress.Percent/10)
+		key := fmt.Sprint(op.Status, op.Step, op.Progress.Percent/10, op.Progress.Note)
 		if key == last || op.Step == "" || client.Ended(op) {
 			return
 		}
@@ -95,6 +95,9 @@ func standing(op api.Operation) string {
 	}
 	if p.ETASeconds != nil {
 		s += fmt.Sprintf(", about %s left", time.Duration(*p.ETASeconds)*time.Second)
+	}
+	if p.Note != "" {
+		s += "; " + clean(p.Note)
 	}
 	return s
 }

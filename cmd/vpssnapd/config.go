@@ -40,6 +40,12 @@ type config struct {
 		MergeLimit  int      `toml:"merge_limit"`
 		Headroom    size     `toml:"headroom"`
 	} `toml:"snapshot"`
+	Merge struct {
+		Bandwidth    size     `toml:"bandwidth"`
+		StalledAfter duration `toml:"stalled_after"`
+		Help         bool     `toml:"help"`
+		LongestStop  duration `toml:"longest_stop"`
+	} `toml:"merge"`
 	Offer struct {
 		Name        string     `toml:"name"`
 		Description string     `toml:"description"`
@@ -84,6 +90,9 @@ func defaults() config {
 	c.Snapshot.AgentWait = duration(time.Minute)
 	c.Snapshot.MergeLimit = 2
 	c.Snapshot.Headroom = 5 << 30
+	c.Merge.StalledAfter = duration(30 * time.Second)
+	c.Merge.Help = true
+	c.Merge.LongestStop = duration(2 * time.Second)
 	c.Offer.Name = "Snapshot"
 	c.Offer.Description = "One snapshot of the VPS: a quick way back before a risky change. It is no backup."
 	c.Offer.Currency = "EUR"
@@ -150,6 +159,10 @@ func (c config) check() error {
 		return errors.New("durations of [snapshot] must not be negative")
 	case c.Snapshot.MergeLimit < 1:
 		return errors.New("snapshot.merge_limit must be 1 or more")
+	case c.Merge.StalledAfter < duration(time.Second):
+		return errors.New("merge.stalled_after must be 1s or more")
+	case c.Merge.LongestStop < 0 || c.Merge.LongestStop > duration(10*time.Second):
+		return errors.New("merge.longest_stop must not be negative, and at most 10s")
 	case c.Offer.Amount < 0 || !currency.MatchString(c.Offer.Currency):
 		return errors.New("offer needs an amount of 0 or more in minor units and an ISO 4217 currency, as EUR")
 	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
@@ -193,5 +206,7 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 		Grace: time.Duration(c.Snapshot.Grace), UndoKeep: time.Duration(c.Snapshot.UndoKeep),
 		FreezeLimit: time.Duration(c.Snapshot.FreezeLimit), AgentWait: time.Duration(c.Snapshot.AgentWait),
 		MergeLimit: c.Snapshot.MergeLimit, Headroom: int64(c.Snapshot.Headroom),
+		Merge: daemon.MergePolicy{Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
+			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)},
 	}
 }

@@ -28,6 +28,7 @@ type Run struct {
 	stepBegan time.Time
 	done      int64
 	total     int64
+	note      string
 }
 
 // Stage adds a write to the transaction that records the present step as done.
@@ -76,9 +77,16 @@ func (r *Run) Progress(done, total int64) {
 	r.mu.Unlock()
 }
 
+// Note says what holds the present step up, for a human; "" when nothing does.
+func (r *Run) Note(note string) {
+	r.mu.Lock()
+	r.note = note
+	r.mu.Unlock()
+}
+
 func (r *Run) enter(step, steps int) {
 	r.mu.Lock()
-	r.step, r.steps, r.stepBegan, r.done, r.total = step, steps, time.Now(), 0, 0
+	r.step, r.steps, r.stepBegan, r.done, r.total, r.note = step, steps, time.Now(), 0, 0, ""
 	r.mu.Unlock()
 }
 
@@ -95,7 +103,7 @@ func (r *Run) interrupt() {
 func (r *Run) progress() vps.Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := vps.Progress{DoneBytes: r.done, TotalBytes: r.total}
+	p := vps.Progress{DoneBytes: r.done, TotalBytes: r.total, Note: r.note}
 	if r.steps == 0 {
 		return p
 	}

@@ -59,6 +59,8 @@ type Progress struct {
 	Percent    int // 0 to 100, of the whole operation
 	// ETASeconds is the estimated time to the end; nil: unknown.
 	ETASeconds *int64
+	// Note says, for a human, what holds the operation up; "" when nothing does.
+	Note string
 }
 
 // Operation is one piece of long work on one VPS.

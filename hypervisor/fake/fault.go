@@ -31,6 +31,7 @@ type faults struct {
 	hook       Hook
 	next       map[string][]error
 	mergePolls int
+	outrun     bool
 	free       int64 // of Space; negative: what the file system says
 }
 
@@ -104,6 +105,19 @@ func (h *Host) mergePolls() int {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
 	return h.faults.mergePolls
+}
+
+// OutrunMerges makes guests write faster than the merges started from now on copy.
+func (h *Host) OutrunMerges() {
+	h.faultMu.Lock()
+	defer h.faultMu.Unlock()
+	h.faults.outrun = true
+}
+
+func (h *Host) outrun() bool {
+	h.faultMu.Lock()
+	defer h.faultMu.Unlock()
+	return h.faults.outrun
 }
 
 func (h *Host) connected() bool {

@@ -9,6 +9,10 @@ import (
 	"vpssnapd/hypervisor"
 )
 
+// mergeChunk is what a merge that is outrun copies, and the guest writes, from
+// one call of MergeJob to the next.
+const mergeChunk = 1 << 20
+
 // job is a block job of one disk.
 type job struct {
 	hypervisor.Merge
@@ -17,6 +21,9 @@ type job struct {
 	Polls   int // calls of MergeJob until it is ready
 	Left    int // of them; negative: never by itself
 	Total   int64
+	// Outrun: the guest writes faster than the merge copies, so that it is not
+	// ready before the guest stands still.
+	Outrun bool
 }
 
 // StartMerge begins to copy Top into Base. Half of it is in the base at once:
@@ -37,8 +44,10 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err := h.unused(d.ID, m.Base); err != nil {
 			return err
 		}
-		j := job{Merge: m, Polls: h.mergePolls()}
-		j.Left = j.Polls
+		j := job{Merge: m, Polls: h.mergePolls(), Outrun: h.outrun()}
+		if j.Left = j.Polls; j.Outrun && j.Left == 0 {
+			j.Polls, j.Left = 1, 1
+		}
 		for _, l := range span[:len(span)-1] {
 			upper, err := readLayer(l.Path, l.Format)
 			if err != nil {
@@ -150,6 +159,10 @@ func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job,
 		switch {
 		case j.Ready:
 			seen.Done = j.Total
+		case j.Outrun && d.State == hypervisor.Running:
+			j.Total += mergeChunk
+			seen.Total, seen.Done = j.Total, j.Total/2
+			d.Jobs[target] = j
 		case j.Left > 0:
 			j.Left--
 			seen.Done = j.Total * int64(j.Polls-j.Left) / int64(j.Polls)
@@ -173,6 +186,35 @@ func (d *domain) job(target string) (j job, found bool, err error) {
 	}
 	j, found = d.Jobs[target]
 	return j, found, err
+}
+
+// SetMergeSpeed changes the limit of a running merge.
+func (h *Host) SetMergeSpeed(ctx context.Context, id, target string, bytesPerSecond int64) error {
+	return h.call(ctx, "SetMergeSpeed", id, func(d *domain) error {
+		j, found, err := d.job(target)
+		switch {
+		case err != nil || !found:
+			return err
+		case j.Foreign:
+			return fmt.Errorf("%w: the job is somebody else's", hypervisor.ErrBusy)
+		}
+		j.BytesPerSecond = bytesPerSecond
+		d.Jobs[target] = j
+		return nil
+	})
+}
+
+// MergeSpeed is the limit of a running merge.
+func (h *Host) MergeSpeed(id, target string) (bytesPerSecond int64, err error) {
+	err = h.look(id, func(d *domain) error {
+		j, found, err := d.job(target)
+		if err == nil && !found {
+			err = hypervisor.ErrNotFound
+		}
+		bytesPerSecond = j.BytesPerSecond
+		return err
+	})
+	return bytesPerSecond, err
 }
 
 // Pivot makes the guest use the base of a ready merge.

@@ -13,6 +13,7 @@ var merging = []test{
 	{"Pivot before the merge is ready", pivotTooEarly},
 	{"AbortMerge leaves the overlay whole", abortMerge},
 	{"A disk has one merge at a time", oneMerge},
+	{"The speed of a merge is changed while it runs", mergeSpeed},
 	{"A disk in a merge takes no overlay", noSwitchInMerge},
 	{"A merge of other layers than the disk uses is refused", mergeOthers},
 	{"No merge is no error, and none is begun on a domain that is off", noMerge},
@@ -61,6 +62,22 @@ func mergeAndPivot(s *suite) {
 	g.off()
 	g.check()
 	g.start()
+	g.check()
+}
+
+func mergeSpeed(s *suite) {
+	g := s.written("qcow2")
+	g.start()
+	l := g.take("snap")["vda"]
+	s.must(s.host().SetMergeSpeed(s.ctx, g.id, "vda", 1)) // of no merge
+	g.write("vda", mib, 0x7a, 2*mib)
+	slow := l.merge("vda")
+	slow.BytesPerSecond = 64 * kib
+	s.must(s.host().StartMerge(s.ctx, g.id, slow))
+	s.must(s.host().SetMergeSpeed(s.ctx, g.id, "vda", 0))
+	g.ready("vda")
+	g.pivot("vda")
+	g.uses("vda", l.base, "qcow2")
 	g.check()
 }
 

@@ -102,6 +102,34 @@ func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
 	return job, nil
 }
 
+// SetMergeSpeed changes the limit of a running merge.
+func (h *Host) SetMergeSpeed(ctx context.Context, id, target string, bytesPerSecond int64) error {
+	return do(ctx, h, ordinary, "set the speed of the merge of "+target+" of", id, func(d *libvirt.Domain) error {
+		return onMerge(d, target, func() error {
+			return d.BlockJobSetSpeed(target, uint64(max(0, bytesPerSecond)), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+		})
+	})
+}
+
+// onMerge does something to a disk's merge. That there is none, or that it ended
+// meanwhile by itself, is no error.
+func onMerge(d *libvirt.Domain, target string, act func() error) error {
+	job, err := readJob(d, target)
+	switch {
+	case err != nil || !job.Found:
+		return err
+	case job.Foreign:
+		return fmt.Errorf("%w: the job is somebody else's", hypervisor.ErrBusy)
+	}
+	if err = act(); err == nil {
+		return nil
+	}
+	if job, e := readJob(d, target); e == nil && !job.Found {
+		return nil
+	}
+	return err
+}
+
 // Pivot makes the guest use the base of a merge that is ready.
 func (h *Host) Pivot(ctx context.Context, id, target string) error {
 	return do(ctx, h, ordinary, "pivot "+target+" of", id, func(d *libvirt.Domain) error {
@@ -123,21 +151,7 @@ func (h *Host) Pivot(ctx context.Context, id, target string) error {
 // AbortMerge ends a merge; the guest stays on the overlay.
 func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
 	return do(ctx, h, ordinary, "abort the merge of "+target+" of", id, func(d *libvirt.Domain) error {
-		job, err := readJob(d, target)
-		switch {
-		case err != nil || !job.Found:
-			return err
-		case job.Foreign:
-			return fmt.Errorf("%w: the job is somebody else's", hypervisor.ErrBusy)
-		}
-		err = d.BlockJobAbort(target, 0)
-		if err == nil {
-			return nil
-		}
-		if job, e := readJob(d, target); e == nil && !job.Found {
-			return nil // it ended by itself
-		}
-		return err
+		return onMerge(d, target, func() error { return d.BlockJobAbort(target, 0) })
 	})
 }
 

@@ -1,0 +1,211 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// QEMU copies what a guest writes during a merge only after the guest has
+// written it. When the guest writes faster than that, the merge never ends. It is
+// then helped as a live migration helps itself: the copying gets all the speed
+// there is, and then the guest is stopped for moments. In the last of them the
+// merge becomes ready, and the guest stands still until it has pivoted.
+
+// MergePolicy is what is done about merges that guests outrun.
+type MergePolicy struct {
+	// Bandwidth limits the copying of each disk, in bytes per second; 0: unlimited.
+	Bandwidth int64
+	// StalledAfter is how long a merge is watched before it counts as outrun;
+	// 0: none ever does.
+	StalledAfter time.Duration
+	// Help lifts the limit of a merge that is outrun, and stops its guest for moments.
+	Help bool
+	// LongestStop is how long a guest may be stopped at a time; 0: not at all.
+	LongestStop time.Duration
+}
+
+const (
+	// firstStop is how long the first stop lasts at most. When what is left then
+	// can be copied within the longest, the next is as long as that. Else each may
+	// last twice as long as the one before, unless that brought the end nearer.
+	firstStop = 100 * time.Millisecond
+	// stopPoll is how often a merge is looked at while its guest stands still.
+	stopPoll = 10 * time.Millisecond
+)
+
+// catchUp watches the merge of one step, and helps it when it is outrun.
+type catchUp struct {
+	d    *Daemon
+	r    *operation.Run
+	from mark // where the present time of watching began
+	told bool
+	stop time.Duration // how long the next stop may last; 0: none was needed yet
+	left int64         // at the end of the last stop
+	next time.Time     // of the next stop
+}
+
+// mark is how far a merge was at some moment.
+type mark struct {
+	at           time.Time
+	copied, left int64
+}
+
+// look measures, and helps where that is needed. It returns true when the merge
+// is ready; its guest then stands still for the pivot.
+func (c *catchUp) look(ctx context.Context, dom hypervisor.Domain, set *mergeSet, s mergeState) (ready bool, err error) {
+	policy := c.d.Merge
+	switch {
+	case policy.StalledAfter == 0 || !set.active || dom.State != hypervisor.Running:
+		return false, nil
+	case c.stop > 0:
+		return c.slow(ctx, set)
+	}
+	over, outrun := c.measure(s)
+	if over && !outrun {
+		c.r.Note("")
+	}
+	if !outrun {
+		return false, nil
+	}
+	if err := c.tell(ctx, s); err != nil || !policy.Help {
+		return false, err
+	}
+	if set.bandwidth > 0 {
+		return false, c.lift(ctx, set)
+	}
+	c.stop, c.left = min(firstStop, policy.LongestStop), s.left
+	return false, nil
+}
+
+// measure says whether the time of watching is over, and whether the guest has
+// written nearly as much meanwhile as was copied.
+func (c *catchUp) measure(s mergeState) (over, outrun bool) {
+	now, from := mark{time.Now(), s.copied, s.left}, c.from
+	if from.at.IsZero() || s.started > 0 || now.copied < from.copied {
+		c.from = now
+		return false, false
+	}
+	if now.at.Sub(from.at) < c.d.Merge.StalledAfter {
+		return false, false
+	}
+	c.from = now
+	copied, nearer := now.copied-from.copied, from.left-now.left
+	return true, copied > 0 && nearer < copied/10
+}
+
+// tell reports a merge that is outrun: to who looks at the operation, and once
+// in the journal and in the log.
+func (c *catchUp) tell(ctx context.Context, s mergeState) error {
+	policy := c.d.Merge
+	note := "the VPS writes as fast as its disk is merged"
+	if policy.Help && policy.LongestStop > 0 {
+		note += fmt.Sprintf("; it may be stopped for moments of at most %s until the merge has caught up", policy.LongestStop)
+	}
+	c.r.Note(note)
+	if c.told {
+		return nil
+	}
+	c.told = true
+	op := c.r.Op
+	c.d.Logger.Warn("merge is outrun by the guest's writes", "operation", op.ID, "vps", op.VPSName, "left", s.left, "help", policy.Help)
+	m := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning, Actor: watchman, Operation: op.ID,
+		Text:   "Deleting the snapshot takes longer: " + note + ".",
+		Detail: fmt.Sprintf("%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it", s.left)}
+	return c.r.Record(ctx, func(tx *store.Tx) error { return c.d.say(ctx, tx, m) })
+}
+
+// lift gives the copying all the speed there is.
+func (c *catchUp) lift(ctx context.Context, set *mergeSet) error {
+	for _, disk := range set.snap.Disks {
+		err := c.d.Config.Host.SetMergeSpeed(ctx, c.r.Op.VPS, disk.Target, 0)
+		if err != nil && !errors.Is(err, hypervisor.ErrOff) {
+			return fmt.Errorf("limit of the merge of disk %s not lifted: %w", disk.Target, err)
+		}
+	}
+	set.bandwidth = 0
+	return nil
+}
+
+// slow stops the guest when it is time to. In between it runs for a while.
+func (c *catchUp) slow(ctx context.Context, set *mergeSet) (ready bool, err error) {
+	if time.Now().Before(c.next) {
+		return false, nil
+	}
+	s, err := c.d.stopForMerge(ctx, c.r, *set, c.stop)
+	if errors.Is(err, hypervisor.ErrOff) {
+		return false, nil // the next look sees it off
+	}
+	if err != nil || s.waiting == 0 {
+		return err == nil, err
+	}
+	longest := c.d.Merge.LongestStop
+	switch {
+	case s.rate > 0 && float64(s.left) < s.rate*longest.Seconds():
+		c.stop = longest // and over as soon as the merge is ready
+	case s.left >= c.left/10*9:
+		c.stop = min(2*c.stop, longest)
+	}
+	c.left, c.next = s.left, time.Now().Add(min(mergePoll, c.d.Merge.StalledAfter))
+	return false, nil
+}
+
+// stopForMerge stops the guest until its merge is ready, but not for longer than
+// limit. When it became ready, the guest stands still when this returns, and is
+// owed to run again.
+func (d *Daemon) stopForMerge(ctx context.Context, r *operation.Run, set mergeSet, limit time.Duration) (s mergeState, err error) {
+	if err := d.suspend(ctx, r); err != nil {
+		return s, errors.Join(err, d.keepResume(ctx, r.Op.VPS))
+	}
+	stop, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	s, err = d.mergeStopped(stop, r, set)
+	if err == nil && s.waiting == 0 {
+		return s, nil
+	}
+	if e := d.keepResume(ctx, r.Op.VPS); e != nil {
+		return s, e
+	}
+	if stop.Err() != nil && ctx.Err() == nil {
+		err = nil // its time was over
+	}
+	return s, err
+}
+
+// mergeStopped watches a merge while its guest stands still: until it is ready,
+// somebody lets the guest run, or ctx ends.
+func (d *Daemon) mergeStopped(ctx context.Context, r *operation.Run, set mergeSet) (last mergeState, err error) {
+	last.waiting = len(set.snap.Disks) // nothing is known yet
+	var first mergeState
+	for began := time.Now(); ; {
+		dom, err := d.inventory.domain(ctx, r.Op.VPS)
+		if err != nil {
+			return last, err
+		}
+		s, err := d.pushMerges(ctx, dom, set)
+		if err != nil {
+			return last, err
+		}
+		if last.total == 0 {
+			first = s
+		}
+		if took := time.Since(began).Seconds(); took > 0 && s.waiting == first.waiting {
+			s.rate = float64(s.copied-first.copied) / took
+		}
+		if last = s; s.waiting == 0 || dom.State == hypervisor.Running {
+			return last, nil
+		}
+		r.Progress(s.done, s.total)
+		select {
+		case <-ctx.Done():
+			return last, ctx.Err()
+		case <-time.After(stopPoll):
+		}
+	}
+}
