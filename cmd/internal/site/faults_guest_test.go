@@ -28,7 +28,7 @@ func TestGuestFaults(t *testing.T) {
 		test func(mortal)
 	}{
 		{"FAULTS row 5", mortal.diesWhenFrozen}, {"FAULTS row 30", mortal.stoppedWhenFrozen}, {"FAULTS row 29", mortal.silentAgent},
-		{"FAULTS row 20", mortal.powerInMerge},
+		{"FAULTS row 29, late", mortal.slowFreeze}, {"FAULTS row 20", mortal.powerInMerge},
 	} {
 		if !t.Run(c.name, func(t *testing.T) { c.test(mortal{&host{h.Site, t}, h.point}) }) {
 			return

@@ -141,13 +141,13 @@ func (h *host) clean(name string) {
 	}
 }
 
-// TestLife is the main job on guests without an OS, in every state, with one to
-// three disks of both formats, byte for byte.
+// TestLife is the main job on guests without an OS, in every state, with one disk
+// and with three of both formats, byte for byte.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")
 	for _, state := range []string{"running", "paused", "shut off"} {
-		for n := 1; n <= 3; n++ {
+		for _, n := range []int{1, 3} {
 			name := fmt.Sprintf("%s%d", strings.ReplaceAll(state, " ", ""), n)
 			t.Run(name, func(t *testing.T) { (&host{h.Site, t}).life(name, state, n) })
 		}

@@ -43,33 +43,28 @@ func TestQuiesceWithoutAgent(t *testing.T) {
 	}
 }
 
-// TestSlowFreeze has a guest that takes far longer to freeze than it may, and
-// then does freeze: with nobody waiting any more, it must be thawed all the same
-// (FAULTS row 29).
-func TestSlowFreeze(t *testing.T) {
-	t.Parallel()
-	h := newHost(t, "[snapshot]\nfreeze_limit = \"1s\"\n")
-	ctx := t.Context()
-	h.boot("web1")
-	h.must(h.Lab.StartRecorder(ctx, "web1"))
-	h.must(h.Lab.GuestWriteFile(ctx, "web1", "/run/hook", []byte("[ $1 = thaw ] || sleep 8\n")))
-
-	op := h.take("web1", api.TakeRequest{Quiesce: "prefer"})
+// slowFreeze (FAULTS row 29): the guest takes far longer to freeze than it may, and
+// then does freeze: with nobody waiting any more, it must be thawed all the same.
+func (h mortal) slowFreeze() {
+	ctx, name := h.t.Context(), pointVPS
+	h.must(h.Lab.GuestWriteFile(ctx, name, "/run/hook", []byte("[ $1 = thaw ] || sleep 8\n")))
+	op := h.take(name, api.TakeRequest{Quiesce: "prefer"})
 	if took := op.EndedAt.Sub(*op.StartedAt); took > 10*time.Second {
-		t.Errorf("the take took %s", took)
+		h.t.Errorf("the take took %s", took)
 	}
 	if !strings.Contains(op.Result, "as after a power cut") || !strings.Contains(op.Result, "did not do it in time") {
-		t.Errorf("the take says %q", op.Result)
+		h.t.Errorf("the take says %q", op.Result)
 	}
-	if s, err := h.Client.Snapshot(ctx, "web1"); err != nil || s.Consistency != "crash" || s.FreezeMS != 0 {
-		t.Errorf("the snapshot is %+v, %v", s, err)
+	if s, err := h.Client.Snapshot(ctx, name); err != nil || s.Consistency != "crash" || s.FreezeMS != 0 {
+		h.t.Errorf("the snapshot is %+v, %v", s, err)
 	}
-	h.writes("web1")
-	h.delete("web1")
+	h.writes(name)
+	h.delete(name)
 
-	h.failed(api.CodeGuestUnresponsive)(h.Client.Take(ctx, "web1", api.TakeRequest{Quiesce: "require"}))
-	h.clean("web1")
-	h.writes("web1")
+	h.failed(api.CodeGuestUnresponsive)(h.Client.Take(ctx, name, api.TakeRequest{Quiesce: "require"}))
+	h.clean(name)
+	h.writes(name)
+	h.must(h.Lab.GuestWriteFile(ctx, name, "/run/hook", nil))
 }
 
 // writes fails unless the guest's agent answers, thawed, and its recorder goes on.
