@@ -123,10 +123,17 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	return d, nil
 }
 
+// ErrUnusable says that the database cannot be worked with until an operator has
+// done something about it: another start will not help.
+var ErrUnusable = errors.New("the database cannot be used")
+
 func openStore(ctx context.Context, stateDir string) (*store.Store, error) {
 	db, err := store.Open(ctx, filepath.Join(stateDir, databaseFile))
 	if errors.Is(err, store.ErrDamaged) {
 		err = fmt.Errorf("%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the host's VPSes say", err)
+	}
+	if errors.Is(err, store.ErrDamaged) || errors.Is(err, store.ErrNewer) {
+		err = fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	return db, err
 }

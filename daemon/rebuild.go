@@ -76,8 +76,10 @@ func Rebuild(ctx context.Context, c Config) (done Rebuilt, err error) {
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	defer d.stop()
-	err = d.refill(ctx, domains, &done)
-	return done, err
+	if err := d.refill(ctx, domains, &done); err != nil {
+		return done, err
+	}
+	return done, db.Accept(ctx)
 }
 
 // mustBeEmpty refuses a database that is whole and has something in it.

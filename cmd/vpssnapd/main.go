@@ -3,7 +3,8 @@
 //
 // As vpssnapd rebuild it makes a lost or damaged database anew from the host.
 //
-// Exit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2 usage.
+// Exit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2
+// usage, 3 the database is damaged or of a newer version (a start will not help).
 package main
 
 import (
@@ -26,6 +27,9 @@ import (
 
 // version is set at build time.
 var version = "dev"
+
+// exitUnusable tells systemd not to start it again (RestartPreventExitStatus=).
+const exitUnusable = 3
 
 // shutdownLimit is how long requests may still be answered after SIGTERM.
 const shutdownLimit = 5 * time.Second
@@ -54,7 +58,11 @@ func main() {
 }
 
 func exit(err error) {
-	if err != nil {
+	switch {
+	case errors.Is(err, daemon.ErrUnusable):
+		fmt.Fprintln(os.Stderr, "vpssnapd:", err)
+		os.Exit(exitUnusable)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "vpssnapd:", err)
 		os.Exit(1)
 	}

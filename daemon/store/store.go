@@ -53,8 +53,12 @@ type Tx struct {
 // queries are the reads, the same inside and outside a transaction.
 type queries struct{ q querier }
 
-// ErrDamaged says that the record cannot be trusted.
-var ErrDamaged = errors.New("the database is damaged")
+var (
+	// ErrDamaged says that the record cannot be trusted.
+	ErrDamaged = errors.New("the database is damaged")
+	// ErrNewer says that a newer program wrote it.
+	ErrNewer = errors.New("a newer vpssnapd wrote the database")
+)
 
 // Open opens the database at path, making it (mode 0600) or migrating it as
 // needed. A file that is damaged (ErrDamaged), or that a newer program wrote, is
@@ -209,7 +213,7 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 	}
 	sources := provider.ListSources()
 	if known := sources[len(sources)-1].Version; have > known {
-		return fmt.Errorf("it has schema version %d, this program knows %d: a newer vpssnapd wrote it; install that version again", have, known)
+		return fmt.Errorf("%w: it has schema version %d, this program knows %d; install that version again", ErrNewer, have, known)
 	}
 	_, err = provider.Up(ctx)
 	return err
