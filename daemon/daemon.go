@@ -146,17 +146,26 @@ func (d *Daemon) Close() error {
 	return errors.Join(d.store.Close(), d.lock.Close())
 }
 
+// lockWait is how long the lock of a predecessor may outlive it: a child that it
+// had just forked when it was killed holds all its files until it executes (seen
+// in the kill campaign on a busy machine).
+const lockWait = 2 * time.Second
+
 // lockState makes sure that one daemon only works on a state directory.
 func lockState(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another vpssnapd works on %s: stop it first", dir)
+	for until := time.Now().Add(lockWait); ; time.Sleep(20 * time.Millisecond) {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return f, nil
+		}
+		if time.Now().After(until) {
+			f.Close()
+			return nil, fmt.Errorf("another vpssnapd works on %s: stop it first", dir)
+		}
 	}
-	return f, nil
 }
 
 // plan names the steps of every kind of operation.
