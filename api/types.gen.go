@@ -195,6 +195,90 @@ func (e Consistency) Valid() bool {
 	}
 }
 
+// Defines values for EventType.
+const (
+	EventTypeEventsMissed            EventType = "events.missed"
+	EventTypeMessage                 EventType = "message"
+	EventTypeOperationCancelled      EventType = "operation.cancelled"
+	EventTypeOperationFailed         EventType = "operation.failed"
+	EventTypeOperationNeedsAttention EventType = "operation.needs_attention"
+	EventTypeOperationPending        EventType = "operation.pending"
+	EventTypeOperationRunning        EventType = "operation.running"
+	EventTypeOperationStep           EventType = "operation.step"
+	EventTypeOperationSucceeded      EventType = "operation.succeeded"
+	EventTypeOptionActive            EventType = "option.active"
+	EventTypeOptionChanged           EventType = "option.changed"
+	EventTypeOptionGrace             EventType = "option.grace"
+	EventTypeOptionOrdered           EventType = "option.ordered"
+	EventTypeOptionReleased          EventType = "option.released"
+	EventTypeSnapshotAvailable       EventType = "snapshot.available"
+	EventTypeSnapshotBroken          EventType = "snapshot.broken"
+	EventTypeSnapshotChanged         EventType = "snapshot.changed"
+	EventTypeSnapshotCreating        EventType = "snapshot.creating"
+	EventTypeSnapshotDeleting        EventType = "snapshot.deleting"
+	EventTypeSnapshotGone            EventType = "snapshot.gone"
+	EventTypeSnapshotRestoring       EventType = "snapshot.restoring"
+	EventTypeSpaceCritical           EventType = "space.critical"
+	EventTypeSpaceOk                 EventType = "space.ok"
+	EventTypeSpaceWarning            EventType = "space.warning"
+)
+
+// Valid indicates whether the value is a known member of the EventType enum.
+func (e EventType) Valid() bool {
+	switch e {
+	case EventTypeEventsMissed:
+		return true
+	case EventTypeMessage:
+		return true
+	case EventTypeOperationCancelled:
+		return true
+	case EventTypeOperationFailed:
+		return true
+	case EventTypeOperationNeedsAttention:
+		return true
+	case EventTypeOperationPending:
+		return true
+	case EventTypeOperationRunning:
+		return true
+	case EventTypeOperationStep:
+		return true
+	case EventTypeOperationSucceeded:
+		return true
+	case EventTypeOptionActive:
+		return true
+	case EventTypeOptionChanged:
+		return true
+	case EventTypeOptionGrace:
+		return true
+	case EventTypeOptionOrdered:
+		return true
+	case EventTypeOptionReleased:
+		return true
+	case EventTypeSnapshotAvailable:
+		return true
+	case EventTypeSnapshotBroken:
+		return true
+	case EventTypeSnapshotChanged:
+		return true
+	case EventTypeSnapshotCreating:
+		return true
+	case EventTypeSnapshotDeleting:
+		return true
+	case EventTypeSnapshotGone:
+		return true
+	case EventTypeSnapshotRestoring:
+		return true
+	case EventTypeSpaceCritical:
+		return true
+	case EventTypeSpaceOk:
+		return true
+	case EventTypeSpaceWarning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MessageKind.
 const (
 	MessageKindMoved              MessageKind = "moved"
@@ -405,6 +489,27 @@ func (e SnapshotState) Valid() bool {
 	}
 }
 
+// Defines values for SpaceEventLevel.
+const (
+	SpaceEventLevelCritical SpaceEventLevel = "critical"
+	SpaceEventLevelOk       SpaceEventLevel = "ok"
+	SpaceEventLevelWarning  SpaceEventLevel = "warning"
+)
+
+// Valid indicates whether the value is a known member of the SpaceEventLevel enum.
+func (e SpaceEventLevel) Valid() bool {
+	switch e {
+	case SpaceEventLevelCritical:
+		return true
+	case SpaceEventLevelOk:
+		return true
+	case SpaceEventLevelWarning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for StorageLevel.
 const (
 	StorageLevelCritical StorageLevel = "critical"
@@ -556,6 +661,52 @@ type Disk struct {
 	Target string `json:"target"`
 }
 
+// Event Something that has happened. Of operation, option, snapshot, message and space it has the one that its type begins with; events.missed has none.
+type Event struct {
+	At time.Time `json:"at"`
+	ID EventID   `json:"id"`
+
+	// Message A message of the journal.
+	Message *MessageEvent `json:"message,omitempty"`
+
+	// Operation An operation as it was then.
+	Operation *OperationEvent `json:"operation,omitempty"`
+
+	// Option An option as it was then.
+	Option *OptionEvent `json:"option,omitempty"`
+
+	// Snapshot A snapshot as it was then.
+	Snapshot *SnapshotEvent `json:"snapshot,omitempty"`
+
+	// Space A file system of the host as it was then.
+	Space *SpaceEvent `json:"space,omitempty"`
+
+	// Type What has happened. `operation.*` and `option.*` and `snapshot.*`: it has got
+	// this status or state. `operation.step`: the next step has begun.
+	// `option.changed`, `snapshot.changed`: something other than the state.
+	// `message`: the journal has a new message. `space.*`: a file system of the host
+	// has got this level; sent to callers that are bound to no VPS.
+	// `events.missed`: what was asked for is kept no more.
+	Type EventType `json:"type"`
+
+	// VPS The id of the VPS; left out when it concerns the host.
+	VPS string `json:"vps,omitempty,omitzero"`
+
+	// VPSName The name of the VPS at that time.
+	VPSName string `json:"vps_name,omitempty,omitzero"`
+}
+
+// EventID defines model for EventID.
+type EventID = string
+
+// EventType What has happened. `operation.*` and `option.*` and `snapshot.*`: it has got
+// this status or state. `operation.step`: the next step has begun.
+// `option.changed`, `snapshot.changed`: something other than the state.
+// `message`: the journal has a new message. `space.*`: a file system of the host
+// has got this level; sent to callers that are bound to no VPS.
+// `events.missed`: what was asked for is kept no more.
+type EventType string
+
 // Failure Why an operation failed or was parked.
 type Failure struct {
 	// Code Tells a program what went wrong. `guest_unresponsive` is seen only in
@@ -639,6 +790,14 @@ type Message struct {
 	VPSName string `json:"vps_name"`
 }
 
+// MessageEvent A message of the journal.
+type MessageEvent struct {
+	ID          int64       `json:"id"`
+	Kind        MessageKind `json:"kind"`
+	OperationID string      `json:"operation_id,omitempty,omitzero"`
+	Text        string      `json:"text"`
+}
+
 // MessageKind defines model for MessageKind.
 type MessageKind string
 
@@ -696,6 +855,24 @@ type Operation struct {
 	VPSName string `json:"vps_name"`
 }
 
+// OperationEvent An operation as it was then.
+type OperationEvent struct {
+	// Actor Who asked, and by which way.
+	Actor Actor `json:"actor"`
+
+	// Error Why an operation failed or was parked.
+	Error      *Failure      `json:"error,omitempty"`
+	ID         string        `json:"id"`
+	Kind       OperationKind `json:"kind"`
+	Result     string        `json:"result,omitempty,omitzero"`
+	SnapshotID string        `json:"snapshot_id,omitempty,omitzero"`
+
+	// Status succeeded, failed and cancelled are final. needs_attention is parked for
+	// an operator, who resumes it.
+	Status OperationStatus `json:"status"`
+	Step   string          `json:"step,omitempty,omitzero"`
+}
+
 // OperationKind defines model for OperationKind.
 type OperationKind string
 
@@ -736,6 +913,24 @@ type Option struct {
 
 	// VPS The id of the VPS.
 	VPS string `json:"vps"`
+}
+
+// OptionEvent An option as it was then.
+type OptionEvent struct {
+	// Actor Who asked, and by which way.
+	Actor      Actor      `json:"actor"`
+	EndsAt     *time.Time `json:"ends_at,omitempty"`
+	GraceUntil *time.Time `json:"grace_until,omitempty"`
+	ID         string     `json:"id"`
+
+	// Note What was done, as the option's history has it.
+	Note     string `json:"note,omitempty,omitzero"`
+	OrderRef string `json:"order_ref,omitempty,omitzero"`
+
+	// State ordered: not yet activated. active: a snapshot may be taken. grace:
+	// cancelled or expired; restore and delete still work. released: over,
+	// the snapshot is gone.
+	State OptionState `json:"state"`
 }
 
 // OptionOrder defines model for OptionOrder.
@@ -884,6 +1079,17 @@ type Snapshot struct {
 	VPS string `json:"vps"`
 }
 
+// SnapshotEvent A snapshot as it was then.
+type SnapshotEvent struct {
+	Description string `json:"description,omitempty,omitzero"`
+	ID          string `json:"id"`
+
+	// Reason Why it is broken.
+	Reason    string        `json:"reason,omitempty,omitzero"`
+	State     SnapshotState `json:"state"`
+	UndoUntil *time.Time    `json:"undo_until,omitempty"`
+}
+
 // SnapshotPatch defines model for SnapshotPatch.
 type SnapshotPatch struct {
 	// Description One line of the customer's own words.
@@ -892,6 +1098,22 @@ type SnapshotPatch struct {
 
 // SnapshotState defines model for SnapshotState.
 type SnapshotState string
+
+// SpaceEvent A file system of the host as it was then.
+type SpaceEvent struct {
+	FreeBytes     int64 `json:"free_bytes"`
+	FullInSeconds int64 `json:"full_in_seconds,omitempty,omitzero"`
+
+	// Level As in Storage.
+	Level SpaceEventLevel `json:"level"`
+
+	// Path One of its directories. Sent to operators only.
+	Path       string `json:"path,omitempty,omitzero"`
+	TotalBytes int64  `json:"total_bytes"`
+}
+
+// SpaceEventLevel As in Storage.
+type SpaceEventLevel string
 
 // Storage defines model for Storage.
 type Storage struct {
@@ -994,25 +1216,61 @@ type Cursor = string
 // Kind defines model for kind.
 type Kind = MessageKind
 
+// Language defines model for language.
+type Language = string
+
 // Limit defines model for limit.
 type Limit = int
 
 // OperationID defines model for operation_id.
 type OperationID = string
 
+// Since defines model for since.
+type Since = time.Time
+
+// Until defines model for until.
+type Until = time.Time
+
 // Accepted defines model for Accepted.
 type Accepted = Operation
+
+// ListenEventsParams defines parameters for ListenEvents.
+type ListenEventsParams struct {
+	// After The same, for the first connection of a browser, which cannot set the header then. The header goes before it.
+	After *EventID `form:"after,omitempty" json:"after,omitempty"`
+
+	// VPS Only events of this VPS; its id or name.
+	VPS *VPSRef `form:"vps,omitempty" json:"vps,omitempty"`
+
+	// Type Only events of these types, separated by commas. `events.missed` comes in any case.
+	Type *[]EventType `form:"type,omitempty" json:"type,omitempty"`
+
+	// LastEventID The id of the last event that was received.
+	LastEventID *EventID `json:"Last-Event-ID,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
 
 // ListMessagesParams defines parameters for ListMessages.
 type ListMessagesParams struct {
 	// Kind Only messages of this kind.
 	Kind *Kind `form:"kind,omitempty" json:"kind,omitempty"`
 
+	// Since Only messages of this time and later.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only messages of before this time.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
 	// Cursor The `next` of the page before.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ListOperationsParams defines parameters for ListOperations.
@@ -1042,11 +1300,20 @@ type ListVPSMessagesParams struct {
 	// Kind Only messages of this kind.
 	Kind *Kind `form:"kind,omitempty" json:"kind,omitempty"`
 
+	// Since Only messages of this time and later.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only messages of before this time.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
 	// Cursor The `next` of the page before.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // CancelOptionParams defines parameters for CancelOption.

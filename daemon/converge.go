@@ -105,8 +105,10 @@ func (c *catchUp) measure(s mergeState) (over, outrun bool) {
 func (c *catchUp) tell(ctx context.Context, s mergeState) error {
 	policy := c.d.Merge
 	note := "the VPS writes as fast as its disk is merged"
+	phrase := vps.PhraseMergeOutrun
 	if policy.Help && policy.LongestStop > 0 {
 		note += fmt.Sprintf("; it may be stopped for moments of at most %s until the merge has caught up", policy.LongestStop)
+		phrase = vps.PhraseMergeStops
 	}
 	c.r.Note(note)
 	if c.told {
@@ -116,7 +118,7 @@ func (c *catchUp) tell(ctx context.Context, s mergeState) error {
 	op := c.r.Op
 	c.d.Logger.Warn("merge is outrun by the guest's writes", "operation", op.ID, "vps", op.VPSName, "left", s.left, "help", policy.Help)
 	m := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning, Actor: watchman, Operation: op.ID,
-		Text:   "Deleting the snapshot takes longer: " + note + ".",
+		Phrase: phrase, Params: map[string]string{"longest": policy.LongestStop.String()},
 		Detail: fmt.Sprintf("%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it", s.left)}
 	return c.r.Record(ctx, func(tx *store.Tx) error { return c.d.say(ctx, tx, m) })
 }

@@ -73,6 +73,7 @@ type Daemon struct {
 	apart       apart
 	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
 	drift       *driftWatch
+	events      *eventFeed
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -96,6 +97,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close(), lock.Close())
 	}
+	d.background(d.followEvents)
 	d.background(d.watchHost)
 	if err := d.recover(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -112,7 +114,11 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Config: c, store: db, lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
+	last, err := db.LastEvent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
 		deadlines: make(chan struct{}, 1), drift: newDriftWatch()}
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)

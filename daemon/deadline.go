@@ -169,7 +169,7 @@ func (d *Daemon) releaseOption(ctx context.Context, vpsID string, gone bool) err
 		if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
 			return err
 		}
-		m := vps.Message{VPS: vpsID, VPSName: d.names.name(vpsID), Kind: vps.MessageOptionChanged, Actor: expiry, Text: "The snapshot option is released."}
+		m := vps.Message{VPS: vpsID, VPSName: d.names.name(vpsID), Kind: vps.MessageOptionChanged, Actor: expiry, Phrase: vps.PhraseOptionReleased}
 		if gone {
 			m.Detail = "the VPS is gone from the host, so its snapshot could not be deleted; vpssnap doctor says what can be done"
 		}

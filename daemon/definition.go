@@ -113,7 +113,7 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 		err := d.store.Write(ctx, func(tx *store.Tx) error {
 			return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning,
 				Actor:  vps.Actor{Name: "vpssnapd", Way: vps.WayRecovery},
-				Text:   "The VPS was defined anew with its disks of before the snapshot; this was put right.",
+				Phrase: vps.PhraseRedefined,
 				Detail: "somebody defined " + dom.Name + " with the base image of its snapshot; the definition names the overlay again"})
 		})
 		if err != nil {

@@ -23,16 +23,16 @@ func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap 
 		return err
 	}
 	snap.State, snap.Heals, snap.Reason, snap.UpdatedAt = vps.SnapshotBroken, true, reason, d.now()
-	text := "The snapshot is broken: " + reason + "."
+	phrase, params := vps.PhraseSnapshotBroken, map[string]string{"reason": reason}
 	if reason == "" {
-		snap.State, snap.Heals, text = vps.SnapshotAvailable, false, "The snapshot is no longer broken."
+		snap.State, snap.Heals, phrase, params = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed, nil
 	}
 	d.Logger.Warn("snapshot judged anew", "vps", dom.Name, "snapshot", snap.ID, "state", snap.State, "reason", reason)
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		if err := tx.SaveSnapshot(ctx, snap); err != nil {
 			return err
 		}
-		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: watchman, Text: text})
+		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: watchman, Phrase: phrase, Params: params})
 	})
 }
 

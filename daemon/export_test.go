@@ -14,3 +14,9 @@ func (d *Daemon) Waiting(id string) int {
 	}
 	return 0
 }
+
+// AllEventsRead says that listeners can have every event there is.
+func (d *Daemon) AllEventsRead(ctx context.Context) bool {
+	last, err := d.store.LastEvent(ctx)
+	return err == nil && d.events.newest() == last
+}

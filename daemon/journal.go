@@ -8,9 +8,11 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// say appends to the journal.
+// say appends to the journal. What is said is kept both as a phrase, for every
+// language, and as English text, for who reads the database.
 func (d *Daemon) say(ctx context.Context, tx *store.Tx, m vps.Message) error {
 	m.At = d.now()
+	m.Text = m.In(vps.English)
 	if m.VPSName == "" {
 		if dom, ok := d.inventory.find(m.VPS); ok {
 			m.VPSName = dom.Name
@@ -19,40 +21,23 @@ func (d *Daemon) say(ctx context.Context, tx *store.Tx, m vps.Message) error {
 	return tx.AddMessage(ctx, m)
 }
 
-// deeds names what each kind of operation does, for the journal.
-var deeds = map[vps.Kind]struct{ begin, done, not string }{
-	vps.KindTake:        {"A snapshot was asked for.", "The snapshot was taken", "The snapshot could not be taken"},
-	vps.KindRestore:     {"A restore of the snapshot was asked for.", "The VPS was put back to its snapshot", "The VPS could not be put back to its snapshot"},
-	vps.KindUndoRestore: {"The undo of the last restore was asked for.", "The last restore was undone", "The last restore could not be undone"},
-	vps.KindDelete:      {"The deletion of the snapshot was asked for.", "The snapshot was deleted", "The snapshot could not be deleted"},
+// journalKinds is what kind of message tells of each status; of the others none does.
+var journalKinds = map[vps.Status]vps.MessageKind{
+	vps.StatusPending:        vps.MessageOperationStarted,
+	vps.StatusSucceeded:      vps.MessageOperationSucceeded,
+	vps.StatusCancelled:      vps.MessageOperationCancelled,
+	vps.StatusFailed:         vps.MessageOperationFailed,
+	vps.StatusNeedsAttention: vps.MessageNeedsAttention,
 }
 
 // journalOperation writes the message of a change of status, in the transaction of that change.
 func (d *Daemon) journalOperation(ctx context.Context, tx *store.Tx, op vps.Operation) error {
-	m := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Actor: op.Actor, Operation: op.ID}
-	deed := deeds[op.Kind]
-	switch op.Status {
-	case vps.StatusPending:
-		m.Kind, m.Text = vps.MessageOperationStarted, deed.begin
-	case vps.StatusSucceeded:
-		m.Kind, m.Text = vps.MessageOperationSucceeded, sentence(deed.done, op.Result)
-	case vps.StatusCancelled:
-		m.Kind, m.Text = vps.MessageOperationCancelled, deed.not+": it was cancelled. Nothing was changed."
-	case vps.StatusFailed:
-		m.Kind, m.Text, m.Detail = vps.MessageOperationFailed, deed.not+".", detailOf(op)
-	case vps.StatusNeedsAttention:
-		m.Kind, m.Text, m.Detail = vps.MessageNeedsAttention, deed.not+" yet; an operator of the host has to look at it.", detailOf(op)
-	default:
+	kind, ok := journalKinds[op.Status]
+	if !ok {
 		return nil
 	}
-	return d.say(ctx, tx, m)
-}
-
-func sentence(what, result string) string {
-	if result == "" {
-		return what + "."
-	}
-	return what + ": " + result + "."
+	return d.say(ctx, tx, vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: kind, Actor: op.Actor, Operation: op.ID,
+		Phrase: vps.PhraseOf(op.Kind, op.Status), Params: map[string]string{"result": op.Result}, Detail: detailOf(op)})
 }
 
 func detailOf(op vps.Operation) string {

@@ -49,7 +49,7 @@ func (d *Daemon) departed(ctx context.Context, id string) error {
 			}
 		}
 		return d.say(ctx, tx, vps.Message{VPS: id, VPSName: name, Kind: vps.MessageMoved, Actor: watchman,
-			Text: "The VPS was moved to another host and has taken its snapshot along."})
+			Phrase: vps.PhraseMovedAway})
 	})
 	d.deadlinesChanged()
 	return err
@@ -102,7 +102,7 @@ func (d *Daemon) arrived(ctx context.Context, id string) error {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageMoved, Actor: watchman,
-			Text: "The VPS has brought its snapshot along, which is in use here now."})
+			Phrase: vps.PhraseMovedHere})
 	})
 	d.deadlinesChanged()
 	return err

@@ -60,7 +60,7 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
-			Text: "The snapshot option is " + string(option.State) + "."})
+			Phrase: vps.Phrase("option_" + string(option.State))})
 	})
 	if err == nil && option.State == vps.OptionActive {
 		err = d.keepFromExpiry(ctx, dom.ID)
@@ -257,6 +257,6 @@ func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, not
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,
-			Text: "The snapshot option has ended. The snapshot is kept until " + o.GraceUntil.Format(time.RFC3339) + " and can be restored until then."})
+			Phrase: vps.PhraseOptionGrace, Params: map[string]string{"until": o.GraceUntil.Format(time.RFC3339)}})
 	})
 }

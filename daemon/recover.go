@@ -55,7 +55,7 @@ func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
 				return err
 			}
 		}
-		return d.say(ctx, tx, vps.Message{Kind: vps.MessageWarning, Actor: watchman, Text: "The daemon's database is older than what it had recorded last.",
+		return d.say(ctx, tx, vps.Message{Kind: vps.MessageWarning, Actor: watchman, Phrase: vps.PhraseOldDatabase,
 			Detail: "an old copy was put back, or it was lost; what the host says counts"})
 	})
 	if err != nil {

@@ -165,7 +165,7 @@ func (d *Daemon) recordFound(ctx context.Context, tx *store.Tx, dom hypervisor.D
 		return err
 	}
 	m := vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: actor,
-		Text:   "The record of the snapshot was made anew from the host.",
+		Phrase: vps.PhraseSnapshotFound,
 		Detail: "state " + string(r.snap.State)}
 	if r.why != "" {
 		m.Detail += ": " + r.why

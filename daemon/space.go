@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -143,13 +144,16 @@ func (d *Daemon) tellSpace(ctx context.Context, f *filling) {
 	if level == f.level {
 		return
 	}
-	text := fmt.Sprintf("%s of %s are free where VPSes have their disks", humanize.IBytes(uint64(f.space.Free)), humanize.IBytes(uint64(f.space.Total))) //nolint:gosec // sizes are not negative
+	params := map[string]string{"free": humanize.IBytes(uint64(f.space.Free)), "total": humanize.IBytes(uint64(f.space.Total))} //nolint:gosec // sizes are not negative
 	if full := f.fullIn(); full > 0 && level != vps.SpaceOK {
-		text += fmt.Sprintf("; full in %s at this rate", full.Round(time.Minute))
+		params["full"] = full.Round(time.Minute).String()
 	}
-	m := vps.Message{Kind: vps.MessageSpace, Actor: watchman, Text: "Space is " + string(level) + ": " + text + ".",
+	m := vps.Message{Kind: vps.MessageSpace, Actor: watchman, Phrase: vps.Phrase("space_" + string(level)), Params: params,
 		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(d.Headroom)))} //nolint:gosec // not negative
-	if err := d.store.Write(ctx, func(tx *store.Tx) error { return d.say(ctx, tx, m) }); err != nil {
+	told := vps.Event{Type: vps.EventType("space." + string(level)), EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
+		TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}}}
+	err := d.store.Write(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), d.say(ctx, tx, m)) })
+	if err != nil {
 		d.Logger.Error("space message not written", "error", err)
 		return // told again at the next look
 	}
@@ -200,6 +204,6 @@ func (d *Daemon) resumeIfFed(ctx context.Context, id string) error {
 	}
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		return d.say(ctx, tx, vps.Message{VPS: id, VPSName: dom.Name, Kind: vps.MessageSpace, Actor: watchman,
-			Text: "The VPS had stopped because its disk could not grow; there is space again, and it runs on."})
+			Phrase: vps.PhraseFed})
 	})
 }

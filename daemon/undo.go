@@ -53,7 +53,7 @@ func (d *Daemon) expireUndo(ctx context.Context, snap vps.Snapshot) error {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: snap.VPS, Kind: vps.MessageUndoEnded,
-			Actor: vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry},
-			Text:  "The last restore can no longer be undone: the time for it is over."})
+			Actor:  vps.Actor{Name: "vpssnapd", Way: vps.WayExpiry},
+			Phrase: vps.PhraseUndoEnded})
 	})
 }

@@ -101,6 +101,25 @@ type ClientInterface interface {
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
 	ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListenEvents Listen to what happens, as Server-Sent Events
+	//
+	// Each event has an `id`, its `event` is the type, and its `data` is one
+	// Event. A new stream begins with what happens from now on; one with
+	// `Last-Event-ID` goes on behind that event, also after the daemon was
+	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+	// ones gets an event of type `events.missed` first: read what you need to know
+	// with the other calls, and listen on.
+	//
+	// An event tells that something has changed, and how it was at that moment;
+	// what it is now, the other calls tell. Events of one VPS come in order.
+	//
+	// Every 15 seconds at least something is sent, if only a comment. A listener
+	// that takes nothing for 10 seconds is cut off, and goes on with
+	// `Last-Event-ID` when it is back.
+	//
+	// Corresponds with GET /v1/events (the `ListenEvents` operationId).
+	ListenEvents(ctx context.Context, params *ListenEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ShowHost Show versions, capacity, headroom and counts
 	//
 	// Corresponds with GET /v1/host (the `ShowHost` operationId).
@@ -306,6 +325,35 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // Corresponds with GET /readyz (the `ShowReadiness` operationId).
 func (c *rest) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowReadinessRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListenEvents Listen to what happens, as Server-Sent Events
+//
+// Each event has an `id`, its `event` is the type, and its `data` is one
+// Event. A new stream begins with what happens from now on; one with
+// `Last-Event-ID` goes on behind that event, also after the daemon was
+// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+// ones gets an event of type `events.missed` first: read what you need to know
+// with the other calls, and listen on.
+//
+// An event tells that something has changed, and how it was at that moment;
+// what it is now, the other calls tell. Events of one VPS come in order.
+//
+// Every 15 seconds at least something is sent, if only a comment. A listener
+// that takes nothing for 10 seconds is cut off, and goes on with
+// `Last-Event-ID` when it is back.
+//
+// Corresponds with GET /v1/events (the `ListenEvents` operationId).
+func (c *rest) ListenEvents(ctx context.Context, params *ListenEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListenEventsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -804,6 +852,110 @@ func NewShowReadinessRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListenEventsRequest constructs an http.Request for the ListenEvents method
+func NewListenEventsRequest(server string, params *ListenEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.VPS != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "vps", *params.VPS, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewShowHostRequest constructs an http.Request for the ShowHost method
 func NewShowHostRequest(server string) (*http.Request, error) {
 	var err error
@@ -925,6 +1077,30 @@ func NewListMessagesRequest(server string, params *ListMessagesParams) (*http.Re
 
 		}
 
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Cursor != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
@@ -958,6 +1134,21 @@ func NewListMessagesRequest(server string, params *ListMessagesParams) (*http.Re
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -1317,6 +1508,30 @@ func NewListVPSMessagesRequest(server string, vps VPSRef, params *ListVPSMessage
 
 		}
 
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Cursor != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
@@ -1350,6 +1565,21 @@ func NewListVPSMessagesRequest(server string, vps VPSRef, params *ListVPSMessage
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -1798,6 +2028,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
 	ShowReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowReadinessResponse, error)
 
+	// ListenEventsWithResponse Listen to what happens, as Server-Sent Events
+	//
+	// Each event has an `id`, its `event` is the type, and its `data` is one
+	// Event. A new stream begins with what happens from now on; one with
+	// `Last-Event-ID` goes on behind that event, also after the daemon was
+	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+	// ones gets an event of type `events.missed` first: read what you need to know
+	// with the other calls, and listen on.
+	//
+	// An event tells that something has changed, and how it was at that moment;
+	// what it is now, the other calls tell. Events of one VPS come in order.
+	//
+	// Every 15 seconds at least something is sent, if only a comment. A listener
+	// that takes nothing for 10 seconds is cut off, and goes on with
+	// `Last-Event-ID` when it is back.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/events (the `ListenEvents` operationId).
+	ListenEventsWithResponse(ctx context.Context, params *ListenEventsParams, reqEditors ...RequestEditorFn) (*ListenEventsResponse, error)
+
 	// ShowHostWithResponse Show versions, capacity, headroom and counts
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2107,6 +2358,47 @@ func (r ShowReadinessResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ShowReadinessResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListenEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListenEventsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListenEventsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListenEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListenEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListenEventsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3189,6 +3481,33 @@ func (c *ClientWithResponses) ShowReadinessWithResponse(ctx context.Context, req
 	return ParseShowReadinessResponse(rsp)
 }
 
+// ListenEventsWithResponse Listen to what happens, as Server-Sent Events
+//
+// Each event has an `id`, its `event` is the type, and its `data` is one
+// Event. A new stream begins with what happens from now on; one with
+// `Last-Event-ID` goes on behind that event, also after the daemon was
+// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+// ones gets an event of type `events.missed` first: read what you need to know
+// with the other calls, and listen on.
+//
+// An event tells that something has changed, and how it was at that moment;
+// what it is now, the other calls tell. Events of one VPS come in order.
+//
+// Every 15 seconds at least something is sent, if only a comment. A listener
+// that takes nothing for 10 seconds is cut off, and goes on with
+// `Last-Event-ID` when it is back.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/events (the `ListenEvents` operationId).
+func (c *ClientWithResponses) ListenEventsWithResponse(ctx context.Context, params *ListenEventsParams, reqEditors ...RequestEditorFn) (*ListenEventsResponse, error) {
+	rsp, err := c.ListenEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListenEventsResponse(rsp)
+}
+
 // ShowHostWithResponse Show versions, capacity, headroom and counts
 //
 // Returns a wrapper object for the known response body format(s).
@@ -3611,6 +3930,32 @@ func ParseShowReadinessResponse(rsp *http.Response) (*ShowReadinessResponse, err
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListenEventsResponse parses an HTTP response from a ListenEventsWithResponse call
+func ParseListenEventsResponse(rsp *http.Response) (*ListenEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListenEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {

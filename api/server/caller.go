@@ -56,6 +56,23 @@ func callerOf(ctx context.Context) *caller {
 	return &caller{vps: []string{}}
 }
 
+type recheckKey struct{}
+
+// withRecheck keeps how to ask again who calls, for answers that outlast a token.
+func withRecheck(ctx context.Context, again func() (*caller, error)) context.Context {
+	return context.WithValue(ctx, recheckKey{}, again)
+}
+
+// recheck returns ctx with the caller as known now, or why there is none any more.
+func recheck(ctx context.Context) (context.Context, error) {
+	again, ok := ctx.Value(recheckKey{}).(func() (*caller, error))
+	if !ok {
+		return ctx, nil
+	}
+	who, err := again()
+	return withCaller(ctx, who), err
+}
+
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // errNoVPS is the answer for an unknown VPS and for somebody else's, so that a

@@ -159,7 +159,7 @@ func wireActor(a vps.Actor) api.Actor {
 	return api.Actor{Name: a.Name, Way: api.Way(a.Way)}
 }
 
-func wireMessage(m vps.Message, operator bool) api.Message {
+func wireMessage(m vps.Message, operator bool, in vps.Language) api.Message {
 	w := api.Message{
 		ID:          m.ID,
 		At:          m.At.UTC(),
@@ -168,7 +168,7 @@ func wireMessage(m vps.Message, operator bool) api.Message {
 		Kind:        api.MessageKind(m.Kind),
 		Actor:       wireActor(m.Actor),
 		OperationID: m.Operation,
-		Text:        m.Text,
+		Text:        m.In(in),
 	}
 	if operator {
 		w.Detail = m.Detail

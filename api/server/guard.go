@@ -16,18 +16,28 @@ func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
 		return next
 	}
 	return func(c echo.Context) error {
-		who, err := s.identify(c)
+		who, err := s.admit(c, need)
 		if err != nil {
 			return err
 		}
-		c.Set(actorKey, who.actor.Name)
-		if !who.may(need) {
-			return vps.Errorf(vps.CodeForbidden, "the token %q lacks the scope %q", who.actor.Name, need)
-		}
 		r := c.Request()
-		c.SetRequest(r.WithContext(withCaller(r.Context(), who)))
+		ctx := withCaller(r.Context(), who)
+		c.SetRequest(r.WithContext(withRecheck(ctx, func() (*caller, error) { return s.admit(c, need) })))
 		return next(c)
 	}
+}
+
+// admit returns who calls, when that caller has the scope that is needed.
+func (s *Server) admit(c echo.Context, need Scope) (*caller, error) {
+	who, err := s.identify(c)
+	if err != nil {
+		return nil, err
+	}
+	c.Set(actorKey, who.actor.Name)
+	if !who.may(need) {
+		return nil, vps.Errorf(vps.CodeForbidden, "the token %q lacks the scope %q", who.actor.Name, need)
+	}
+	return who, nil
 }
 
 // identify tells who calls: on the Unix socket the kernel says so and tokens

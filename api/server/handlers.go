@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"vpssnapd/api"
 	"vpssnapd/daemon/vps"
@@ -14,6 +15,8 @@ type handlers struct {
 	service Service
 	// closing ends when the server shuts down.
 	closing context.Context
+	// heartbeat is how long a stream of events is silent at most.
+	heartbeat time.Duration
 }
 
 var _ StrictServerInterface = (*handlers)(nil)

@@ -13,7 +13,7 @@ func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequest
 	if err != nil {
 		return nil, err
 	}
-	list, err := h.messages(ctx, id, r.Params.Kind, r.Params.Cursor, r.Params.Limit)
+	list, err := h.messages(ctx, id, api.ListMessagesParams(r.Params))
 	if err == nil && len(list.Messages) == 0 {
 		// Nothing is known of it: is there such a VPS at all?
 		_, err = h.service.ShowVPS(ctx, id)
@@ -22,14 +22,14 @@ func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequest
 }
 
 func (h *handlers) ListMessages(ctx context.Context, r ListMessagesRequestObject) (ListMessagesResponseObject, error) {
-	list, err := h.messages(ctx, "", r.Params.Kind, r.Params.Cursor, r.Params.Limit)
+	list, err := h.messages(ctx, "", r.Params)
 	return ListMessages200JSONResponse(list), err
 }
 
 // messages reads one page, of all VPS when id is "".
-func (h *handlers) messages(ctx context.Context, id string, kind *api.MessageKind, cursor *string, most *int) (api.MessageList, error) {
-	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(kind)), Limit: limit(most)}
-	if text := value(cursor); text != "" {
+func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesParams) (api.MessageList, error) {
+	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(p.Kind)), Since: value(p.Since), Until: value(p.Until), Limit: limit(p.Limit)}
+	if text := value(p.Cursor); text != "" {
 		before, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || before < 1 {
 			return api.MessageList{}, invalid("the parameter cursor is not one that was given out")
@@ -40,7 +40,7 @@ func (h *handlers) messages(ctx context.Context, id string, kind *api.MessageKin
 	if err != nil {
 		return api.MessageList{}, err
 	}
-	operator := callerOf(ctx).operator()
+	operator, in := callerOf(ctx).operator(), preferred(p.AcceptLanguage)
 	list := api.MessageList{Messages: []api.Message{}}
 	for range mostPages {
 		page, err := h.service.Messages(ctx, q)
@@ -49,7 +49,7 @@ func (h *handlers) messages(ctx context.Context, id string, kind *api.MessageKin
 		}
 		for _, m := range page.Messages {
 			if mine(m.VPS) {
-				list.Messages = append(list.Messages, wireMessage(m, operator))
+				list.Messages = append(list.Messages, wireMessage(m, operator, in))
 			}
 		}
 		list.Next, q.Before = "", page.Next

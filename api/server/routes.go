@@ -41,6 +41,8 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodGet, one + "/messages", ScopeRead, w.ListVPSMessages},
 		{http.MethodGet, "/v1/messages", ScopeRead, w.ListMessages},
 
+		{http.MethodGet, "/v1/events", ScopeRead, w.ListenEvents},
+
 		{http.MethodGet, "/v1/operations", ScopeRead, w.ListOperations},
 		{http.MethodGet, op, ScopeRead, w.ShowOperation},
 		{http.MethodPost, op + "/cancel", ScopeSnapshot, w.CancelOperation},

@@ -42,6 +42,7 @@ type Server struct {
 	log           *slog.Logger
 	failures      *limiter
 	unix, tcp     *http.Server
+	handlers      *handlers
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -56,7 +57,8 @@ func New(cfg Config) *Server {
 		failures:      newLimiter(),
 		stopWaiting:   stop,
 	}
-	router := s.router(&handlers{service: cfg.Service, closing: closing}, cfg.Version)
+	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat}
+	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
 	s.unix.ConnContext = withPeer
 	return s

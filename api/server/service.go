@@ -32,6 +32,7 @@ type Service interface {
 	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
 
 	Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error)
+	Events(ctx context.Context, after int64) (vps.EventPage, error)
 	Host(ctx context.Context) (vps.Host, error)
 	Checks(ctx context.Context) (vps.Report, error)
 	Repair(ctx context.Context, a vps.Actor) (vps.Report, error)

@@ -180,6 +180,9 @@ func (s *site) via(r *http.Request, d dial) answer {
 	resp, err := transport.RoundTrip(r)
 	check(s.t, err)
 	defer resp.Body.Close()
+	if resp.Header.Get("Content-Type") == "text/event-stream" {
+		return answer{resp, ""} // which has no end
+	}
 	body, err := io.ReadAll(resp.Body)
 	check(s.t, err)
 	return answer{resp, string(body)}

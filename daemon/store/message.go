@@ -2,18 +2,25 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"time"
 
 	"vpssnapd/daemon/vps"
 )
 
 // Messages returns one page of the journal, newest first. Limit must be positive.
 func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail
+	rows, err := s.q.QueryContext(ctx, `SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params
 		FROM message WHERE (?1 = '' OR vps = ?1) AND (?2 = '' OR kind = ?2) AND (?3 = 0 OR id < ?3)
-		ORDER BY id DESC LIMIT ?4`, q.VPS, q.Kind, q.Before, q.Limit+1)
+		AND (?4 = 0 OR at >= ?4) AND (?5 = 0 OR at < ?5)
+		ORDER BY id DESC LIMIT ?6`, q.VPS, q.Kind, q.Before, microsOrZero(q.Since), microsOrZero(q.Until), q.Limit+1)
 	all, err := collect(rows, err, func(row scanner) (vps.Message, error) {
 		var m vps.Message
-		err := row.Scan(&m.ID, moment{&m.At}, &m.VPS, &m.VPSName, &m.Kind, &m.Actor.Name, &m.Actor.Way, &m.Operation, &m.Text, &m.Detail)
+		var params []byte
+		err := row.Scan(&m.ID, moment{&m.At}, &m.VPS, &m.VPSName, &m.Kind, &m.Actor.Name, &m.Actor.Way, &m.Operation, &m.Text, &m.Detail, &m.Phrase, &params)
+		if err == nil && len(params) > 0 {
+			err = json.Unmarshal(params, &m.Params)
+		}
 		return m, err
 	})
 	page := vps.MessagePage{Messages: all}
@@ -26,10 +33,31 @@ func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessageP
 
 // AddMessage appends to the journal.
 func (t *Tx) AddMessage(ctx context.Context, m vps.Message) error {
-	res, err := t.tx.ExecContext(ctx, `INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail)
-		VALUES (?,?,?,?,?,?,?,?,?)`, micros(m.At), m.VPS, m.VPSName, m.Kind, m.Actor.Name, m.Actor.Way, m.Operation, m.Text, m.Detail)
-	if err == nil {
-		t.message, err = res.LastInsertId()
+	params := ""
+	if len(m.Params) > 0 {
+		text, err := json.Marshal(m.Params)
+		if err != nil {
+			return err
+		}
+		params = string(text)
 	}
-	return err
+	res, err := t.tx.ExecContext(ctx, `INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?)`, micros(m.At), m.VPS, m.VPSName, m.Kind, m.Actor.Name, m.Actor.Way, m.Operation, m.Text, m.Detail,
+		m.Phrase, params)
+	if err != nil {
+		return err
+	}
+	if t.message, err = res.LastInsertId(); err != nil {
+		return err
+	}
+	return t.AddEvent(ctx, vps.Event{Type: vps.EventMessage, VPS: m.VPS, VPSName: m.VPSName, EventData: vps.EventData{Message: &vps.MessageEvent{
+		ID: t.message, Kind: m.Kind, Operation: m.Operation, Text: m.Text, Phrase: m.Phrase, Params: m.Params}}})
+}
+
+// microsOrZero is how the absence of a bound is asked for.
+func microsOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return micros(t)
 }

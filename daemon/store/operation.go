@@ -56,6 +56,9 @@ func (s queries) Operations(ctx context.Context, q vps.OperationQuery) (vps.Oper
 // InsertOperation makes an operation durable. IsUnique(err) says that the VPS
 // has another one that is not final.
 func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
+	if err := t.tellOperation(ctx, o); err != nil {
+		return err
+	}
 	code, detail, remedy := errorColumns(o.Error)
 	return t.exec(ctx, `INSERT INTO operation (`+operationColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 		o.ID, o.VPS, o.VPSName, o.Kind, o.Status, o.Step, o.Irrevocable, o.CancelRequested, o.Actor.Name, o.Actor.Way,
@@ -65,6 +68,9 @@ func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
 
 // SaveOperation updates what changes in an operation, all but CancelRequested.
 func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
+	if err := t.tellOperation(ctx, o); err != nil {
+		return err
+	}
 	code, detail, remedy := errorColumns(o.Error)
 	return t.execOne(ctx, `UPDATE operation SET status = ?, step = ?, irrevocable = ?, snapshot = ?, started_at = ?, ended_at = ?,
 		error_code = ?, error_detail = ?, error_remedy = ?, result = ?, plan = ? WHERE id = ?`,

@@ -39,6 +39,9 @@ func (s queries) OpenOptions(ctx context.Context) ([]vps.Option, error) {
 
 // SaveOption inserts or updates an option and writes the change into its history.
 func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note string) error {
+	if err := t.tellOption(ctx, o, actor, note); err != nil {
+		return err
+	}
 	err := t.exec(ctx, `INSERT INTO option (`+optionColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, order_ref = excluded.order_ref,
 		amount = excluded.amount, currency = excluded.currency, period = excluded.period,

@@ -85,6 +85,9 @@ func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot
 // is inserted only: an operation that has read it long ago must not take back
 // what DescribeSnapshot wrote meanwhile.
 func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
+	if err := t.tellSnapshot(ctx, s); err != nil {
+		return err
+	}
 	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, created_at = excluded.created_at, consistency = excluded.consistency,
 		freeze_ms = excluded.freeze_ms, size_bytes = excluded.size_bytes, restored_at = excluded.restored_at,
@@ -110,6 +113,14 @@ func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 // LetGoOfSnapshot ends the record of a snapshot that went to another host with
 // its VPS, and forgets its files: they are not of this host any more.
 func (t *Tx) LetGoOfSnapshot(ctx context.Context, id string, now time.Time) error {
+	snap, err := t.Snapshot(ctx, id)
+	if err != nil {
+		return err
+	}
+	snap.State, snap.UndoUntil = vps.SnapshotGone, nil
+	if err := t.tellSnapshot(ctx, snap); err != nil {
+		return err
+	}
 	if err := t.exec(ctx, `DELETE FROM snapshot_disk WHERE snapshot = ?`, id); err != nil {
 		return err
 	}
@@ -122,6 +133,10 @@ func (t *Tx) LetGoOfSnapshot(ctx context.Context, id string, now time.Time) erro
 func (t *Tx) DescribeSnapshot(ctx context.Context, vpsID, description string, now time.Time) error {
 	current, err := t.CurrentSnapshot(ctx, vpsID)
 	if err != nil {
+		return err
+	}
+	current.Description = description
+	if err := t.addSnapshotEvent(ctx, vps.EventSnapshotChanged, current); err != nil {
 		return err
 	}
 	return t.execOne(ctx, `UPDATE snapshot SET description = ?, updated_at = ? WHERE id = ?`, description, micros(now), current.ID)

@@ -41,6 +41,8 @@ type Store struct {
 	reader *sql.DB
 	mark   *mark                 // nil when it is open to read only
 	failed atomic.Pointer[error] // why nothing is written any more
+	// committed is told of commits that added events.
+	committed chan struct{}
 }
 
 // Tx is an open write transaction. It reads what it has written.
@@ -48,6 +50,7 @@ type Tx struct {
 	queries
 	tx      *sql.Tx
 	message int64 // the last that it has added to the journal
+	event   int64 // the last that it has added
 }
 
 // queries are the reads, the same inside and outside a transaction.
@@ -85,7 +88,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 }
 
 func newStore(reader, writer *sql.DB) *Store {
-	s := &Store{writer: writer, reader: reader}
+	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1)}
 	s.q = querier{reader, s.judge}
 	return s
 }
@@ -311,6 +314,12 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	s.mark.set(t.message)
+	if t.event != 0 {
+		select {
+		case s.committed <- struct{}{}:
+		default: // it is told already
+		}
+	}
 	return nil
 }
 

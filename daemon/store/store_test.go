@@ -405,3 +405,78 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// Events are numbered without gap, also when a transaction is given up, and what
+// is too old or too much is pruned.
+func TestEvents(t *testing.T) {
+	s, path := fresh(t)
+	tell := func(n int) {
+		t.Helper()
+		write(t, s, func(tx *Tx) error {
+			for range n {
+				if err := tx.AddEvent(ctx, vps.Event{Type: vps.EventMessage, VPS: "id-1", EventData: vps.EventData{Message: &vps.MessageEvent{ID: 7}}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	write(t, s, func(tx *Tx) error { return tx.SawVPS(ctx, KnownVPS{ID: "id-1", Name: "web1", LastSeen: now}) })
+	tell(1)
+	select {
+	case <-s.Committed():
+	default:
+		t.Error("a commit with an event is not told")
+	}
+	givenUp := errors.New("given up")
+	err := s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.AddMessage(ctx, vps.Message{Text: "x"}), givenUp) })
+	if !errors.Is(err, givenUp) {
+		t.Fatal(err)
+	}
+	tell(1)
+	events, err := s.Events(ctx, 0, 10)
+	if err != nil || len(events) != 2 || events[1].ID != 2 || events[0].VPSName != "web1" || events[0].Message.ID != 7 {
+		t.Fatalf("events are %+v (%v)", events, err)
+	}
+	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `UPDATE event SET at = 0 WHERE id = 1`) })
+	tell(pruneEvery)
+	if events, err = s.Events(ctx, 0, 1000); err != nil || events[0].ID != 2 {
+		t.Errorf("an old event is still there: %+v (%v)", events[0], err)
+	}
+	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `DELETE FROM event`) })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	if last, err := s.LastEvent(ctx); err != nil || last != pruneEvery+2 {
+		t.Errorf("when all are pruned the last was %d (%v)", last, err)
+	}
+	tell(1)
+	if events, err = s.Events(ctx, 0, 10); err != nil || len(events) != 1 || events[0].ID != pruneEvery+3 {
+		t.Errorf("then comes %+v (%v)", events, err)
+	}
+}
+
+// A message is found by its time, and read with its phrase; one from before
+// 00005 keeps its text.
+func TestMessagesByTime(t *testing.T) {
+	s, _ := fresh(t)
+	for i := range 5 {
+		write(t, s, func(tx *Tx) error {
+			return tx.AddMessage(ctx, vps.Message{At: now.Add(time.Duration(i) * time.Hour), Text: fmt.Sprint(i), Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": "x"}})
+		})
+	}
+	page, err := s.Messages(ctx, vps.MessageQuery{Since: now.Add(time.Hour), Until: now.Add(3 * time.Hour), Limit: 10})
+	if err != nil || len(page.Messages) != 2 || page.Messages[0].Text != "2" || page.Messages[1].Params["result"] != "x" {
+		t.Errorf("found %+v (%v)", page.Messages, err)
+	}
+}
+
+func TestMessageFromBefore(t *testing.T) {
+	path := before(t, 3, `INSERT INTO message VALUES (1, 1000000, 'id-1', 'web1', 'warning', 'x', 'panel', '', 'The old text.', '')`)
+	s := open(t, path)
+	page, err := s.Messages(ctx, vps.MessageQuery{Limit: 10})
+	if err != nil || len(page.Messages) != 1 || page.Messages[0].In(vps.French) != "The old text." {
+		t.Errorf("found %+v (%v)", page.Messages, err)
+	}
+}

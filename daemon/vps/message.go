@@ -30,8 +30,12 @@ type Message struct {
 	Kind      MessageKind
 	Actor     Actor
 	Operation string // id; "" when none
-	// Text is written for a customer: no host paths, no internals.
+	// Text is written for a customer, in English: no host paths, no internals.
 	Text string
+	// Phrase and Params say the same in no language; "" in messages from before
+	// there were phrases.
+	Phrase Phrase
+	Params map[string]string
 	// Detail is for operators only.
 	Detail string
 }
@@ -40,7 +44,9 @@ type Message struct {
 type MessageQuery struct {
 	VPS    string // "" for all
 	Kind   MessageKind
-	Before int64 // cursor: ids below this; 0 for the newest
+	Since  time.Time // zero: from the first
+	Until  time.Time // exclusive; zero: to the last
+	Before int64     // cursor: ids below this; 0 for the newest
 	Limit  int
 }
 

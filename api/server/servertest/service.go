@@ -58,6 +58,8 @@ type Service struct {
 	vps      []*vps.VPS
 	ops      []*vps.Operation
 	messages []vps.Message
+	events   []vps.Event
+	changed  chan struct{}
 	calls    []string
 	waiting  atomic.Int32
 }
@@ -66,7 +68,7 @@ var _ server.Service = (*Service)(nil)
 
 // New returns a service with Web1, Web2 and Web3.
 func New() *Service {
-	s := &Service{}
+	s := &Service{changed: make(chan struct{})}
 	for i, id := range []string{Web1, Web2, Web3} {
 		s.vps = append(s.vps, &vps.VPS{
 			ID: id, Name: fmt.Sprintf("web%d", i+1),
@@ -266,5 +268,30 @@ func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePa
 		}
 		page.Messages = append(page.Messages, m)
 	}
+	return page, s.Err
+}
+
+// Tell adds an event.
+func (s *Service) Tell(e vps.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.ID, e.At = int64(len(s.events)+1), Epoch
+	s.events = append(s.events, e)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Service) Events(_ context.Context, after int64) (vps.EventPage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := int64(len(s.events))
+	if after == vps.FromNow {
+		after = last
+	}
+	if after > last {
+		return vps.EventPage{After: last, Missed: true, Changed: s.changed}, s.Err
+	}
+	page := vps.EventPage{After: after, Changed: s.changed}
+	page.Events = append(page.Events, s.events[after:min(last, after+100)]...)
 	return page, s.Err
 }

@@ -1,0 +1,253 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+const (
+	// heartbeat is how long a stream is silent at most. The token is looked at
+	// again each time.
+	heartbeat = 15 * time.Second
+	// slowReader is how long a listener may take nothing of what is sent to it.
+	slowReader = 10 * time.Second
+	// reconnectMS is when a browser that was cut off comes back.
+	reconnectMS = 2000
+)
+
+// ListenEvents checks the request; the stream itself is written by eventStream.
+func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject) (ListenEventsResponseObject, error) {
+	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow, in: preferred(r.Params.AcceptLanguage), heartbeat: h.heartbeat}
+	if last := cmpOr(r.Params.LastEventID, r.Params.After); last != nil {
+		id, err := strconv.ParseInt(*last, 10, 64)
+		if err != nil {
+			return nil, invalid("the id of the last event is not one that was given out")
+		}
+		s.after = id
+	}
+	if ref := value(r.Params.VPS); ref != "" {
+		id, err := h.find(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := h.service.ShowVPS(ctx, id); vps.CodeOf(err) == vps.CodeNotFound && !h.remembered(ctx, id) {
+			return nil, errNoVPS()
+		}
+		s.vps = id
+	}
+	s.types = value(r.Params.Type)
+	if err := s.look(); err != nil {
+		return nil, err
+	}
+	page, err := h.service.Events(ctx, s.after)
+	if err != nil {
+		return nil, err
+	}
+	s.first = page
+	return s, nil
+}
+
+// remembered says that the journal knows a VPS that is gone.
+func (h *handlers) remembered(ctx context.Context, id string) bool {
+	page, err := h.service.Messages(ctx, vps.MessageQuery{VPS: id, Limit: 1})
+	return err == nil && len(page.Messages) > 0
+}
+
+func cmpOr[T any](a, b *T) *T {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// eventStream is one listener. It keeps no events of its own: it is at a place in
+// the daemon's, and what it writes goes straight to the connection.
+type eventStream struct {
+	h     *handlers
+	ctx   context.Context
+	after int64
+	first vps.EventPage
+	vps   string // "" for all
+	types []api.EventType
+	in    vps.Language
+
+	mine      func(id string) bool
+	bound     bool
+	operator  bool
+	told      int64 // the last id that was sent
+	heartbeat time.Duration
+	w         http.ResponseWriter
+}
+
+var _ ListenEventsResponseObject = (*eventStream)(nil)
+
+// look finds out what the caller may see now.
+func (s *eventStream) look() (err error) {
+	who := callerOf(s.ctx)
+	s.bound, s.operator = who.bound(), who.operator()
+	s.mine, err = s.h.visible(s.ctx)
+	return err
+}
+
+// VisitListenEventsResponse sends events until the listener goes away, is too
+// slow or may listen no more, or the server shuts down.
+func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
+	s.w = w
+	w.Header().Set("Content-Type", "text/event-stream")
+	// A proxy that collects answers would hold the news back.
+	w.Header().Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	page := s.first
+	// The id comes at once, so that who is cut off before the first event misses nothing.
+	s.told = page.After
+	err := s.send(fmt.Appendf(nil, "retry: %d\nid: %d\n\n", reconnectMS, page.After))
+	beat := time.NewTicker(s.heartbeat)
+	defer beat.Stop()
+	for err == nil {
+		if err = s.pass(page); err == nil && len(page.Events) == 0 {
+			err = s.await(page.Changed, beat)
+		}
+		if err == nil {
+			page, err = s.h.service.Events(s.ctx, s.after)
+		}
+	}
+	return s.end(err)
+}
+
+// errEnd ends a stream in good order.
+var errEnd = errors.New("the stream has ended")
+
+// await returns when there are more events. While it waits it keeps the
+// connection alive and looks whether the caller may still listen.
+func (s *eventStream) await(changed <-chan struct{}, beat *time.Ticker) error {
+	for {
+		select {
+		case <-changed:
+			return nil
+		case <-s.ctx.Done():
+			return errEnd
+		case <-s.h.closing.Done():
+			return errEnd
+		case <-beat.C:
+			if err := s.beat(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// beat looks whether the caller may still listen, and sends a sign of life: the
+// id that the listener may begin behind, if it has moved on, else a comment.
+func (s *eventStream) beat() error {
+	ctx, err := recheck(s.ctx)
+	if err != nil {
+		return errEnd
+	}
+	s.ctx = ctx
+	if err := s.look(); err != nil {
+		return err
+	}
+	if s.told == s.after {
+		return s.send([]byte(":\n\n"))
+	}
+	s.told = s.after
+	return s.send(fmt.Appendf(nil, "id: %d\n\n", s.after))
+}
+
+// pass sends what the listener wants and may see of a page.
+func (s *eventStream) pass(page vps.EventPage) error {
+	var text bytes.Buffer
+	if s.after = page.After; page.Missed {
+		s.told = page.After
+		frame(&text, api.Event{ID: strconv.FormatInt(page.After, 10), At: time.Now().UTC(), Type: api.EventTypeEventsMissed})
+	}
+	for _, e := range page.Events {
+		s.after = e.ID
+		if s.wants(e) {
+			s.told = e.ID
+			frame(&text, wireEvent(e, s.operator, s.in))
+		}
+	}
+	if text.Len() == 0 {
+		return nil
+	}
+	return s.send(text.Bytes())
+}
+
+func (s *eventStream) wants(e vps.Event) bool {
+	if e.VPS == "" && s.bound || e.VPS != "" && !s.mine(e.VPS) {
+		return false
+	}
+	return (s.vps == "" || e.VPS == s.vps) && (len(s.types) == 0 || slices.Contains(s.types, api.EventType(e.Type)))
+}
+
+// frame writes one event in the form of Server-Sent Events. JSON has no newlines.
+func frame(to *bytes.Buffer, e api.Event) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return // cannot be: it has plain fields only
+	}
+	fmt.Fprintf(to, "id: %s\nevent: %s\ndata: %s\n\n", e.ID, e.Type, data)
+}
+
+// send gives the listener a bounded time to take it.
+func (s *eventStream) send(text []byte) error {
+	control := http.NewResponseController(s.w)
+	if err := control.SetWriteDeadline(time.Now().Add(slowReader)); err != nil {
+		return err
+	}
+	if _, err := s.w.Write(text); err != nil {
+		return err
+	}
+	return control.Flush()
+}
+
+// end says in the log why a stream was cut; how it ends otherwise is no news.
+func (s *eventStream) end(err error) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded): // first: net/http then ends the context, too
+		return fmt.Errorf("the listener is too slow and was cut off: %w", err)
+	case errors.Is(err, errEnd), s.ctx.Err() != nil:
+		return nil
+	}
+	return err
+}
+
+func wireEvent(e vps.Event, operator bool, in vps.Language) api.Event {
+	w := api.Event{ID: strconv.FormatInt(e.ID, 10), At: e.At.UTC(), Type: api.EventType(e.Type), VPS: e.VPS, VPSName: e.VPSName}
+	if o := e.Operation; o != nil {
+		w.Operation = &api.OperationEvent{ID: o.ID, Kind: api.OperationKind(o.Kind), Status: api.OperationStatus(o.Status), Step: o.Step,
+			SnapshotID: o.SnapshotID, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay}), Result: o.Result}
+		if o.Code != "" {
+			w.Operation.Error = &api.Failure{Code: api.Code(o.Code), Detail: o.Detail, Remedy: o.Remedy}
+		}
+	}
+	if o := e.Option; o != nil {
+		w.Option = &api.OptionEvent{ID: o.ID, State: api.OptionState(o.State), OrderRef: o.OrderRef, EndsAt: utc(o.EndsAt),
+			GraceUntil: utc(o.GraceUntil), Note: o.Note, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay})}
+	}
+	if s := e.Snapshot; s != nil {
+		w.Snapshot = &api.SnapshotEvent{ID: s.ID, State: api.SnapshotState(s.State), Reason: s.Reason, Description: s.Description, UndoUntil: utc(s.UndoUntil)}
+	}
+	if m := e.Message; m != nil {
+		w.Message = &api.MessageEvent{ID: m.ID, Kind: api.MessageKind(m.Kind), OperationID: m.Operation, Text: m.In(in)}
+	}
+	if s := e.Space; s != nil {
+		w.Space = &api.SpaceEvent{Level: api.SpaceEventLevel(s.Level), TotalBytes: s.TotalBytes, FreeBytes: s.FreeBytes, FullInSeconds: s.FullInSeconds}
+		if operator {
+			w.Space.Path = s.Path
+		}
+	}
+	return w
+}

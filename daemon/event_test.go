@@ -1,0 +1,145 @@
+package daemon_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// heard reads all events after one, as a listener does.
+func (w *world) heard(after int64) []vps.Event {
+	w.t.Helper()
+	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
+	var all []vps.Event
+	for {
+		page, err := w.daemon.Events(ctx, after)
+		w.must(err)
+		if page.Missed {
+			w.t.Fatalf("events after %d were missed", after)
+		}
+		if len(page.Events) == 0 {
+			return all
+		}
+		all = append(all, page.Events...)
+		after = all[len(all)-1].ID
+	}
+}
+
+func typesOf(events []vps.Event) []string {
+	var types []string
+	for _, e := range events {
+		if e.Type != vps.EventOperationStep && (len(types) == 0 || types[len(types)-1] != string(e.Type)) {
+			types = append(types, string(e.Type))
+		}
+	}
+	return types
+}
+
+func TestEventsOfALife(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.take(id, vps.TakeRequest{Description: "first"})
+	events := w.heard(0)
+	want := "option.active message operation.pending snapshot.creating message operation.running snapshot.available operation.succeeded message"
+	if got := strings.Join(typesOf(events), " "); got != want {
+		t.Errorf("a take told\n%s, want\n%s", got, want)
+	}
+	for i, e := range events {
+		if e.ID != int64(i+1) || e.VPS != id || e.VPSName != "web1" {
+			t.Errorf("event %d is %+v", i+1, e)
+		}
+	}
+	last := events[len(events)-1].ID
+	_, err := w.daemon.DescribeSnapshot(ctx, id, "renamed", operator)
+	w.must(err)
+	w.restore(id)
+	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.HasPrefix(got, "snapshot.changed ") || !strings.Contains(got, "snapshot.restoring") || !strings.HasSuffix(got, "snapshot.available operation.succeeded message") {
+		t.Errorf("a restore told %s", got)
+	}
+	last = int64(len(w.heard(0)))
+	w.delete(id)
+	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.Contains(got, "snapshot.deleting") || !strings.Contains(got, "snapshot.gone") {
+		t.Errorf("a delete told %s", got)
+	}
+}
+
+// A listener misses nothing while the daemon is killed and started again.
+func TestEventsSurviveTheDaemon(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	page, err := w.daemon.Events(ctx, vps.FromNow)
+	w.must(err)
+	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	w.must(err)
+	w.crash()
+	w.open()
+	w.ended(op, nil)
+	events := w.heard(page.After)
+	for i, e := range events {
+		if e.ID != page.After+int64(i)+1 {
+			t.Fatalf("event %d comes behind %d", e.ID, page.After+int64(i))
+		}
+	}
+	if got := typesOf(events); !slices.Contains(got, "operation.pending") || !slices.Contains(got, "operation.succeeded") {
+		t.Errorf("told were %v", got)
+	}
+}
+
+// Everybody who listens is woken by a commit, and none reads the database for it.
+func TestListenersAreWoken(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	const listeners = 100
+	heard := make(chan error, listeners)
+	for range listeners {
+		page, err := w.daemon.Events(ctx, vps.FromNow)
+		w.must(err)
+		go func() {
+			for {
+				<-page.Changed
+				next, err := w.daemon.Events(ctx, page.After)
+				if err == nil && len(next.Events) == 0 {
+					err = fmt.Errorf("woken for nothing")
+				}
+				if err != nil || slices.ContainsFunc(next.Events, func(e vps.Event) bool { return e.Type == vps.EventSnapshotAvailable }) {
+					heard <- err
+					return
+				}
+				page = next
+				page.After = next.Events[len(next.Events)-1].ID
+			}
+		}()
+	}
+	w.take(id, vps.TakeRequest{})
+	for range listeners {
+		w.must(<-heard)
+	}
+}
+
+func TestEventsThatAreUnknown(t *testing.T) {
+	w := newWorld(t, nil)
+	w.vps("web1", hypervisor.Running)
+	last := int64(len(w.heard(0)))
+	page, err := w.daemon.Events(ctx, last+1000)
+	w.must(err)
+	if !page.Missed || page.After != last || len(page.Events) != 0 {
+		t.Errorf("who asks for what never was gets %+v", page)
+	}
+}
+
+func TestEventOfSpace(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	w.vps("web1", hypervisor.Running)
+	w.host.SetFree(1 << 20)
+	w.daemon.LookAtSpace(ctx)
+	events := w.heard(0)
+	e := events[len(events)-2]
+	if e.Type != vps.EventSpaceCritical || e.VPS != "" || e.Space == nil || e.Space.FreeBytes != 1<<20 {
+		t.Errorf("told was %+v", e)
+	}
+}

@@ -1,0 +1,80 @@
+package vps
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// Every phrase that there is can be said in every language, with the same parameters
+// (but a reason, which is in English, is left out in French).
+func TestEveryPhraseInEveryLanguage(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "phrase.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[Phrase]bool{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 && strings.HasPrefix(v.Names[0].Name, "Phrase") {
+			text, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			named[Phrase(text)] = true
+		}
+		return true
+	})
+	if len(named) != len(phrases) || len(named) < 30 {
+		t.Errorf("%d phrases are named, %d can be said", len(named), len(phrases))
+	}
+	for p := range named {
+		english, french := phrases[p][English], phrases[p][French]
+		if english == "" || french == "" || strings.Contains(french, "{") != strings.Contains(strings.ReplaceAll(english, "{reason}", ""), "{") {
+			t.Errorf("%s: %q, %q", p, english, french)
+		}
+	}
+	for _, k := range []Kind{KindTake, KindRestore, KindUndoRestore, KindDelete} {
+		for _, s := range []Status{StatusPending, StatusSucceeded, StatusFailed, StatusCancelled, StatusNeedsAttention} {
+			if !named[PhraseOf(k, s)] {
+				t.Errorf("no phrase for a %s that is %s", k, s)
+			}
+		}
+	}
+	for _, s := range []OptionState{OptionOrdered, OptionActive, OptionGrace, OptionReleased} {
+		if !named[Phrase("option_"+string(s))] {
+			t.Errorf("no phrase for an option that is %s", s)
+		}
+	}
+}
+
+func TestMessageIn(t *testing.T) {
+	cases := []struct {
+		phrase  Phrase
+		params  map[string]string
+		english string
+		french  string
+	}{
+		{PhraseTakeDone, map[string]string{"result": "the guest's file systems were frozen for 205 ms; the last restore can no longer be undone"},
+			"The snapshot was taken: the guest's file systems were frozen for 205 ms; the last restore can no longer be undone.",
+			"Le snapshot a été créé : les systèmes de fichiers ont été figés pendant 205 ms ; la dernière restauration ne peut plus être annulée."},
+		{PhraseDeleteDone, map[string]string{"result": ""}, "The snapshot was deleted.", "Le snapshot a été supprimé."},
+		{PhraseTakeDone, map[string]string{"result": "{until} [odd]"}, "The snapshot was taken: {until} [odd].", "Le snapshot a été créé."},
+		{PhraseOptionGrace, map[string]string{"until": "2026-12-01T10:00:00Z"},
+			"The snapshot option has ended. The snapshot is kept until 2026-12-01T10:00:00Z and can be restored until then.",
+			"L'option snapshot a pris fin. Le snapshot est conservé jusqu'au 01/12/2026 à 10:00 UTC et peut être restauré jusque-là."},
+		{PhraseSnapshotBroken, map[string]string{"reason": "its base is missing"}, "The snapshot is broken: its base is missing.",
+			"Le snapshot est endommagé et ne peut pas être restauré pour le moment."},
+	}
+	for _, c := range cases {
+		m := Message{Phrase: c.phrase, Params: c.params, Text: "old"}
+		if got := m.In(English); got != c.english {
+			t.Errorf("%s: %s", c.phrase, got)
+		}
+		if got := m.In(French); got != c.french {
+			t.Errorf("%s: %s", c.phrase, got)
+		}
+	}
+}
