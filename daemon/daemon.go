@@ -74,6 +74,7 @@ type Daemon struct {
 	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
 	drift       *driftWatch
 	events      *eventFeed
+	metrics     *metrics
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -120,6 +121,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	}
 	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
 		deadlines: make(chan struct{}, 1), drift: newDriftWatch()}
+	d.metrics = newMetrics(d)
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)
 	d.runner = operation.New(operation.Config{
@@ -190,6 +192,7 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 // operationEnded gives back what a run held, and follows it up.
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
+	d.count(op)
 	d.letGo(d.ctx, op.VPS)
 	d.definitionChanged(d.ctx, op.VPS) // by somebody, while it was left to the operation
 	d.deadlinesChanged()

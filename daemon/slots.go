@@ -10,6 +10,8 @@ type slots struct {
 	mu   sync.Mutex
 	held map[string]bool
 	free chan struct{}
+	// waiting counts who waits for a slot.
+	waiting int
 }
 
 func newSlots(n int) *slots {
@@ -24,19 +26,33 @@ func newSlots(n int) *slots {
 func (s *slots) acquire(ctx context.Context, operation string) error {
 	s.mu.Lock()
 	held := s.held[operation]
+	if !held {
+		s.waiting++
+	}
 	s.mu.Unlock()
 	if held {
 		return nil
 	}
+	var err error
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	case <-s.free:
 	}
 	s.mu.Lock()
-	s.held[operation] = true
-	s.mu.Unlock()
-	return nil
+	defer s.mu.Unlock()
+	s.waiting--
+	if err == nil {
+		s.held[operation] = true
+	}
+	return err
+}
+
+// count tells how many slots are held, how many are waited for, and how many there are.
+func (s *slots) count() (held, waiting, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.held), s.waiting, cap(s.free)
 }
 
 // release gives an operation's slot back, if it has one.

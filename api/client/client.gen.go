@@ -96,6 +96,24 @@ type ClientInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ShowMetrics Metrics for Prometheus
+	//
+	// Text for Prometheus; each metric says there what it means. These names are
+	// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
+	// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
+	// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
+	// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
+	// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
+	// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
+	// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
+	// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
+	// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
+	// Others (`go_*`, `process_*`) are those of the Go library. For any caller
+	// without the scope `admin` there is no such path (404).
+	//
+	// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+	ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ShowReadiness Can the daemon work? Its database and libvirt answer
 	//
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
@@ -310,6 +328,34 @@ type ClientInterface interface {
 // Corresponds with GET /healthz (the `ShowHealth` operationId).
 func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowHealthRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ShowMetrics Metrics for Prometheus
+//
+// Text for Prometheus; each metric says there what it means. These names are
+// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
+// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
+// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
+// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
+// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
+// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
+// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
+// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
+// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
+// Others (`go_*`, `process_*`) are those of the Go library. For any caller
+// without the scope `admin` there is no such path (404).
+//
+// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+func (c *rest) ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowMetricsRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -808,6 +854,33 @@ func NewShowHealthRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/healthz")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewShowMetricsRequest constructs an http.Request for the ShowMetrics method
+func NewShowMetricsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/metrics")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -2021,6 +2094,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowHealthResponse, error)
 
+	// ShowMetricsWithResponse Metrics for Prometheus
+	//
+	// Text for Prometheus; each metric says there what it means. These names are
+	// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
+	// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
+	// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
+	// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
+	// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
+	// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
+	// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
+	// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
+	// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
+	// Others (`go_*`, `process_*`) are those of the Go library. For any caller
+	// without the scope `admin` there is no such path (404).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+	ShowMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowMetricsResponse, error)
+
 	// ShowReadinessWithResponse Can the daemon work? Its database and libvirt answer
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2310,6 +2403,47 @@ func (r ShowHealthResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ShowHealthResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ShowMetricsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ShowMetricsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ShowMetricsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ShowMetricsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ShowMetricsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ShowMetricsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3468,6 +3602,32 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 	return ParseShowHealthResponse(rsp)
 }
 
+// ShowMetricsWithResponse Metrics for Prometheus
+//
+// Text for Prometheus; each metric says there what it means. These names are
+// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
+// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
+// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
+// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
+// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
+// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
+// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
+// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
+// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
+// Others (`go_*`, `process_*`) are those of the Go library. For any caller
+// without the scope `admin` there is no such path (404).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+func (c *ClientWithResponses) ShowMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowMetricsResponse, error) {
+	rsp, err := c.ShowMetrics(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseShowMetricsResponse(rsp)
+}
+
 // ShowReadinessWithResponse Can the daemon work? Its database and libvirt answer
 //
 // Returns a wrapper object for the known response body format(s).
@@ -3897,6 +4057,32 @@ func ParseShowHealthResponse(rsp *http.Response) (*ShowHealthResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseShowMetricsResponse parses an HTTP response from a ShowMetricsWithResponse call
+func ParseShowMetricsResponse(rsp *http.Response) (*ShowMetricsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ShowMetricsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {

@@ -10,6 +10,9 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// hidden are the paths that are not there for who may not see them.
+var hidden = map[string]bool{"/metrics": true}
+
 // guard lets a request through when its caller has the scope that is needed.
 func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
 	if need == ScopeNone {
@@ -17,6 +20,9 @@ func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
 	}
 	return func(c echo.Context) error {
 		who, err := s.admit(c, need)
+		if vps.CodeOf(err) == vps.CodeForbidden && hidden[c.Path()] {
+			return echo.ErrNotFound
+		}
 		if err != nil {
 			return err
 		}

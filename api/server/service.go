@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"vpssnapd/daemon/vps"
 )
 
@@ -37,4 +39,5 @@ type Service interface {
 	Checks(ctx context.Context) (vps.Report, error)
 	Repair(ctx context.Context, a vps.Actor) (vps.Report, error)
 	Ready(ctx context.Context) error
+	Metrics() prometheus.Gatherer
 }

@@ -37,10 +37,11 @@ const pragmas = "_txlock=immediate&_journal_mode=wal&_synchronous=full&_foreign_
 // Store is an open database. Its methods read; Write changes.
 type Store struct {
 	queries
-	writer *sql.DB
-	reader *sql.DB
-	mark   *mark                 // nil when it is open to read only
-	failed atomic.Pointer[error] // why nothing is written any more
+	writer        *sql.DB
+	reader        *sql.DB
+	mark          *mark                 // nil when it is open to read only
+	failed        atomic.Pointer[error] // why nothing is written any more
+	written, lost atomic.Int64          // transactions, by outcome
 	// committed is told of commits that added events.
 	committed chan struct{}
 }
@@ -281,8 +282,18 @@ func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
 	if failed := s.failed.Load(); failed != nil {
 		return *failed
 	}
-	return s.judge(s.write(ctx, do))
+	err := s.judge(s.write(ctx, do))
+	if err != nil {
+		s.lost.Add(1)
+	} else {
+		s.written.Add(1)
+	}
+	return err
 }
+
+// Commits tells how many transactions were committed since it was opened, and how
+// many were not: refused by what they found, or failed.
+func (s *Store) Commits() (committed, failed int64) { return s.written.Load(), s.lost.Load() }
 
 // judge notes an error after which nothing may be written any more, and says so.
 // Reads are judged too: when a file system fails, they often are the first to tell.

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"vpssnapd/api/server"
 	"vpssnapd/daemon/vps"
 )
@@ -251,6 +253,13 @@ func (s *Service) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.Err
+}
+
+// Metrics has one of its own.
+func (s *Service) Metrics() prometheus.Gatherer {
+	r := prometheus.NewRegistry()
+	r.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "vpssnapd_test", Help: "A test."}))
+	return r
 }
 
 func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePage, error) {

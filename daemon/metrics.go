@@ -1,0 +1,224 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// scrapeWithin bounds how long the state is read for one scrape.
+const scrapeWithin = 10 * time.Second
+
+// metrics counts what happens in this process. What is the case now is read at
+// each scrape, by stateCollector. The names are stable; openapi.yaml lists them.
+type metrics struct {
+	registry   *prometheus.Registry
+	operations *prometheus.CounterVec
+	durations  *prometheus.HistogramVec
+	freezes    prometheus.Histogram
+}
+
+func newMetrics(d *Daemon) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vpssnapd_operations_total",
+			Help: "Operations that ended or were parked, since the daemon's start, by kind and status."}, []string{"kind", "status"}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "vpssnapd_operation_duration_seconds",
+			Help: "From the request of an operation to its end.", Buckets: []float64{0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400}}, []string{"kind", "status"}),
+		freezes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnapd_freeze_seconds",
+			Help: "How long guests' file systems stood frozen for a take.", Buckets: []float64{0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}}),
+	}
+	// From the start on, so that the first failure is seen as an increase.
+	for kind := range actions {
+		for _, status := range []vps.Status{vps.StatusSucceeded, vps.StatusFailed, vps.StatusCancelled, vps.StatusNeedsAttention} {
+			m.operations.WithLabelValues(string(kind), string(status))
+		}
+	}
+	m.registry.MustRegister(m.operations, m.durations, m.freezes, &stateCollector{d},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// ended counts an operation whose run is over.
+func (m *metrics) ended(op vps.Operation, freezeMS int64) {
+	if !op.Status.Final() && op.Status != vps.StatusNeedsAttention {
+		return // it goes on in the next process
+	}
+	m.operations.WithLabelValues(string(op.Kind), string(op.Status)).Inc()
+	if op.EndedAt != nil {
+		m.durations.WithLabelValues(string(op.Kind), string(op.Status)).Observe(op.EndedAt.Sub(op.CreatedAt).Seconds())
+	}
+	if freezeMS > 0 {
+		m.freezes.Observe(float64(freezeMS) / 1000)
+	}
+}
+
+// count counts an operation that has ended, with the freeze of a take.
+func (d *Daemon) count(op vps.Operation) {
+	var freezeMS int64
+	if op.Kind == vps.KindTake && op.Status == vps.StatusSucceeded {
+		if snap, err := d.store.Snapshot(d.ctx, op.SnapshotID); err == nil {
+			freezeMS = snap.FreezeMS
+		}
+	}
+	d.metrics.ended(op, freezeMS)
+}
+
+// Metrics is what Prometheus may read. For operators: it names directories.
+func (d *Daemon) Metrics() prometheus.Gatherer { return d.metrics.registry }
+
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("vpssnapd_"+name, help, labels, nil)
+}
+
+var (
+	descBuild     = gauge("build_info", "Always 1; the version is a label.", "version")
+	descLibvirt   = gauge("libvirt_connected", "1 while libvirt answers.")
+	descVPS       = gauge("vps", "VPSes on this host.")
+	descSnapshots = gauge("snapshots", "Snapshots by state.", "state")
+	descOptions   = gauge("options", "Options that are not released, by state.", "state")
+	descActive    = gauge("operations_active", "Operations that have not ended, by status.", "status")
+	descOldest    = gauge("operation_oldest_seconds", "Age of the oldest operation that has not ended; 0 without one.")
+	descOwed      = gauge("guests_owed", "Guests that the daemon has to thaw or to resume.", "kind")
+	descMerges    = gauge("merges", "Merges that copy (running) or wait for their turn (waiting).", "state")
+	descMergeMost = gauge("merges_limit", "How many merges may copy at the same time.")
+	descTotal     = gauge("storage_total_bytes", "Size of the file system of a directory with disks.", "path")
+	descFree      = gauge("storage_free_bytes", "Free on the file system of a directory with disks.", "path")
+	descHeadroom  = gauge("storage_headroom_bytes", "Takes are refused when less than this is free.", "path")
+	descFull      = gauge("storage_full_seconds", "When the file system is full at the present rate; left out when it is not filling up.", "path")
+	descOverlays  = gauge("overlay_bytes", "Allocated by the overlays of snapshots in a directory.", "path")
+	descDatabase  = gauge("database_up", "1 while the database answers and nothing forbids writing.")
+	descSize      = gauge("database_bytes", "Size of the database's files, database or wal.", "file")
+	descCommits   = gauge("database_commits_total", "Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).", "outcome")
+	descEvents    = gauge("events_total", "Events since the database was made.")
+)
+
+// stateCollector reads the state of the daemon at each scrape.
+type stateCollector struct{ d *Daemon }
+
+// Describe is part of prometheus.Collector.
+func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{descBuild, descLibvirt, descVPS, descSnapshots, descOptions, descActive, descOldest, descOwed, descMerges,
+		descMergeMost, descTotal, descFree, descHeadroom, descFull, descOverlays, descDatabase, descSize, descCommits, descEvents} {
+		out <- desc
+	}
+}
+
+// sample is where a collector writes to.
+type sample chan<- prometheus.Metric
+
+func (out sample) gauge(desc *prometheus.Desc, value float64, labels ...string) {
+	out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+}
+
+func (out sample) counter(desc *prometheus.Desc, value float64, labels ...string) {
+	out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, value, labels...)
+}
+
+func yes(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// Collect is part of prometheus.Collector. What cannot be read is left out: an
+// alert sees that it is absent, or that database_up or libvirt_connected is 0.
+func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(c.d.ctx, scrapeWithin)
+	defer cancel()
+	out := sample(to)
+	out.gauge(descBuild, 1, c.d.Version)
+	c.merges(out)
+	c.database(ctx, out)
+	c.records(ctx, out)
+	c.host(ctx, out)
+}
+
+func (c *stateCollector) merges(out sample) {
+	running, waiting, limit := c.d.merges.count()
+	out.gauge(descMerges, float64(running), "running")
+	out.gauge(descMerges, float64(waiting), "waiting")
+	out.gauge(descMergeMost, float64(limit))
+}
+
+func (c *stateCollector) database(ctx context.Context, out sample) {
+	out.gauge(descDatabase, yes(c.d.store.Ping(ctx) == nil))
+	path := filepath.Join(c.d.StateDir, databaseFile)
+	for label, name := range map[string]string{"database": path, "wal": path + "-wal"} {
+		if info, err := os.Stat(name); err == nil {
+			out.gauge(descSize, float64(info.Size()), label)
+		}
+	}
+	committed, failed := c.d.store.Commits()
+	out.counter(descCommits, float64(committed), "committed")
+	out.counter(descCommits, float64(failed), "failed")
+	if last, err := c.d.store.LastEvent(ctx); err == nil {
+		out.counter(descEvents, float64(last))
+	}
+}
+
+func (c *stateCollector) records(ctx context.Context, out sample) {
+	if operations, err := c.d.store.ActiveOperations(ctx); err == nil {
+		n := map[vps.Status]int{vps.StatusPending: 0, vps.StatusRunning: 0, vps.StatusNeedsAttention: 0}
+		oldest := 0.0
+		for _, op := range operations {
+			n[op.Status]++
+			oldest = max(oldest, c.d.now().Sub(op.CreatedAt).Seconds())
+		}
+		each(n, func(s vps.Status, count int) { out.gauge(descActive, float64(count), string(s)) })
+		out.gauge(descOldest, oldest)
+	}
+	if snapshots, err := c.d.store.Snapshots(ctx); err == nil {
+		n := map[vps.SnapshotState]int{vps.SnapshotAvailable: 0, vps.SnapshotBroken: 0}
+		for _, s := range snapshots {
+			n[s.State]++
+		}
+		each(n, func(s vps.SnapshotState, count int) { out.gauge(descSnapshots, float64(count), string(s)) })
+	}
+	if options, err := c.d.store.OpenOptions(ctx); err == nil {
+		n := map[vps.OptionState]int{vps.OptionActive: 0}
+		for _, o := range options {
+			n[o.State]++
+		}
+		each(n, func(s vps.OptionState, count int) { out.gauge(descOptions, float64(count), string(s)) })
+	}
+	if owed, err := c.d.store.Promises(ctx); err == nil {
+		n := map[store.PromiseKind]int{store.PromiseThaw: 0, store.PromiseResume: 0}
+		for _, p := range owed {
+			n[p.Kind]++
+		}
+		each(n, func(k store.PromiseKind, count int) { out.gauge(descOwed, float64(count), string(k)) })
+	}
+}
+
+func each[K comparable](counts map[K]int, do func(K, int)) {
+	for k, n := range counts {
+		do(k, n)
+	}
+}
+
+func (c *stateCollector) host(ctx context.Context, out sample) {
+	host, err := c.d.Host(ctx)
+	out.gauge(descLibvirt, yes(host.Connected))
+	if err != nil {
+		return
+	}
+	out.gauge(descVPS, float64(host.VPSCount))
+	for _, s := range host.Storage {
+		out.gauge(descTotal, float64(s.TotalBytes), s.Path)
+		out.gauge(descFree, float64(s.FreeBytes), s.Path)
+		out.gauge(descHeadroom, float64(s.HeadroomBytes), s.Path)
+		out.gauge(descOverlays, float64(s.OverlayBytes), s.Path)
+		if s.FullInSeconds > 0 {
+			out.gauge(descFull, float64(s.FullInSeconds), s.Path)
+		}
+	}
+}
