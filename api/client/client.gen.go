@@ -91,6 +91,13 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
+	// ShowDocs This document, to read
+	//
+	// One page of HTML, which needs nothing else, and no script.
+	//
+	// Corresponds with GET /docs (the `ShowDocs` operationId).
+	ShowDocs(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ShowHealth Is the daemon alive?
 	//
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
@@ -321,6 +328,23 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
 	UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+}
+
+// ShowDocs This document, to read
+//
+// One page of HTML, which needs nothing else, and no script.
+//
+// Corresponds with GET /docs (the `ShowDocs` operationId).
+func (c *rest) ShowDocs(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowDocsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
 }
 
 // ShowHealth Is the daemon alive?
@@ -842,6 +866,33 @@ func (c *rest) UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...Reques
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewShowDocsRequest constructs an http.Request for the ShowDocs method
+func NewShowDocsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/docs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
 }
 
 // NewShowHealthRequest constructs an http.Request for the ShowHealth method
@@ -2087,6 +2138,15 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// ShowDocsWithResponse This document, to read
+	//
+	// One page of HTML, which needs nothing else, and no script.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /docs (the `ShowDocs` operationId).
+	ShowDocsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowDocsResponse, error)
+
 	// ShowHealthWithResponse Is the daemon alive?
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2359,6 +2419,47 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
 	UndoRestoreWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error)
+}
+
+type ShowDocsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ShowDocsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ShowDocsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ShowDocsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ShowDocsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ShowDocsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 type ShowHealthResponse struct {
@@ -3589,6 +3690,21 @@ func (r UndoRestoreResponse) ContentType() string {
 	return ""
 }
 
+// ShowDocsWithResponse This document, to read
+//
+// One page of HTML, which needs nothing else, and no script.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /docs (the `ShowDocs` operationId).
+func (c *ClientWithResponses) ShowDocsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowDocsResponse, error) {
+	rsp, err := c.ShowDocs(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseShowDocsResponse(rsp)
+}
+
 // ShowHealthWithResponse Is the daemon alive?
 //
 // Returns a wrapper object for the known response body format(s).
@@ -4034,6 +4150,32 @@ func (c *ClientWithResponses) UndoRestoreWithResponse(ctx context.Context, vps V
 		return nil, err
 	}
 	return ParseUndoRestoreResponse(rsp)
+}
+
+// ParseShowDocsResponse parses an HTTP response from a ShowDocsWithResponse call
+func ParseShowDocsResponse(rsp *http.Response) (*ShowDocsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ShowDocsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
 }
 
 // ParseShowHealthResponse parses an HTTP response from a ShowHealthWithResponse call

@@ -54,6 +54,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodGet, "/healthz", ScopeNone, w.ShowHealth},
 		{http.MethodGet, "/readyz", ScopeNone, w.ShowReadiness},
 		{http.MethodGet, "/metrics", ScopeAdmin, w.ShowMetrics},
+		{http.MethodGet, "/docs", ScopeNone, w.ShowDocs},
 		{http.MethodGet, "/openapi.yaml", ScopeNone, w.ShowSpec},
 	}
 }

@@ -19,6 +19,9 @@ import (
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// ShowDocs This document, to read
+	// (GET /docs)
+	ShowDocs(ctx echo.Context) error
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx echo.Context) error
@@ -102,6 +105,15 @@ type ServerInterface interface {
 // ServerInterfaceWrapper converts echo contexts to parameters.
 type ServerInterfaceWrapper struct {
 	Handler ServerInterface
+}
+
+// ShowDocs converts echo context to params.
+func (w *ServerInterfaceWrapper) ShowDocs(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ShowDocs(ctx)
+	return err
 }
 
 // ShowHealth converts echo context to params.
@@ -719,6 +731,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/healthz", wrapper.ShowHealth, options.OperationMiddlewares["showHealth"]...)
 	router.GET(options.BaseURL+"/readyz", wrapper.ShowReadiness, options.OperationMiddlewares["showReadiness"]...)
 	router.GET(options.BaseURL+"/metrics", wrapper.ShowMetrics, options.OperationMiddlewares["showMetrics"]...)
+	router.GET(options.BaseURL+"/docs", wrapper.ShowDocs, options.OperationMiddlewares["showDocs"]...)
 	router.GET(options.BaseURL+"/openapi.yaml", wrapper.ShowSpec, options.OperationMiddlewares["showSpec"]...)
 
 }
@@ -733,6 +746,50 @@ type AcceptedJSONResponse struct {
 }
 
 type ProblemApplicationProblemPlusJSONResponse Problem
+
+type ShowDocsRequestObject struct {
+}
+
+type ShowDocsResponseObject interface {
+	VisitShowDocsResponse(w http.ResponseWriter) error
+}
+
+type ShowDocs200TextHTMLResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ShowDocs200TextHTMLResponse) VisitShowDocsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ShowDocsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ShowDocsdefaultApplicationProblemPlusJSONResponse) VisitShowDocsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
 
 type ShowHealthRequestObject struct {
 }
@@ -1786,6 +1843,9 @@ func (response UndoRestoredefaultApplicationProblemPlusJSONResponse) VisitUndoRe
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
+	// ShowDocs This document, to read
+	// (GET /docs)
+	ShowDocs(ctx context.Context, request ShowDocsRequestObject) (ShowDocsResponseObject, error)
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx context.Context, request ShowHealthRequestObject) (ShowHealthResponseObject, error)
@@ -1876,6 +1936,29 @@ func NewStrictHandler(ssi StrictServerInterface, middlewares []StrictMiddlewareF
 type strictHandler struct {
 	ssi         StrictServerInterface
 	middlewares []StrictMiddlewareFunc
+}
+
+// ShowDocs operation middleware
+func (sh *strictHandler) ShowDocs(ctx echo.Context) error {
+	var request ShowDocsRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ShowDocs(ctx.Request().Context(), request.(ShowDocsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ShowDocs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ShowDocsResponseObject); ok {
+		return validResponse.VisitShowDocsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
 }
 
 // ShowHealth operation middleware

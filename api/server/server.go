@@ -113,6 +113,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
 	spec := loadSpec()
+	h.docs = renderDocs(spec)
 	validate := validation(spec)
 	colons := strings.NewReplacer("{", ":", "}", "")
 	for _, r := range routes(&ServerInterfaceWrapper{Handler: NewStrictHandler(h, nil)}) {
