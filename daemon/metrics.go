@@ -60,8 +60,13 @@ func (m *metrics) ended(op vps.Operation, freezeMS int64) {
 	}
 }
 
-// count counts an operation that has ended, with the freeze of a take.
+// count counts an operation that has ended, with the freeze of a take, and says
+// so in the log: by its id it is found in the log of requests.
 func (d *Daemon) count(op vps.Operation) {
+	if op.Status.Final() || op.Status == vps.StatusNeedsAttention {
+		d.Logger.Info("operation is over", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "status", op.Status,
+			"by", op.Actor.Name, "way", op.Actor.Way, "took", d.now().Sub(op.CreatedAt))
+	}
 	var freezeMS int64
 	if op.Kind == vps.KindTake && op.Status == vps.StatusSucceeded {
 		if snap, err := d.store.Snapshot(d.ctx, op.SnapshotID); err == nil {

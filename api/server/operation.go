@@ -86,7 +86,7 @@ func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequest
 		return nil, err
 	}
 	op, err := h.service.CancelOperation(ctx, r.ID, callerOf(ctx).actor)
-	return CancelOperation202JSONResponse{accepted(op)}, err
+	return CancelOperation202JSONResponse{accepted(ctx, op)}, err
 }
 
 func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequestObject) (ResumeOperationResponseObject, error) {
@@ -94,7 +94,7 @@ func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequest
 		return nil, err
 	}
 	op, err := h.service.ResumeOperation(ctx, r.ID, callerOf(ctx).actor)
-	return ResumeOperation202JSONResponse{accepted(op)}, err
+	return ResumeOperation202JSONResponse{accepted(ctx, op)}, err
 }
 
 // operation reads one that the caller may see. Somebody else's and an unknown

@@ -149,9 +149,23 @@ func stamp(version string) echo.MiddlewareFunc {
 			h.Set(echo.HeaderXRequestID, rand.Text())
 			h.Set(echo.HeaderServer, "vpssnapd/"+version)
 			h.Set(echo.HeaderCacheControl, "no-store")
+			c.SetRequest(c.Request().WithContext(context.WithValue(c.Request().Context(), noteKey{}, &note{})))
 			return next(c)
 		}
 	}
+}
+
+// note is what a handler has to add to the log's line of its request.
+type note struct{ operation string }
+
+type noteKey struct{}
+
+// noteOf never returns nil.
+func noteOf(ctx context.Context) *note {
+	if n, ok := ctx.Value(noteKey{}).(*note); ok {
+		return n
+	}
+	return &note{}
 }
 
 func requestID(c echo.Context) string {
@@ -187,10 +201,13 @@ func (s *Server) logRequests() echo.MiddlewareFunc {
 			}
 			code, _ := c.Get(codeKey).(string)
 			actor, _ := c.Get(actorKey).(string)
-			s.log.Log(r.Context(), level, "request",
-				"request_id", requestID(c), "method", r.Method, "path", r.URL.Path,
+			line := []any{"request_id", requestID(c), "method", r.Method, "path", r.URL.Path,
 				"status", c.Response().Status, "code", code,
-				"actor", actor, "remote", r.RemoteAddr, "took", time.Since(start))
+				"actor", actor, "remote", r.RemoteAddr, "took", time.Since(start)}
+			if n := noteOf(r.Context()); n.operation != "" {
+				line = append(line, "operation", n.operation)
+			}
+			s.log.Log(r.Context(), level, "request", line...)
 			return nil
 		}
 	}

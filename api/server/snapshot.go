@@ -81,10 +81,12 @@ func (h *handlers) begin(ctx context.Context, ref string, start func(id string, 
 		return AcceptedJSONResponse{}, err
 	}
 	op, err := start(id, callerOf(ctx).actor)
-	return accepted(op), err
+	return accepted(ctx, op), err
 }
 
-func accepted(op vps.Operation) AcceptedJSONResponse {
+// accepted answers with an operation, and names it in the request's line of the log.
+func accepted(ctx context.Context, op vps.Operation) AcceptedJSONResponse {
+	noteOf(ctx).operation = op.ID
 	return AcceptedJSONResponse{
 		Body:    wireOperation(op),
 		Headers: AcceptedResponseHeaders{Location: "/v1/operations/" + op.ID},
