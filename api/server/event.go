@@ -28,7 +28,7 @@ const (
 
 // ListenEvents checks the request; the stream itself is written by eventStream.
 func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject) (ListenEventsResponseObject, error) {
-	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow, in: preferred(r.Params.AcceptLanguage), heartbeat: h.heartbeat}
+	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow, in: preferred(r.Params.AcceptLanguage)}
 	if last := cmpOr(r.Params.LastEventID, r.Params.After); last != nil {
 		id, err := strconv.ParseInt(*last, 10, 64)
 		if err != nil {
@@ -82,12 +82,11 @@ type eventStream struct {
 	types []api.EventType
 	in    vps.Language
 
-	mine      func(id string) bool
-	bound     bool
-	operator  bool
-	told      int64 // the last id that was sent
-	heartbeat time.Duration
-	w         http.ResponseWriter
+	mine     func(id string) bool
+	bound    bool
+	operator bool
+	told     int64 // the last id that was sent
+	w        http.ResponseWriter
 }
 
 var _ ListenEventsResponseObject = (*eventStream)(nil)
@@ -112,7 +111,7 @@ func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
 	// The id comes at once, so that who is cut off before the first event misses nothing.
 	s.told = page.After
 	err := s.send(fmt.Appendf(nil, "retry: %d\nid: %d\n\n", reconnectMS, page.After))
-	beat := time.NewTicker(s.heartbeat)
+	beat := time.NewTicker(s.h.heartbeat)
 	defer beat.Stop()
 	for err == nil {
 		if err = s.pass(page); err == nil && len(page.Events) == 0 {
@@ -204,13 +203,17 @@ func frame(to *bytes.Buffer, e api.Event) {
 // send gives the listener a bounded time to take it.
 func (s *eventStream) send(text []byte) error {
 	control := http.NewResponseController(s.w)
-	if err := control.SetWriteDeadline(time.Now().Add(slowReader)); err != nil {
+	if err := control.SetWriteDeadline(time.Now().Add(s.h.slowReader)); err != nil {
 		return err
 	}
 	if _, err := s.w.Write(text); err != nil {
 		return err
 	}
-	return control.Flush()
+	if err := control.Flush(); err != nil {
+		return err
+	}
+	// HTTP/2 resets a stream whose deadline passes, also while nothing is written.
+	return control.SetWriteDeadline(time.Time{})
 }
 
 // end says in the log why a stream was cut; how it ends otherwise is no news.

@@ -160,7 +160,7 @@ func TestListenerGoesOnWhereItWas(t *testing.T) {
 // A listener who may see little moves on all the same.
 func TestHeartbeatMovesTheListenerOn(t *testing.T) {
 	s := newSite(t)
-	s.server.SetHeartbeat(20 * time.Millisecond)
+	s.server.SetPace(20*time.Millisecond, 10*time.Second)
 	l := s.listen("bound", "")
 	s.service.Tell(message(servertest.Web2, "web2", "not for web1"))
 	for l.last != "1" {
@@ -217,6 +217,7 @@ func TestListenersDoNotHoldAShutdown(t *testing.T) {
 // A listener that takes nothing holds no memory: it is cut off.
 func TestSlowListenerIsCutOff(t *testing.T) {
 	s := newSite(t)
+	s.server.SetPace(time.Minute, 200*time.Millisecond)
 	conn, err := net.Dial("tcp", s.tcp)
 	check(t, err)
 	defer conn.Close()
@@ -233,6 +234,32 @@ func TestSlowListenerIsCutOff(t *testing.T) {
 			t.Fatal("the listener was not cut off")
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Over HTTP/2 a deadline that passes would end the stream, also a silent one.
+func TestSilentListenerOverHTTP2(t *testing.T) {
+	s := newSite(t)
+	s.server.SetPace(time.Minute, 100*time.Millisecond)
+	web := httptest.NewUnstartedServer(s.server.Handler())
+	web.EnableHTTP2 = true
+	web.StartTLS()
+	defer web.Close()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/v1/events", http.NoBody)
+	check(t, err)
+	r.Header.Set("Authorization", "Bearer read")
+	resp, err := web.Client().Do(r)
+	check(t, err)
+	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 {
+		t.Fatalf("the protocol is %s", resp.Proto)
+	}
+	l := &listener{t: t, lines: bufio.NewScanner(resp.Body), resp: resp}
+	l.frame()
+	<-time.After(300 * time.Millisecond) // three times what a reader may take nothing for
+	s.service.Tell(message(servertest.Web1, "web1", "after the silence"))
+	if e := l.next(); e.Message.Text != "after the silence" {
+		t.Errorf("got %+v", e)
 	}
 }
 

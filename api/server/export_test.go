@@ -8,5 +8,8 @@ import (
 // Handler is what answers on TCP, without the connection.
 func (s *Server) Handler() http.Handler { return s.tcp.Handler }
 
-// SetHeartbeat makes streams of events that begin from now on beat faster.
-func (s *Server) SetHeartbeat(d time.Duration) { s.handlers.heartbeat = d }
+// SetPace makes streams of events that begin from now on beat faster, and lets
+// slow readers have less time.
+func (s *Server) SetPace(heartbeat, slowReader time.Duration) {
+	s.handlers.heartbeat, s.handlers.slowReader = heartbeat, slowReader
+}

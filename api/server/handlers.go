@@ -17,6 +17,8 @@ type handlers struct {
 	closing context.Context
 	// heartbeat is how long a stream of events is silent at most.
 	heartbeat time.Duration
+	// slowReader is how long a listener may take nothing of what is sent to it.
+	slowReader time.Duration
 	// docs is openapi.yaml as a page.
 	docs []byte
 }

@@ -179,3 +179,37 @@ func TestOpenPages(t *testing.T) {
 		}
 	}
 }
+
+func TestMessagesByTimeAndLanguage(t *testing.T) {
+	s := newSite(t)
+	s.service.Say(vps.Message{At: servertest.Epoch.Add(time.Hour), VPS: servertest.Web1, VPSName: "web1", Kind: vps.MessageOperationSucceeded,
+		Text: "The snapshot was deleted.", Phrase: vps.PhraseDeleteDone, Detail: "/srv/images"})
+	read := func(role, query, language string) []api.Message {
+		r := s.request(role, http.MethodGet, "/v1/messages"+query, "")
+		r.Header.Set("Accept-Language", language)
+		got := s.do(r)
+		if got.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %s", query, got.Status, got.body)
+		}
+		return decode[api.MessageList](t, got).Messages
+	}
+	for query, want := range map[string]int{
+		"": 4, "?since=2026-03-01T12:30:00Z": 1, "?until=2026-03-01T12:30:00Z": 3, "?since=2026-03-01T13:30:00%2B00:30": 1,
+		"?since=2026-03-01T12:00:00Z&until=2026-03-01T12:00:00Z": 0, "?kind=operation_succeeded": 1,
+	} {
+		if got := read("read", query, "en"); len(got) != want {
+			t.Errorf("%s gives %d messages, want %d", query, len(got), want)
+		}
+	}
+	for language, want := range map[string]string{
+		"fr": "Le snapshot a été supprimé.", "fr-BE;q=0.8, de": "Le snapshot a été supprimé.", "en-GB": "The snapshot was deleted.",
+		"": "The snapshot was deleted.", "zz, *": "The snapshot was deleted.", ";;;=": "The snapshot was deleted.",
+	} {
+		if got := read("bound", "", language)[0]; got.Text != want || got.Detail != "" {
+			t.Errorf("%q: %q, detail %q", language, got.Text, got.Detail)
+		}
+	}
+	if got := s.call("read", http.MethodGet, "/v1/messages?since=yesterday", ""); got.StatusCode != http.StatusBadRequest {
+		t.Errorf("since=yesterday: %s", got.Status)
+	}
+}

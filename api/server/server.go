@@ -57,7 +57,7 @@ func New(cfg Config) *Server {
 		failures:      newLimiter(),
 		stopWaiting:   stop,
 	}
-	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat}
+	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader}
 	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
 	s.unix.ConnContext = withPeer

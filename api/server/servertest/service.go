@@ -268,7 +268,8 @@ func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePa
 	var page vps.MessagePage
 	for i := len(s.messages) - 1; i >= 0; i-- {
 		m := s.messages[i]
-		if q.VPS != "" && m.VPS != q.VPS || q.Kind != "" && m.Kind != q.Kind || q.Before != 0 && m.ID >= q.Before {
+		if q.VPS != "" && m.VPS != q.VPS || q.Kind != "" && m.Kind != q.Kind || q.Before != 0 && m.ID >= q.Before ||
+			m.At.Before(q.Since) || !q.Until.IsZero() && !m.At.Before(q.Until) {
 			continue
 		}
 		if len(page.Messages) == q.Limit {
@@ -303,4 +304,12 @@ func (s *Service) Events(_ context.Context, after int64) (vps.EventPage, error) 
 	page := vps.EventPage{After: after, Changed: s.changed}
 	page.Events = append(page.Events, s.events[after:min(last, after+100)]...)
 	return page, s.Err
+}
+
+// Say adds a message.
+func (s *Service) Say(m vps.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.ID = int64(len(s.messages) + 1)
+	s.messages = append(s.messages, m)
 }
