@@ -96,6 +96,26 @@ type ClientInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ShowMetrics Figures of the host, for Prometheus
+	//
+	// The text format of Prometheus. The names are stable; bytes and seconds.
+	//
+	// | metric | labels | says |
+	// |---|---|---|
+	// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+	// | `vpssnap_vps` | | VPSes on the host |
+	// | `vpssnap_snapshots` | | snapshots on record |
+	// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+	// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+	// | `vpssnap_storage_free_bytes` | `path` | free there |
+	// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+	// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+	// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+	// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+	//
+	// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+	ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ShowReadiness Can the daemon work? Its database and libvirt answer
 	//
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
@@ -291,6 +311,36 @@ type ClientInterface interface {
 // Corresponds with GET /healthz (the `ShowHealth` operationId).
 func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowHealthRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ShowMetrics Figures of the host, for Prometheus
+//
+// The text format of Prometheus. The names are stable; bytes and seconds.
+//
+// | metric | labels | says |
+// |---|---|---|
+// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+// | `vpssnap_vps` | | VPSes on the host |
+// | `vpssnap_snapshots` | | snapshots on record |
+// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+// | `vpssnap_storage_free_bytes` | `path` | free there |
+// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+//
+// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+func (c *rest) ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowMetricsRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -760,6 +810,33 @@ func NewShowHealthRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/healthz")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewShowMetricsRequest constructs an http.Request for the ShowMetrics method
+func NewShowMetricsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/metrics")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -1791,6 +1868,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowHealthResponse, error)
 
+	// ShowMetricsWithResponse Figures of the host, for Prometheus
+	//
+	// The text format of Prometheus. The names are stable; bytes and seconds.
+	//
+	// | metric | labels | says |
+	// |---|---|---|
+	// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+	// | `vpssnap_vps` | | VPSes on the host |
+	// | `vpssnap_snapshots` | | snapshots on record |
+	// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+	// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+	// | `vpssnap_storage_free_bytes` | `path` | free there |
+	// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+	// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+	// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+	// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+	ShowMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowMetricsResponse, error)
+
 	// ShowReadinessWithResponse Can the daemon work? Its database and libvirt answer
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2059,6 +2158,47 @@ func (r ShowHealthResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ShowHealthResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ShowMetricsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ShowMetricsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ShowMetricsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ShowMetricsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ShowMetricsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ShowMetricsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3176,6 +3316,34 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 	return ParseShowHealthResponse(rsp)
 }
 
+// ShowMetricsWithResponse Figures of the host, for Prometheus
+//
+// The text format of Prometheus. The names are stable; bytes and seconds.
+//
+// | metric | labels | says |
+// |---|---|---|
+// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+// | `vpssnap_vps` | | VPSes on the host |
+// | `vpssnap_snapshots` | | snapshots on record |
+// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+// | `vpssnap_storage_free_bytes` | `path` | free there |
+// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /metrics (the `ShowMetrics` operationId).
+func (c *ClientWithResponses) ShowMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowMetricsResponse, error) {
+	rsp, err := c.ShowMetrics(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseShowMetricsResponse(rsp)
+}
+
 // ShowReadinessWithResponse Can the daemon work? Its database and libvirt answer
 //
 // Returns a wrapper object for the known response body format(s).
@@ -3578,6 +3746,32 @@ func ParseShowHealthResponse(rsp *http.Response) (*ShowHealthResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseShowMetricsResponse parses an HTTP response from a ShowMetricsWithResponse call
+func ParseShowMetricsResponse(rsp *http.Response) (*ShowMetricsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ShowMetricsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {

@@ -51,6 +51,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodPost, "/v1/host/repair", ScopeAdmin, w.RepairHost},
 		{http.MethodGet, "/healthz", ScopeNone, w.ShowHealth},
 		{http.MethodGet, "/readyz", ScopeNone, w.ShowReadiness},
+		{http.MethodGet, "/metrics", ScopeAdmin, w.ShowMetrics},
 		{http.MethodGet, "/openapi.yaml", ScopeNone, w.ShowSpec},
 	}
 }

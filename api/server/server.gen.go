@@ -22,6 +22,9 @@ type ServerInterface interface {
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx echo.Context) error
+	// ShowMetrics Figures of the host, for Prometheus
+	// (GET /metrics)
+	ShowMetrics(ctx echo.Context) error
 	// ShowSpec This document
 	// (GET /openapi.yaml)
 	ShowSpec(ctx echo.Context) error
@@ -104,6 +107,15 @@ func (w *ServerInterfaceWrapper) ShowHealth(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ShowHealth(ctx)
+	return err
+}
+
+// ShowMetrics converts echo context to params.
+func (w *ServerInterfaceWrapper) ShowMetrics(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ShowMetrics(ctx)
 	return err
 }
 
@@ -576,6 +588,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/host/repair", wrapper.RepairHost, options.OperationMiddlewares["repairHost"]...)
 	router.GET(options.BaseURL+"/healthz", wrapper.ShowHealth, options.OperationMiddlewares["showHealth"]...)
 	router.GET(options.BaseURL+"/readyz", wrapper.ShowReadiness, options.OperationMiddlewares["showReadiness"]...)
+	router.GET(options.BaseURL+"/metrics", wrapper.ShowMetrics, options.OperationMiddlewares["showMetrics"]...)
 	router.GET(options.BaseURL+"/openapi.yaml", wrapper.ShowSpec, options.OperationMiddlewares["showSpec"]...)
 
 }
@@ -618,6 +631,41 @@ type ShowHealthdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ShowHealthdefaultApplicationProblemPlusJSONResponse) VisitShowHealthResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ShowMetricsRequestObject struct {
+}
+
+type ShowMetricsResponseObject interface {
+	VisitShowMetricsResponse(w http.ResponseWriter) error
+}
+
+type ShowMetrics200TextResponse string
+
+func (response ShowMetrics200TextResponse) VisitShowMetricsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
+	return err
+}
+
+type ShowMetricsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ShowMetricsdefaultApplicationProblemPlusJSONResponse) VisitShowMetricsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1543,6 +1591,9 @@ type StrictServerInterface interface {
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx context.Context, request ShowHealthRequestObject) (ShowHealthResponseObject, error)
+	// ShowMetrics Figures of the host, for Prometheus
+	// (GET /metrics)
+	ShowMetrics(ctx context.Context, request ShowMetricsRequestObject) (ShowMetricsResponseObject, error)
 	// ShowSpec This document
 	// (GET /openapi.yaml)
 	ShowSpec(ctx context.Context, request ShowSpecRequestObject) (ShowSpecResponseObject, error)
@@ -1643,6 +1694,29 @@ func (sh *strictHandler) ShowHealth(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(ShowHealthResponseObject); ok {
 		return validResponse.VisitShowHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ShowMetrics operation middleware
+func (sh *strictHandler) ShowMetrics(ctx echo.Context) error {
+	var request ShowMetricsRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ShowMetrics(ctx.Request().Context(), request.(ShowMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ShowMetrics")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ShowMetricsResponseObject); ok {
+		return validResponse.VisitShowMetricsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
