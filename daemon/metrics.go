@@ -17,7 +17,8 @@ import (
 const scrapeWithin = 10 * time.Second
 
 // metrics counts what happens in this process. What is the case now is read at
-// each scrape, by stateCollector. The names are stable; openapi.yaml lists them.
+// each scrape, by stateCollector and, of the host, by the server. The names are
+// stable; openapi.yaml lists them.
 type metrics struct {
 	registry   *prometheus.Registry
 	operations *prometheus.CounterVec
@@ -28,11 +29,11 @@ type metrics struct {
 func newMetrics(d *Daemon) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		operations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vpssnapd_operations_total",
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vpssnap_operations_total",
 			Help: "Operations that ended or were parked, since the daemon's start, by kind and status."}, []string{"kind", "status"}),
-		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "vpssnapd_operation_duration_seconds",
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "vpssnap_operation_duration_seconds",
 			Help: "From the request of an operation to its end.", Buckets: []float64{0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400}}, []string{"kind", "status"}),
-		freezes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnapd_freeze_seconds",
+		freezes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnap_freeze_seconds",
 			Help: "How long guests' file systems stood frozen for a take.", Buckets: []float64{0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}}),
 	}
 	// From the start on, so that the first failure is seen as an increase.
@@ -80,25 +81,17 @@ func (d *Daemon) count(op vps.Operation) {
 func (d *Daemon) Metrics() prometheus.Gatherer { return d.metrics.registry }
 
 func gauge(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("vpssnapd_"+name, help, labels, nil)
+	return prometheus.NewDesc("vpssnap_"+name, help, labels, nil)
 }
 
 var (
 	descBuild     = gauge("build_info", "Always 1; the version is a label.", "version")
-	descLibvirt   = gauge("libvirt_connected", "1 while libvirt answers.")
-	descVPS       = gauge("vps", "VPSes on this host.")
-	descSnapshots = gauge("snapshots", "Snapshots by state.", "state")
+	descSnapshots = gauge("snapshots_by_state", "Snapshots by state.", "state")
 	descOptions   = gauge("options", "Options that are not released, by state.", "state")
-	descActive    = gauge("operations_active", "Operations that have not ended, by status.", "status")
 	descOldest    = gauge("operation_oldest_seconds", "Age of the oldest operation that has not ended; 0 without one.")
 	descOwed      = gauge("guests_owed", "Guests that the daemon has to thaw or to resume.", "kind")
 	descMerges    = gauge("merges", "Merges that copy (running) or wait for their turn (waiting).", "state")
 	descMergeMost = gauge("merges_limit", "How many merges may copy at the same time.")
-	descTotal     = gauge("storage_total_bytes", "Size of the file system of a directory with disks.", "path")
-	descFree      = gauge("storage_free_bytes", "Free on the file system of a directory with disks.", "path")
-	descHeadroom  = gauge("storage_headroom_bytes", "Takes are refused when less than this is free.", "path")
-	descFull      = gauge("storage_full_seconds", "When the file system is full at the present rate; left out when it is not filling up.", "path")
-	descOverlays  = gauge("overlay_bytes", "Allocated by the overlays of snapshots in a directory.", "path")
 	descDatabase  = gauge("database_up", "1 while the database answers and nothing forbids writing.")
 	descSize      = gauge("database_bytes", "Size of the database's files, database or wal.", "file")
 	descCommits   = gauge("database_commits_total", "Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).", "outcome")
@@ -110,8 +103,8 @@ type stateCollector struct{ d *Daemon }
 
 // Describe is part of prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{descBuild, descLibvirt, descVPS, descSnapshots, descOptions, descActive, descOldest, descOwed, descMerges,
-		descMergeMost, descTotal, descFree, descHeadroom, descFull, descOverlays, descDatabase, descSize, descCommits, descEvents} {
+	for _, desc := range []*prometheus.Desc{descBuild, descSnapshots, descOptions, descOldest, descOwed, descMerges,
+		descMergeMost, descDatabase, descSize, descCommits, descEvents} {
 		out <- desc
 	}
 }
@@ -135,7 +128,7 @@ func yes(is bool) float64 {
 }
 
 // Collect is part of prometheus.Collector. What cannot be read is left out: an
-// alert sees that it is absent, or that database_up or libvirt_connected is 0.
+// alert sees that it is absent, or that database_up is 0.
 func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(c.d.ctx, scrapeWithin)
 	defer cancel()
@@ -144,7 +137,6 @@ func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	c.merges(out)
 	c.database(ctx, out)
 	c.records(ctx, out)
-	c.host(ctx, out)
 }
 
 func (c *stateCollector) merges(out sample) {
@@ -172,13 +164,10 @@ func (c *stateCollector) database(ctx context.Context, out sample) {
 
 func (c *stateCollector) records(ctx context.Context, out sample) {
 	if operations, err := c.d.store.ActiveOperations(ctx); err == nil {
-		n := map[vps.Status]int{vps.StatusPending: 0, vps.StatusRunning: 0, vps.StatusNeedsAttention: 0}
 		oldest := 0.0
 		for _, op := range operations {
-			n[op.Status]++
 			oldest = max(oldest, c.d.now().Sub(op.CreatedAt).Seconds())
 		}
-		each(n, func(s vps.Status, count int) { out.gauge(descActive, float64(count), string(s)) })
 		out.gauge(descOldest, oldest)
 	}
 	if snapshots, err := c.d.store.Snapshots(ctx); err == nil {
@@ -207,23 +196,5 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 func each[K comparable](counts map[K]int, do func(K, int)) {
 	for k, n := range counts {
 		do(k, n)
-	}
-}
-
-func (c *stateCollector) host(ctx context.Context, out sample) {
-	host, err := c.d.Host(ctx)
-	out.gauge(descLibvirt, yes(host.Connected))
-	if err != nil {
-		return
-	}
-	out.gauge(descVPS, float64(host.VPSCount))
-	for _, s := range host.Storage {
-		out.gauge(descTotal, float64(s.TotalBytes), s.Path)
-		out.gauge(descFree, float64(s.FreeBytes), s.Path)
-		out.gauge(descHeadroom, float64(s.HeadroomBytes), s.Path)
-		out.gauge(descOverlays, float64(s.OverlayBytes), s.Path)
-		if s.FullInSeconds > 0 {
-			out.gauge(descFull, float64(s.FullInSeconds), s.Path)
-		}
 	}
 }

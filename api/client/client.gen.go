@@ -103,20 +103,39 @@ type ClientInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ShowMetrics Metrics for Prometheus
+	// ShowMetrics Figures of the host, for Prometheus
 	//
-	// Text for Prometheus; each metric says there what it means. These names are
-	// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
-	// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
-	// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
-	// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
-	// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
-	// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
-	// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
-	// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
-	// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
-	// Others (`go_*`, `process_*`) are those of the Go library. For any caller
-	// without the scope `admin` there is no such path (404).
+	// The text format of Prometheus. The names are stable; bytes and seconds.
+	//
+	// | metric | labels | says |
+	// |---|---|---|
+	// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+	// | `vpssnap_vps` | | VPSes on the host |
+	// | `vpssnap_snapshots` | | snapshots on record |
+	// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+	// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+	// | `vpssnap_storage_free_bytes` | `path` | free there |
+	// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+	// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+	// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+	// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+	// | `vpssnap_build_info` | `version` | always 1 |
+	// | `vpssnap_snapshots_by_state` | `state` | snapshots on record |
+	// | `vpssnap_options` | `state` | options that are not released |
+	// | `vpssnap_operations_total` | `kind`, `status` | operations that ended or were parked, since the start |
+	// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
+	// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
+	// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
+	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
+	// | `vpssnap_merges_limit` | | how many may copy at the same time |
+	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
+	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
+	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
+	// | `vpssnap_events_total` | | events since the database was made |
+	//
+	// `go_*` and `process_*` are those of the Go library. For a caller without the
+	// scope `admin` there is no such path (404).
 	//
 	// Corresponds with GET /metrics (the `ShowMetrics` operationId).
 	ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -362,20 +381,39 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 	return c.Client.Do(req)
 }
 
-// ShowMetrics Metrics for Prometheus
+// ShowMetrics Figures of the host, for Prometheus
 //
-// Text for Prometheus; each metric says there what it means. These names are
-// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
-// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
-// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
-// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
-// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
-// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
-// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
-// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
-// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
-// Others (`go_*`, `process_*`) are those of the Go library. For any caller
-// without the scope `admin` there is no such path (404).
+// The text format of Prometheus. The names are stable; bytes and seconds.
+//
+// | metric | labels | says |
+// |---|---|---|
+// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+// | `vpssnap_vps` | | VPSes on the host |
+// | `vpssnap_snapshots` | | snapshots on record |
+// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+// | `vpssnap_storage_free_bytes` | `path` | free there |
+// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+// | `vpssnap_build_info` | `version` | always 1 |
+// | `vpssnap_snapshots_by_state` | `state` | snapshots on record |
+// | `vpssnap_options` | `state` | options that are not released |
+// | `vpssnap_operations_total` | `kind`, `status` | operations that ended or were parked, since the start |
+// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
+// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
+// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
+// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
+// | `vpssnap_merges_limit` | | how many may copy at the same time |
+// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
+// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
+// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
+// | `vpssnap_events_total` | | events since the database was made |
+//
+// `go_*` and `process_*` are those of the Go library. For a caller without the
+// scope `admin` there is no such path (404).
 //
 // Corresponds with GET /metrics (the `ShowMetrics` operationId).
 func (c *rest) ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2154,20 +2192,39 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /healthz (the `ShowHealth` operationId).
 	ShowHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowHealthResponse, error)
 
-	// ShowMetricsWithResponse Metrics for Prometheus
+	// ShowMetricsWithResponse Figures of the host, for Prometheus
 	//
-	// Text for Prometheus; each metric says there what it means. These names are
-	// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
-	// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
-	// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
-	// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
-	// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
-	// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
-	// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
-	// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
-	// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
-	// Others (`go_*`, `process_*`) are those of the Go library. For any caller
-	// without the scope `admin` there is no such path (404).
+	// The text format of Prometheus. The names are stable; bytes and seconds.
+	//
+	// | metric | labels | says |
+	// |---|---|---|
+	// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+	// | `vpssnap_vps` | | VPSes on the host |
+	// | `vpssnap_snapshots` | | snapshots on record |
+	// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+	// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+	// | `vpssnap_storage_free_bytes` | `path` | free there |
+	// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+	// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+	// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+	// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+	// | `vpssnap_build_info` | `version` | always 1 |
+	// | `vpssnap_snapshots_by_state` | `state` | snapshots on record |
+	// | `vpssnap_options` | `state` | options that are not released |
+	// | `vpssnap_operations_total` | `kind`, `status` | operations that ended or were parked, since the start |
+	// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
+	// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
+	// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
+	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
+	// | `vpssnap_merges_limit` | | how many may copy at the same time |
+	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
+	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
+	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
+	// | `vpssnap_events_total` | | events since the database was made |
+	//
+	// `go_*` and `process_*` are those of the Go library. For a caller without the
+	// scope `admin` there is no such path (404).
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -3718,20 +3775,39 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 	return ParseShowHealthResponse(rsp)
 }
 
-// ShowMetricsWithResponse Metrics for Prometheus
+// ShowMetricsWithResponse Figures of the host, for Prometheus
 //
-// Text for Prometheus; each metric says there what it means. These names are
-// stable: `vpssnapd_build_info`, `vpssnapd_libvirt_connected`, `vpssnapd_vps`,
-// `vpssnapd_snapshots`, `vpssnapd_options`, `vpssnapd_operations_total`,
-// `vpssnapd_operation_duration_seconds`, `vpssnapd_operations_active`,
-// `vpssnapd_operation_oldest_seconds`, `vpssnapd_freeze_seconds`,
-// `vpssnapd_guests_owed`, `vpssnapd_merges`, `vpssnapd_merges_limit`,
-// `vpssnapd_storage_total_bytes`, `vpssnapd_storage_free_bytes`,
-// `vpssnapd_storage_headroom_bytes`, `vpssnapd_storage_full_seconds`,
-// `vpssnapd_overlay_bytes`, `vpssnapd_database_up`, `vpssnapd_database_bytes`,
-// `vpssnapd_database_commits_total`, `vpssnapd_events_total`.
-// Others (`go_*`, `process_*`) are those of the Go library. For any caller
-// without the scope `admin` there is no such path (404).
+// The text format of Prometheus. The names are stable; bytes and seconds.
+//
+// | metric | labels | says |
+// |---|---|---|
+// | `vpssnap_libvirt_up` | | 1: libvirt answers |
+// | `vpssnap_vps` | | VPSes on the host |
+// | `vpssnap_snapshots` | | snapshots on record |
+// | `vpssnap_operations` | `status` | unfinished ones: `active`, `needs_attention` |
+// | `vpssnap_storage_size_bytes` | `path` | size of the file system that holds this directory of disks |
+// | `vpssnap_storage_free_bytes` | `path` | free there |
+// | `vpssnap_storage_headroom_bytes` | `path` | takes are refused when less is free |
+// | `vpssnap_storage_overlay_bytes` | `path` | allocated by snapshots |
+// | `vpssnap_storage_alarm` | `path` | 0 ok, 1 warning, 2 critical |
+// | `vpssnap_storage_full_seconds` | `path` | until it is full at the present rate; absent when it does not fill up |
+// | `vpssnap_build_info` | `version` | always 1 |
+// | `vpssnap_snapshots_by_state` | `state` | snapshots on record |
+// | `vpssnap_options` | `state` | options that are not released |
+// | `vpssnap_operations_total` | `kind`, `status` | operations that ended or were parked, since the start |
+// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
+// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
+// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
+// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
+// | `vpssnap_merges_limit` | | how many may copy at the same time |
+// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
+// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
+// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
+// | `vpssnap_events_total` | | events since the database was made |
+//
+// `go_*` and `process_*` are those of the Go library. For a caller without the
+// scope `admin` there is no such path (404).
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -213,3 +213,35 @@ func TestMessagesByTimeAndLanguage(t *testing.T) {
 		t.Errorf("since=yesterday: %s", got.Status)
 	}
 }
+
+// TestMetrics: operators and admin tokens see the figures, nobody else does.
+func TestMetrics(t *testing.T) {
+	s := newSite(t)
+	s.service.Set(func(s *servertest.Service) {
+		s.Storage = []vps.Storage{{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
+	})
+	got := s.operator(http.MethodGet, "/metrics", "")
+	for _, want := range []string{
+		"# TYPE vpssnap_vps gauge\nvpssnap_vps 3\n", "vpssnap_snapshots 1\n", "vpssnap_libvirt_up 1\n",
+		`vpssnap_operations{status="active"} 0`, `vpssnap_operations{status="needs_attention"} 0`,
+		`vpssnap_storage_free_bytes{path="/srv/a b\"c"} 400`, `vpssnap_storage_size_bytes{path="/srv/images"} 1.099511627776e+12`,
+		`vpssnap_storage_headroom_bytes{path="/srv/a b\"c"} 300`, `vpssnap_storage_overlay_bytes{path="/srv/a b\"c"} 50`,
+		`vpssnap_storage_alarm{path="/srv/a b\"c"} 1`, `vpssnap_storage_alarm{path="/srv/images"} 0`,
+		`vpssnap_storage_full_seconds{path="/srv/a b\"c"} 7200`,
+	} {
+		if !strings.Contains(got.body, want) {
+			t.Errorf("%q is missing in\n%s", want, got.body)
+		}
+	}
+	if strings.Contains(got.body, `vpssnap_storage_full_seconds{path="/srv/images"}`) {
+		t.Error("it tells when a file system is full that does not fill up")
+	}
+	if kind := got.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/plain") {
+		t.Errorf("it is sent as %s", kind)
+	}
+	for token, want := range map[string]int{"": http.StatusUnauthorized, "read": http.StatusNotFound, "admin": http.StatusOK} {
+		if got := s.call(token, http.MethodGet, "/metrics", ""); got.StatusCode != want {
+			t.Errorf("with the token %q: %s", token, got.Status)
+		}
+	}
+}

@@ -25,7 +25,7 @@ type ServerInterface interface {
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx echo.Context) error
-	// ShowMetrics Metrics for Prometheus
+	// ShowMetrics Figures of the host, for Prometheus
 	// (GET /metrics)
 	ShowMetrics(ctx echo.Context) error
 	// ShowSpec This document
@@ -730,8 +730,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/host/repair", wrapper.RepairHost, options.OperationMiddlewares["repairHost"]...)
 	router.GET(options.BaseURL+"/healthz", wrapper.ShowHealth, options.OperationMiddlewares["showHealth"]...)
 	router.GET(options.BaseURL+"/readyz", wrapper.ShowReadiness, options.OperationMiddlewares["showReadiness"]...)
-	router.GET(options.BaseURL+"/metrics", wrapper.ShowMetrics, options.OperationMiddlewares["showMetrics"]...)
 	router.GET(options.BaseURL+"/docs", wrapper.ShowDocs, options.OperationMiddlewares["showDocs"]...)
+	router.GET(options.BaseURL+"/metrics", wrapper.ShowMetrics, options.OperationMiddlewares["showMetrics"]...)
 	router.GET(options.BaseURL+"/openapi.yaml", wrapper.ShowSpec, options.OperationMiddlewares["showSpec"]...)
 
 }
@@ -1849,7 +1849,7 @@ type StrictServerInterface interface {
 	// ShowHealth Is the daemon alive?
 	// (GET /healthz)
 	ShowHealth(ctx context.Context, request ShowHealthRequestObject) (ShowHealthResponseObject, error)
-	// ShowMetrics Metrics for Prometheus
+	// ShowMetrics Figures of the host, for Prometheus
 	// (GET /metrics)
 	ShowMetrics(ctx context.Context, request ShowMetricsRequestObject) (ShowMetricsResponseObject, error)
 	// ShowSpec This document

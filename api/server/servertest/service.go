@@ -51,6 +51,8 @@ type Service struct {
 	Err error
 	// Panic makes Host panic.
 	Panic bool
+	// Storage is added to what Host tells.
+	Storage []vps.Storage
 	// GivenAway is a name that belonged to another VPS with a snapshot.
 	GivenAway string
 	// Findings is what Checks finds. Repair puts right what is repairable.
@@ -213,7 +215,9 @@ func (s *Service) Host(context.Context) (vps.Host, error) {
 	return vps.Host{
 		Hostname: "host1", Version: "1.0", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.22", Connected: true,
 		VPSCount: 3, SnapshotCount: 1,
-		Storage: []vps.Storage{{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true, Level: vps.SpaceOK}},
+		Storage: append([]vps.Storage{
+			{Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 39, HeadroomBytes: 10 << 30, OverlayBytes: 3 << 30, TakesPermitted: true, Level: vps.SpaceOK},
+		}, s.Storage...),
 	}, s.Err
 }
 
@@ -258,7 +262,7 @@ func (s *Service) Ready(context.Context) error {
 // Metrics has one of its own.
 func (s *Service) Metrics() prometheus.Gatherer {
 	r := prometheus.NewRegistry()
-	r.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "vpssnapd_test", Help: "A test."}))
+	r.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "vpssnap_test", Help: "A test."}))
 	return r
 }
 
