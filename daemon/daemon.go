@@ -73,6 +73,7 @@ type Daemon struct {
 	apart       apart
 	fillings    atomic.Pointer[map[uint64]*filling] // as last measured
 	drift       *driftWatch
+	used        chan string // ids of tokens whose use is to be noted
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -103,6 +104,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	d.background(d.watchDeadlines)
 	d.background(d.watchSpace)
 	d.background(d.watchDrift)
+	d.background(d.noteUses)
 	return d, nil
 }
 
@@ -113,7 +115,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 		return nil, err
 	}
 	d := &Daemon{Config: c, store: db, lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
-		deadlines: make(chan struct{}, 1), drift: newDriftWatch()}
+		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64)}
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)
 	d.runner = operation.New(operation.Config{

@@ -8,6 +8,7 @@ import (
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
 )
 
 // Offers returns the options on sale on this host.
@@ -30,7 +31,7 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 // same order may be sent again without harm; an option that has ended is renewed
 // by an order with a new reference or a later end.
 //
-// Codes: not_found, invalid, vps_changed, hypervisor_unavailable.
+// Codes: not_found, invalid, vps_changed, precondition_failed, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
 	reading, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -43,30 +44,49 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 	}
 	var option vps.Option
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
-		have, err := optionFor(ctx, tx, dom.ID, order)
-		if err != nil {
+		if option, err = d.putOption(ctx, tx, dom, order, actor); err != nil {
 			return err
 		}
-		if option = have; settled(have, order) {
-			return nil
-		}
-		if err := d.checkOrder(order); err != nil {
-			return err
-		}
-		if option = d.ordered(have, dom.ID, order); option == have {
-			return nil
-		}
-		if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
-			return err
-		}
-		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
-			Text: "The snapshot option is " + string(option.State) + "."})
+		return d.remember(ctx, tx, option)
 	})
 	if err == nil && option.State == vps.OptionActive {
 		err = d.keepFromExpiry(ctx, dom.ID)
 	}
 	d.deadlinesChanged()
 	return option, err
+}
+
+// putOption does what an order asks for, and returns the option as it then is.
+func (d *Daemon) putOption(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
+	have, err := optionFor(ctx, tx, dom.ID, order)
+	if err != nil {
+		return have, err
+	}
+	if err := checkOptionMatch(ctx, have); err != nil || settled(have, order) {
+		return have, err
+	}
+	if err := d.checkOrder(order); err != nil {
+		return have, err
+	}
+	option := d.ordered(have, dom.ID, order)
+	if option == have {
+		return have, nil
+	}
+	if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
+		return have, err
+	}
+	return option, d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
+		Text: "The snapshot option is " + string(option.State) + "."})
+}
+
+// checkOptionMatch compares the option with the one that the caller has seen. One
+// that is released is not there any more, as far as the caller can see.
+func checkOptionMatch(ctx context.Context, have vps.Option) error {
+	version := ""
+	if have.ID != "" && have.State != vps.OptionReleased {
+		version = have.Version()
+	}
+	return vps.CallOf(ctx).CheckMatch(version)
 }
 
 // optionFor is the option that an order is about: the open one, else the one
@@ -133,7 +153,7 @@ func (d *Daemon) keepFromExpiry(ctx context.Context, vpsID string) error {
 	if err != nil {
 		return err
 	}
-	if err := d.runner.Cancel(ctx, op.ID); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	if err := d.runner.Cancel(ctx, op.ID, nil); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	return nil
@@ -199,7 +219,7 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 // CancelOption ends the option: after the grace, or at once with now, the
 // snapshot is deleted and the option released.
 //
-// Codes: not_found, hypervisor_unavailable.
+// Codes: not_found, precondition_failed, hypervisor_unavailable.
 func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, actor vps.Actor) (vps.Option, error) {
 	id, err := d.idOf(ctx, ref)
 	if err != nil {
@@ -228,9 +248,13 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 	if atOnce {
 		d.expiryTries.forget(id)
 	}
-	d.endGrace(ctx, id)
+	d.endGrace(onOurOwn(ctx), id)
 	d.deadlinesChanged()
-	return d.store.OptionByID(ctx, option.ID)
+	if option, err = d.store.OptionByID(ctx, option.ID); err != nil {
+		return option, err
+	}
+	// In the place of what toGrace has kept. Between the two nothing was answered yet.
+	return option, d.rememberAlone(ctx, option)
 }
 
 // toGrace moves the open option of a VPS into its grace, until end says of it as
@@ -245,6 +269,9 @@ func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, not
 		if err != nil {
 			return err
 		}
+		if err := checkOptionMatch(ctx, have); err != nil {
+			return err
+		}
 		o := have
 		if !end(&o) {
 			return nil
@@ -254,6 +281,9 @@ func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, not
 		}
 		o.UpdatedAt = d.now()
 		if err := tx.SaveOption(ctx, o, actor, note); err != nil {
+			return err
+		}
+		if err := d.remember(ctx, tx, o); err != nil {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,

@@ -171,7 +171,7 @@ func TestBoundTokenSeesItsOwn(t *testing.T) {
 	s := newSite(t)
 	s.call("admin", http.MethodDelete, "/v1/vps/web3/snapshot", "")
 	mine := decode[api.Operation](t, s.call("bound", http.MethodPost, "/v1/vps/"+servertest.Web1+"/snapshot", ""))
-	for token, own := range map[string]string{"bound": servertest.Web1, "bound-by-id": servertest.Web3} {
+	for token, own := range map[string]string{"bound": servertest.Web1, "bound-to-3": servertest.Web3} {
 		list := decode[api.VPSList](t, s.call(token, http.MethodGet, "/v1/vps", ""))
 		if len(list.VPS) != 1 || list.VPS[0].ID != own {
 			t.Errorf("%s lists %+v", token, list.VPS)

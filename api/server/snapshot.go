@@ -16,7 +16,7 @@ func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return ShowSnapshot200JSONResponse(wireSnapshot(s)), nil
+	return ShowSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotRequestObject) (DescribeSnapshotResponseObject, error) {
@@ -28,7 +28,7 @@ func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotReque
 	if err != nil {
 		return nil, err
 	}
-	return DescribeSnapshot200JSONResponse(wireSnapshot(s)), nil
+	return DescribeSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error) {
@@ -84,9 +84,11 @@ func (h *handlers) begin(ctx context.Context, ref string, start func(id string, 
 	return accepted(op), err
 }
 
+func location(op vps.Operation) string { return "/v1/operations/" + op.ID }
+
 func accepted(op vps.Operation) AcceptedJSONResponse {
 	return AcceptedJSONResponse{
 		Body:    wireOperation(op),
-		Headers: AcceptedResponseHeaders{Location: "/v1/operations/" + op.ID},
+		Headers: AcceptedResponseHeaders{Location: location(op)},
 	}
 }
