@@ -59,17 +59,23 @@ func newSite(t *testing.T) *site {
 
 func newSiteFor(t *testing.T, operators string) *site {
 	t.Helper()
+	service := servertest.New()
+	s := serveSite(t, server.Config{Service: service, OperatorGroup: operators, PerSecond: noLimit})
+	s.service = service
+	return s
+}
+
+// serveSite serves what the configuration says on both kinds of socket.
+func serveSite(t *testing.T, c server.Config) *site {
+	t.Helper()
 	// Not t.TempDir: the stranger must be able to enter it.
 	dir, err := os.MkdirTemp("", "vpssnapd")
 	check(t, err)
 	check(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{t: t, service: servertest.New(), socket: filepath.Join(dir, "api.sock"), log: &logged{}}
-	s.server = server.New(server.Config{
-		Service: s.service, OperatorGroup: operators, PerSecond: noLimit,
-		Logger:  slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Version: "1.0",
-	})
+	s := &site{t: t, socket: filepath.Join(dir, "api.sock"), log: &logged{}}
+	c.Logger, c.Version = slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), "1.0"
+	s.server = server.New(c)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	s.tcp = tcp.Addr().String()
