@@ -63,8 +63,6 @@ func (c *certificates) reload() error {
 		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
 		// HTTP/1.1 only: the limits of time and connections are made for it.
 		NextProtos: []string{"http/1.1"},
-		// A ticket would let a client come back past newer certificates.
-		SessionTicketsDisabled: true,
 	}
 	if c.files.ClientCA != "" {
 		text, err := os.ReadFile(c.files.ClientCA)
