@@ -192,8 +192,10 @@ func TestEveryCallByEveryRole(t *testing.T) {
 			need := op.Extensions["x-scope"].(string)
 			for role, secret := range roles {
 				n++
-				theirs := w.ended(w.takeAnew())
-				at := strings.ReplaceAll(fill.Replace(path), "{id}", theirs.ID)
+				at := fill.Replace(path)
+				if strings.Contains(path, "{id}") {
+					at = strings.ReplaceAll(at, "{id}", w.ended(w.takeAnew()).ID)
+				}
 				got := w.call(secret, method, at, bodies[op.OperationID])
 				w.judgeRole(fmt.Sprintf("%s %s by %s", method, path, role), got, need, role, strings.Contains(path, "{vps}") || strings.Contains(path, "/operations/{id}"))
 			}
