@@ -43,14 +43,20 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 		return vps.Option{}, errMigrated(dom)
 	}
 	var option vps.Option
+	var kept string
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
 		if option, err = d.putOption(ctx, tx, dom, order, actor); err != nil {
 			return err
 		}
+		if option.State == vps.OptionActive {
+			if kept, err = keepFromExpiry(ctx, tx, dom.ID); err != nil {
+				return err
+			}
+		}
 		return d.remember(ctx, tx, option)
 	})
-	if err == nil && option.State == vps.OptionActive {
-		err = d.keepFromExpiry(ctx, dom.ID)
+	if err == nil {
+		d.runner.Interrupt(kept)
 	}
 	d.deadlinesChanged()
 	return option, err
@@ -143,20 +149,23 @@ func noteOf(before, after vps.Option) string {
 	return "changed"
 }
 
-// keepFromExpiry stops the deletion that the end of the option has begun, while
-// that still waits for its turn.
-func (d *Daemon) keepFromExpiry(ctx context.Context, vpsID string) error {
-	op, err := d.store.ActiveOperation(ctx, vpsID)
+// keepFromExpiry asks the deletion that the end of the option has begun to stop,
+// while that still waits for its turn, in the transaction that renews the option:
+// a call that comes again with its key is not carried out again. It returns the
+// deletion's id, "" when there is none that can be stopped.
+func keepFromExpiry(ctx context.Context, tx *store.Tx, vpsID string) (string, error) {
+	op, err := tx.ActiveOperation(ctx, vpsID)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && (op.Kind != vps.KindDelete || op.Actor.Way != vps.WayExpiry) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := d.runner.Cancel(ctx, op.ID, nil); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
+	err = tx.RequestCancel(ctx, op.ID)
+	if errors.Is(err, sql.ErrNoRows) { // too late
+		return "", nil
 	}
-	return nil
+	return op.ID, err
 }
 
 func (d *Daemon) checkOrder(o vps.OptionOrder) error {

@@ -100,16 +100,21 @@ func (r *Runner) Cancel(ctx context.Context, id string, also func(*store.Tx) err
 		}
 		return also(tx)
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		r.Interrupt(id)
 	}
+	return err
+}
+
+// Interrupt ends the present step of an operation that was asked to stop, if it is
+// being worked on and the step can be ended.
+func (r *Runner) Interrupt(id string) {
 	r.mu.Lock()
 	run := r.live[id]
 	r.mu.Unlock()
 	if run != nil {
 		run.interrupt()
 	}
-	return nil
 }
 
 // Resume takes up a parked operation at its step. also is done in the same
