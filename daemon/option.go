@@ -175,6 +175,8 @@ func (d *Daemon) checkOrder(o vps.OptionOrder) error {
 			WithRemedy("cancel it with DELETE to end it")
 	case o.EndsAt != nil && !o.EndsAt.After(d.now()):
 		return vps.Errorf(vps.CodeInvalid, "ends_at lies in the past")
+	case o.EndsAt != nil && o.EndsAt.UTC().Year() > 9999:
+		return vps.Errorf(vps.CodeInvalid, "ends_at lies after the year 9999").WithRemedy("leave it out for an option that goes on until it is cancelled")
 	case o.Price != nil && (o.Price.Amount < 0 || len(o.Price.Currency) != 3):
 		return vps.Errorf(vps.CodeInvalid, "a price needs an amount of 0 or more in minor units and an ISO 4217 currency")
 	}

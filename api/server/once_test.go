@@ -228,6 +228,18 @@ func TestIfMatch(t *testing.T) {
 	}
 }
 
+// The last second of the year 9999 in the west is one of the year 10000 in UTC,
+// which JSON cannot say.
+func TestEndAfterTheLastYear(t *testing.T) {
+	w := newWholeSite(t)
+	path := "/v1/vps/" + w.web1 + "/option"
+	for end, want := range map[string]int{"9999-12-31T23:59:59Z": 200, "9999-12-31T23:59:59-01:00": 400} {
+		if got := w.call(w.admin, "PUT", path, `{"state":"active","ends_at":"`+end+`"}`); got.StatusCode != want {
+			t.Errorf("%s: %s %s", end, got.Status, got.body)
+		}
+	}
+}
+
 func TestIfMatchWhereThereIsNothing(t *testing.T) {
 	w := newWholeSite(t)
 	_, err := w.daemon.CancelOption(t.Context(), w.web2, true, vps.Actor{})

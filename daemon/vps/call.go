@@ -56,7 +56,7 @@ func (s Snapshot) Version() string { return versionOf([]string{s.ID, s.Descripti
 func versionOf(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic("a version of what cannot be written: " + err.Error()) // plain fields only
+		text = []byte(err.Error()) // a time after the year 9999: a version, only not a fine one
 	}
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8])
