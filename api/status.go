@@ -12,6 +12,7 @@ var statuses = map[Code]int{
 	CodeSnapshotExists:        http.StatusConflict,
 	CodeOperationInProgress:   http.StatusConflict,
 	CodeVPSChanged:            http.StatusConflict,
+	CodePreconditionFailed:    http.StatusPreconditionFailed,
 	CodeConfirmationRequired:  http.StatusUnprocessableEntity,
 	CodeUnsupportedDisk:       http.StatusUnprocessableEntity,
 	CodeRateLimited:           http.StatusTooManyRequests,

@@ -10,7 +10,7 @@ import (
 func TestEveryCodeHasItsStatus(t *testing.T) {
 	want := map[api.Code]int{
 		"unauthenticated": 401, "forbidden": 403, "not_found": 404, "option_required": 402,
-		"snapshot_exists": 409, "operation_in_progress": 409, "vps_changed": 409,
+		"snapshot_exists": 409, "operation_in_progress": 409, "vps_changed": 409, "precondition_failed": 412,
 		"confirmation_required": 422, "invalid": 400, "unsupported_disk": 422, "insufficient_space": 507,
 		"hypervisor_unavailable": 503, "guest_unresponsive": 504, "rate_limited": 429, "internal": 500,
 	}

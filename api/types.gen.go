@@ -129,6 +129,7 @@ const (
 	CodeNotFound              Code = "not_found"
 	CodeOperationInProgress   Code = "operation_in_progress"
 	CodeOptionRequired        Code = "option_required"
+	CodePreconditionFailed    Code = "precondition_failed"
 	CodeRateLimited           Code = "rate_limited"
 	CodeSnapshotExists        Code = "snapshot_exists"
 	CodeUnauthenticated       Code = "unauthenticated"
@@ -158,6 +159,8 @@ func (e Code) Valid() bool {
 	case CodeOperationInProgress:
 		return true
 	case CodeOptionRequired:
+		return true
+	case CodePreconditionFailed:
 		return true
 	case CodeRateLimited:
 		return true
@@ -459,6 +462,30 @@ func (e RestoreRequestPowerAfter) Valid() bool {
 	}
 }
 
+// Defines values for Scope.
+const (
+	ScopeAdmin    Scope = "admin"
+	ScopeOption   Scope = "option"
+	ScopeRead     Scope = "read"
+	ScopeSnapshot Scope = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the Scope enum.
+func (e Scope) Valid() bool {
+	switch e {
+	case ScopeAdmin:
+		return true
+	case ScopeOption:
+		return true
+	case ScopeRead:
+		return true
+	case ScopeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SnapshotState.
 const (
 	SnapshotStateAvailable SnapshotState = "available"
@@ -546,6 +573,24 @@ func (e TakeRequestQuiesce) Valid() bool {
 	case TakeRequestQuiescePrefer:
 		return true
 	case TakeRequestQuiesceRequire:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TokenRequestWay.
+const (
+	TokenRequestWayOrder TokenRequestWay = "order"
+	TokenRequestWayPanel TokenRequestWay = "panel"
+)
+
+// Valid indicates whether the value is a known member of the TokenRequestWay enum.
+func (e TokenRequestWay) Valid() bool {
+	switch e {
+	case TokenRequestWayOrder:
+		return true
+	case TokenRequestWayPanel:
 		return true
 	default:
 		return false
@@ -809,6 +854,15 @@ type MessageList struct {
 	Next string `json:"next,omitempty,omitzero"`
 }
 
+// NewToken defines model for NewToken.
+type NewToken struct {
+	// Secret What to send as Bearer. It cannot be read again.
+	//
+	// Example: vpssnap_3f2a9c01b7de_ABCDEFGHIJKLMNOPQRSTUVWXYZ
+	Secret string `json:"secret"`
+	Token  Token  `json:"token"`
+}
+
 // Offer defines model for Offer.
 type Offer struct {
 	Conditions  []string `json:"conditions"`
@@ -1048,6 +1102,10 @@ type RestoreRequest struct {
 // RestoreRequestPowerAfter What the VPS shall do afterwards; previous when left out.
 type RestoreRequestPowerAfter string
 
+// Scope read: look. snapshot: take, restore, delete. option: order and cancel the
+// option. admin: everything, as an operator of the host.
+type Scope string
+
 // Snapshot defines model for Snapshot.
 type Snapshot struct {
 	// Consistency filesystem: the guest agent had frozen the file systems. crash: as after
@@ -1159,6 +1217,55 @@ type TakeRequest struct {
 // answers. require: fail if it does not. never: do not ask the agent.
 type TakeRequestQuiesce string
 
+// Token defines model for Token.
+type Token struct {
+	CreatedAt time.Time  `json:"created_at"`
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// ID Example: tok-3f2a9c01b7de
+	ID string `json:"id"`
+
+	// LastUsedAt To the hour. Left out when it was never used.
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+
+	// Name Seen as the author of what the token does. That of the token that made it comes first, as in panel/jo.
+	Name string `json:"name"`
+
+	// Parent The id of the token that made it.
+	Parent string  `json:"parent,omitempty,omitzero"`
+	Scopes []Scope `json:"scopes"`
+
+	// VPS The ids of the VPS that it is bound to; left out when it is bound to none.
+	VPS []string `json:"vps,omitempty,omitzero"`
+	Way Way      `json:"way"`
+}
+
+// TokenList defines model for TokenList.
+type TokenList struct {
+	Tokens []Token `json:"tokens"`
+}
+
+// TokenRequest defines model for TokenRequest.
+type TokenRequest struct {
+	// ExpiresInSeconds Left out when it is to be valid until it is revoked.
+	//
+	// Example: 900
+	ExpiresInSeconds int64 `json:"expires_in_seconds,omitempty,omitzero"`
+
+	// Name Example: panel
+	Name   string  `json:"name"`
+	Scopes []Scope `json:"scopes"`
+
+	// VPS Bind it to these VPS, by id or name; left out for all. The id is kept.
+	VPS []VPSRef `json:"vps,omitempty,omitzero"`
+
+	// Way What the journal says that a change came by; panel when left out.
+	Way TokenRequestWay `json:"way,omitempty,omitzero"`
+}
+
+// TokenRequestWay What the journal says that a change came by; panel when left out.
+type TokenRequestWay string
+
 // VPS A VPS, which is a libvirt domain.
 type VPS struct {
 	// Actions What may be done now, or why not.
@@ -1213,6 +1320,12 @@ type Way string
 // Cursor defines model for cursor.
 type Cursor = string
 
+// IdempotencyKey defines model for idempotency_key.
+type IdempotencyKey = string
+
+// IfMatch defines model for if_match.
+type IfMatch = string
+
 // Kind defines model for kind.
 type Kind = MessageKind
 
@@ -1250,6 +1363,12 @@ type ListenEventsParams struct {
 
 	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// RepairHostParams defines parameters for RepairHost.
+type RepairHostParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListMessagesParams defines parameters for ListMessages.
@@ -1295,6 +1414,30 @@ type ShowOperationParams struct {
 	Wait *string `form:"wait,omitempty" json:"wait,omitempty"`
 }
 
+// CancelOperationParams defines parameters for CancelOperation.
+type CancelOperationParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ResumeOperationParams defines parameters for ResumeOperation.
+type ResumeOperationParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateTokenParams defines parameters for CreateToken.
+type CreateTokenParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RevokeTokenParams defines parameters for RevokeToken.
+type RevokeTokenParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListVPSMessagesParams defines parameters for ListVPSMessages.
 type ListVPSMessagesParams struct {
 	// Kind Only messages of this kind.
@@ -1320,7 +1463,58 @@ type ListVPSMessagesParams struct {
 type CancelOptionParams struct {
 	// Now Delete the snapshot and release the option at once.
 	Now *bool `form:"now,omitempty" json:"now,omitempty"`
+
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
+
+// PutOptionParams defines parameters for PutOption.
+type PutOptionParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// DeleteSnapshotParams defines parameters for DeleteSnapshot.
+type DeleteSnapshotParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DescribeSnapshotParams defines parameters for DescribeSnapshot.
+type DescribeSnapshotParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// TakeSnapshotParams defines parameters for TakeSnapshot.
+type TakeSnapshotParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RestoreSnapshotParams defines parameters for RestoreSnapshot.
+type RestoreSnapshotParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UndoRestoreParams defines parameters for UndoRestore.
+type UndoRestoreParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
+type CreateTokenJSONRequestBody = TokenRequest
 
 // PutOptionJSONRequestBody defines body for PutOption for application/json ContentType.
 type PutOptionJSONRequestBody = OptionOrder

@@ -75,6 +75,7 @@ type Daemon struct {
 	drift       *driftWatch
 	events      *eventFeed
 	metrics     *metrics
+	used        chan string // ids of tokens whose use is to be noted
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -106,6 +107,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	d.background(d.watchDeadlines)
 	d.background(d.watchSpace)
 	d.background(d.watchDrift)
+	d.background(d.noteUses)
 	return d, nil
 }
 
@@ -120,7 +122,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 		return nil, err
 	}
 	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
-		deadlines: make(chan struct{}, 1), drift: newDriftWatch()}
+		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64)}
 	d.metrics = newMetrics(d)
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)

@@ -98,7 +98,12 @@ func (d *Daemon) giveUpGone(ctx context.Context, ref string, actor vps.Actor, un
 	op := vps.Operation{ID: newOperationID(now), VPS: id, VPSName: d.names.name(id), Kind: vps.KindDelete, Status: vps.StatusSucceeded, Step: "give_up",
 		SnapshotID: rec.snapshot.ID, Irrevocable: true, Actor: actor, CreatedAt: now, StartedAt: &now, EndedAt: &now,
 		Result: "only its record, because the VPS is gone; what is left of its files was not touched"}
-	drop := func(tx *store.Tx) error { return d.dropAll(ctx, tx, op) }
+	drop := func(tx *store.Tx) error {
+		if err := d.dropAll(ctx, tx, op); err != nil {
+			return err
+		}
+		return d.remember(ctx, tx, op)
+	}
 	if rec.operation == nil {
 		err = d.store.Write(ctx, drop)
 	} else {

@@ -8,6 +8,7 @@ import (
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
 )
 
 // Offers returns the options on sale on this host.
@@ -30,7 +31,7 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 // same order may be sent again without harm; an option that has ended is renewed
 // by an order with a new reference or a later end.
 //
-// Codes: not_found, invalid, vps_changed, hypervisor_unavailable.
+// Codes: not_found, invalid, vps_changed, precondition_failed, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
 	reading, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -42,31 +43,56 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 		return vps.Option{}, errMigrated(dom)
 	}
 	var option vps.Option
+	var kept string
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
-		have, err := optionFor(ctx, tx, dom.ID, order)
-		if err != nil {
+		if option, err = d.putOption(ctx, tx, dom, order, actor); err != nil {
 			return err
 		}
-		if option = have; settled(have, order) {
-			return nil
+		if option.State == vps.OptionActive {
+			if kept, err = keepFromExpiry(ctx, tx, dom.ID); err != nil {
+				return err
+			}
 		}
-		if err := d.checkOrder(order); err != nil {
-			return err
-		}
-		if option = d.ordered(have, dom.ID, order); option == have {
-			return nil
-		}
-		if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
-			return err
-		}
-		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
-			Phrase: vps.Phrase("option_" + string(option.State))})
+		return d.remember(ctx, tx, option)
 	})
-	if err == nil && option.State == vps.OptionActive {
-		err = d.keepFromExpiry(ctx, dom.ID)
+	if err == nil {
+		d.runner.Interrupt(kept)
 	}
 	d.deadlinesChanged()
 	return option, err
+}
+
+// putOption does what an order asks for, and returns the option as it then is.
+func (d *Daemon) putOption(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
+	have, err := optionFor(ctx, tx, dom.ID, order)
+	if err != nil {
+		return have, err
+	}
+	if err := checkOptionMatch(ctx, have); err != nil || settled(have, order) {
+		return have, err
+	}
+	if err := d.checkOrder(order); err != nil {
+		return have, err
+	}
+	option := d.ordered(have, dom.ID, order)
+	if option == have {
+		return have, nil
+	}
+	if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
+		return have, err
+	}
+	return option, d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
+		Phrase: vps.Phrase("option_" + string(option.State))})
+}
+
+// checkOptionMatch compares the option with the one that the caller has seen. One
+// that is released is not there any more, as far as the caller can see.
+func checkOptionMatch(ctx context.Context, have vps.Option) error {
+	version := ""
+	if have.ID != "" && have.State != vps.OptionReleased {
+		version = have.Version()
+	}
+	return vps.CallOf(ctx).CheckMatch(version)
 }
 
 // optionFor is the option that an order is about: the open one, else the one
@@ -123,20 +149,23 @@ func noteOf(before, after vps.Option) string {
 	return "changed"
 }
 
-// keepFromExpiry stops the deletion that the end of the option has begun, while
-// that still waits for its turn.
-func (d *Daemon) keepFromExpiry(ctx context.Context, vpsID string) error {
-	op, err := d.store.ActiveOperation(ctx, vpsID)
+// keepFromExpiry asks the deletion that the end of the option has begun to stop,
+// while that still waits for its turn, in the transaction that renews the option:
+// a call that comes again with its key is not carried out again. It returns the
+// deletion's id, "" when there is none that can be stopped.
+func keepFromExpiry(ctx context.Context, tx *store.Tx, vpsID string) (string, error) {
+	op, err := tx.ActiveOperation(ctx, vpsID)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && (op.Kind != vps.KindDelete || op.Actor.Way != vps.WayExpiry) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := d.runner.Cancel(ctx, op.ID); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
+	err = tx.RequestCancel(ctx, op.ID)
+	if errors.Is(err, sql.ErrNoRows) { // too late
+		return "", nil
 	}
-	return nil
+	return op.ID, err
 }
 
 func (d *Daemon) checkOrder(o vps.OptionOrder) error {
@@ -146,6 +175,8 @@ func (d *Daemon) checkOrder(o vps.OptionOrder) error {
 			WithRemedy("cancel it with DELETE to end it")
 	case o.EndsAt != nil && !o.EndsAt.After(d.now()):
 		return vps.Errorf(vps.CodeInvalid, "ends_at lies in the past")
+	case o.EndsAt != nil && o.EndsAt.UTC().Year() > 9999:
+		return vps.Errorf(vps.CodeInvalid, "ends_at lies after the year 9999").WithRemedy("leave it out for an option that goes on until it is cancelled")
 	case o.Price != nil && (o.Price.Amount < 0 || len(o.Price.Currency) != 3):
 		return vps.Errorf(vps.CodeInvalid, "a price needs an amount of 0 or more in minor units and an ISO 4217 currency")
 	}
@@ -199,7 +230,7 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 // CancelOption ends the option: after the grace, or at once with now, the
 // snapshot is deleted and the option released.
 //
-// Codes: not_found, hypervisor_unavailable.
+// Codes: not_found, precondition_failed, hypervisor_unavailable.
 func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, actor vps.Actor) (vps.Option, error) {
 	id, err := d.idOf(ctx, ref)
 	if err != nil {
@@ -228,9 +259,13 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 	if atOnce {
 		d.expiryTries.forget(id)
 	}
-	d.endGrace(ctx, id)
+	d.endGrace(onOurOwn(ctx), id)
 	d.deadlinesChanged()
-	return d.store.OptionByID(ctx, option.ID)
+	if option, err = d.store.OptionByID(ctx, option.ID); err != nil {
+		return option, err
+	}
+	// In the place of what toGrace has kept. Between the two nothing was answered yet.
+	return option, d.rememberAlone(ctx, option)
 }
 
 // toGrace moves the open option of a VPS into its grace, until end says of it as
@@ -245,6 +280,9 @@ func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, not
 		if err != nil {
 			return err
 		}
+		if err := checkOptionMatch(ctx, have); err != nil {
+			return err
+		}
 		o := have
 		if !end(&o) {
 			return nil
@@ -254,6 +292,9 @@ func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, not
 		}
 		o.UpdatedAt = d.now()
 		if err := tx.SaveOption(ctx, o, actor, note); err != nil {
+			return err
+		}
+		if err := d.remember(ctx, tx, o); err != nil {
 			return err
 		}
 		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,

@@ -18,7 +18,14 @@ import (
 // that is missing may be back when its file system is mounted. It returns what
 // was done and what is then left.
 func (d *Daemon) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error) {
-	ctx = failpoint.Within(ctx, "daemon", "repair")
+	report, err := d.repairAll(failpoint.Within(onOurOwn(ctx), "daemon", "repair"), actor)
+	if err != nil {
+		return report, err
+	}
+	return report, d.rememberAlone(ctx, report)
+}
+
+func (d *Daemon) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, error) {
 	report, err := d.Checks(ctx)
 	if err != nil {
 		return report, err

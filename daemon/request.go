@@ -146,7 +146,10 @@ func (d *Daemon) accept(ctx context.Context, ref string, r request) (vps.Operati
 				return err
 			}
 		}
-		return d.journalOperation(ctx, tx, op)
+		if err := d.journalOperation(ctx, tx, op); err != nil {
+			return err
+		}
+		return d.remember(ctx, tx, op)
 	})
 	if store.IsUnique(err) {
 		return op, errInProgress(dom.Name)

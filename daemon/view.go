@@ -140,22 +140,41 @@ func (d *Daemon) Snapshot(ctx context.Context, ref string) (vps.Snapshot, error)
 	return d.measured(ctx, s), err
 }
 
-// DescribeSnapshot changes the description. Codes: not_found, invalid.
+// DescribeSnapshot changes the description. Codes: not_found, precondition_failed.
 func (d *Daemon) DescribeSnapshot(ctx context.Context, ref, description string, _ vps.Actor) (vps.Snapshot, error) {
 	id, err := d.idOf(ctx, ref)
 	if err != nil {
 		return vps.Snapshot{}, err
 	}
+	// What it measures is asked for before: no image is looked at while the database is held.
+	before, err := d.Snapshot(ctx, id)
+	if err != nil {
+		return before, err
+	}
+	var snap vps.Snapshot
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
-		return tx.DescribeSnapshot(ctx, id, description, d.now())
+		have, err := tx.CurrentSnapshot(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := vps.CallOf(ctx).CheckMatch(have.Version()); err != nil {
+			return err
+		}
+		if err := tx.DescribeSnapshot(ctx, id, description, d.now()); err != nil {
+			return err
+		}
+		if snap, err = tx.CurrentSnapshot(ctx, id); err != nil {
+			return err
+		}
+		if snap.ID == before.ID {
+			snap.DeltaBytes = before.DeltaBytes
+		}
+		return d.remember(ctx, tx, snap)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return vps.Snapshot{}, vps.Errorf(vps.CodeNotFound, "the VPS has no snapshot")
 	}
-	if err != nil {
-		return vps.Snapshot{}, err
-	}
-	return d.Snapshot(ctx, id)
+	return snap, err
 }
 
 // idOf finds a VPS's id without asking libvirt. The record of a VPS that is gone
@@ -226,17 +245,27 @@ func (d *Daemon) WaitOperation(ctx context.Context, id string, limit time.Durati
 // irrevocable has begun. Codes: not_found, vps_changed.
 func (d *Daemon) CancelOperation(ctx context.Context, id string, actor vps.Actor) (vps.Operation, error) {
 	op, err := d.Operation(ctx, id)
-	if err != nil || op.CancelRequested && !op.Status.Final() {
+	if err != nil {
 		return op, err
 	}
-	switch err := d.runner.Cancel(ctx, id); {
+	if op.CancelRequested && !op.Status.Final() {
+		return op, d.rememberAlone(ctx, op)
+	}
+	err = d.runner.Cancel(ctx, id, func(tx *store.Tx) error {
+		if op, err = tx.Operation(ctx, id); err != nil {
+			return err
+		}
+		op = d.runner.Live(op)
+		return d.remember(ctx, tx, op)
+	})
+	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return op, d.tooLate(ctx, id)
 	case err != nil:
 		return op, err
 	}
 	d.Logger.Info("operation is to be cancelled", "operation", id, "by", actor.Name)
-	return d.Operation(ctx, id)
+	return op, nil
 }
 
 // tooLate says why an operation can no longer be cancelled.
@@ -265,7 +294,7 @@ func (d *Daemon) ResumeOperation(ctx context.Context, id string, actor vps.Actor
 		return op, vps.Errorf(vps.CodeVPSChanged, "cannot resume operation %s: it is %s and does not wait for an operator", id, op.Status)
 	}
 	d.Logger.Info("operation is resumed", "operation", id, "by", actor.Name)
-	return d.runner.Resume(ctx, op)
+	return d.runner.Resume(ctx, op, func(tx *store.Tx, op vps.Operation) error { return d.remember(ctx, tx, op) })
 }
 
 // Host returns what is known of the host. It answers without libvirt too.

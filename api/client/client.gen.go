@@ -186,7 +186,7 @@ type ClientInterface interface {
 	// stale. A file that no record names is never touched.
 	//
 	// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
-	RepairHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	RepairHost(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListMessages Read the journal of all VPS
 	//
@@ -211,12 +211,58 @@ type ClientInterface interface {
 	// CancelOperation Ask an operation to stop at the next safe point
 	//
 	// Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
-	CancelOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CancelOperation(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ResumeOperation Take up an operation that was parked for an operator
 	//
 	// Corresponds with POST /v1/operations/{id}/resume (the `ResumeOperation` operationId).
-	ResumeOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ResumeOperation(ctx context.Context, id OperationID, params *ResumeOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTokens List the access tokens
+	//
+	// Never their secrets. Expired ones are listed for another day.
+	//
+	// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
+	ListTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTokenWithBody Make an access token
+	//
+	// Operators and tokens with scope `admin` may make any token. Every other
+	// token may make short-lived ones, for a panel to hand to a browser: bound
+	// to VPS that it sees itself (`vps` is required), with scopes that it has
+	// itself, and for an hour at most (also when `expires_in_seconds` is left
+	// out). Such a token cannot make others, and ends with the one that made it.
+	//
+	// The secret is in this answer and nowhere else. Sent again with its
+	// `Idempotency-Key`, the call answers with the same token and a new secret,
+	// which takes the place of the first.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithBody(ctx context.Context, params *CreateTokenParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateToken Make an access token
+	//
+	// Operators and tokens with scope `admin` may make any token. Every other
+	// token may make short-lived ones, for a panel to hand to a browser: bound
+	// to VPS that it sees itself (`vps` is required), with scopes that it has
+	// itself, and for an hour at most (also when `expires_in_seconds` is left
+	// out). Such a token cannot make others, and ends with the one that made it.
+	//
+	// The secret is in this answer and nowhere else. Sent again with its
+	// `Idempotency-Key`, the call answers with the same token and a new secret,
+	// which takes the place of the first.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+	CreateToken(ctx context.Context, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeToken Revoke a token, and those that it has made, at once
+	//
+	// Corresponds with DELETE /v1/tokens/{token} (the `RevokeToken` operationId).
+	RevokeToken(ctx context.Context, token string, params *RevokeTokenParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListVPS List the VPS of this host
 	//
@@ -261,7 +307,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-	PutOptionWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	PutOptionWithBody(ctx context.Context, vps VPSRef, params *PutOptionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PutOption Order or activate the option
 	//
@@ -277,12 +323,12 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-	PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	PutOption(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	//
 	// Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
-	DeleteSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DeleteSnapshot(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ShowSnapshot Show the snapshot of a VPS
 	//
@@ -294,14 +340,14 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-	DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DescribeSnapshot Change the snapshot's description
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-	DescribeSnapshot(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DescribeSnapshot(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// TakeSnapshotWithBody Take the snapshot
 	//
@@ -310,7 +356,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-	TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	TakeSnapshotWithBody(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// TakeSnapshot Take the snapshot
 	//
@@ -319,7 +365,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-	TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RestoreSnapshotWithBody Put the VPS back to its snapshot
 	//
@@ -330,7 +376,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-	RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RestoreSnapshot Put the VPS back to its snapshot
 	//
@@ -341,12 +387,12 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-	RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	RestoreSnapshot(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// UndoRestore Put the VPS back to before its last restore
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
-	UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	UndoRestore(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // ShowDocs This document, to read
@@ -514,8 +560,8 @@ func (c *rest) CheckHost(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 // stale. A file that no record names is never touched.
 //
 // Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
-func (c *rest) RepairHost(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRepairHostRequest(c.Server)
+func (c *rest) RepairHost(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRepairHostRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -589,8 +635,8 @@ func (c *rest) ShowOperation(ctx context.Context, id OperationID, params *ShowOp
 // CancelOperation Ask an operation to stop at the next safe point
 //
 // Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
-func (c *rest) CancelOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCancelOperationRequest(c.Server, id)
+func (c *rest) CancelOperation(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelOperationRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -604,8 +650,94 @@ func (c *rest) CancelOperation(ctx context.Context, id OperationID, reqEditors .
 // ResumeOperation Take up an operation that was parked for an operator
 //
 // Corresponds with POST /v1/operations/{id}/resume (the `ResumeOperation` operationId).
-func (c *rest) ResumeOperation(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewResumeOperationRequest(c.Server, id)
+func (c *rest) ResumeOperation(ctx context.Context, id OperationID, params *ResumeOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeOperationRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTokens List the access tokens
+//
+// Never their secrets. Expired ones are listed for another day.
+//
+// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
+func (c *rest) ListTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTokensRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTokenWithBody Make an access token
+//
+// Operators and tokens with scope `admin` may make any token. Every other
+// token may make short-lived ones, for a panel to hand to a browser: bound
+// to VPS that it sees itself (`vps` is required), with scopes that it has
+// itself, and for an hour at most (also when `expires_in_seconds` is left
+// out). Such a token cannot make others, and ends with the one that made it.
+//
+// The secret is in this answer and nowhere else. Sent again with its
+// `Idempotency-Key`, the call answers with the same token and a new secret,
+// which takes the place of the first.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+func (c *rest) CreateTokenWithBody(ctx context.Context, params *CreateTokenParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTokenRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateToken Make an access token
+//
+// Operators and tokens with scope `admin` may make any token. Every other
+// token may make short-lived ones, for a panel to hand to a browser: bound
+// to VPS that it sees itself (`vps` is required), with scopes that it has
+// itself, and for an hour at most (also when `expires_in_seconds` is left
+// out). Such a token cannot make others, and ends with the one that made it.
+//
+// The secret is in this answer and nowhere else. Sent again with its
+// `Idempotency-Key`, the call answers with the same token and a new secret,
+// which takes the place of the first.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+func (c *rest) CreateToken(ctx context.Context, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTokenRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeToken Revoke a token, and those that it has made, at once
+//
+// Corresponds with DELETE /v1/tokens/{token} (the `RevokeToken` operationId).
+func (c *rest) RevokeToken(ctx context.Context, token string, params *RevokeTokenParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeTokenRequest(c.Server, token, params)
 	if err != nil {
 		return nil, err
 	}
@@ -709,8 +841,8 @@ func (c *rest) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...Request
 // Takes any type of body and a specified content type.
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewPutOptionRequestWithBody(c.Server, vps, contentType, body)
+func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, params *PutOptionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOptionRequestWithBody(c.Server, vps, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -735,8 +867,8 @@ func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, contentType st
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *rest) PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewPutOptionRequest(c.Server, vps, body)
+func (c *rest) PutOption(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOptionRequest(c.Server, vps, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -750,8 +882,8 @@ func (c *rest) PutOption(ctx context.Context, vps VPSRef, body PutOptionJSONRequ
 // DeleteSnapshot Delete the snapshot; the VPS keeps running
 //
 // Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
-func (c *rest) DeleteSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDeleteSnapshotRequest(c.Server, vps)
+func (c *rest) DeleteSnapshot(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteSnapshotRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -782,8 +914,8 @@ func (c *rest) ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...Reque
 // Takes any type of body and a specified content type.
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *rest) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDescribeSnapshotRequestWithBody(c.Server, vps, contentType, body)
+func (c *rest) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDescribeSnapshotRequestWithBody(c.Server, vps, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -799,8 +931,8 @@ func (c *rest) DescribeSnapshotWithBody(ctx context.Context, vps VPSRef, content
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *rest) DescribeSnapshot(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDescribeSnapshotRequest(c.Server, vps, body)
+func (c *rest) DescribeSnapshot(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDescribeSnapshotRequest(c.Server, vps, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -818,8 +950,8 @@ func (c *rest) DescribeSnapshot(ctx context.Context, vps VPSRef, body DescribeSn
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *rest) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewTakeSnapshotRequestWithBody(c.Server, vps, contentType, body)
+func (c *rest) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeSnapshotRequestWithBody(c.Server, vps, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -837,8 +969,8 @@ func (c *rest) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, contentType
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewTakeSnapshotRequest(c.Server, vps, body)
+func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeSnapshotRequest(c.Server, vps, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -858,8 +990,8 @@ func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, body TakeSnapshotJS
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *rest) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRestoreSnapshotRequestWithBody(c.Server, vps, contentType, body)
+func (c *rest) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRestoreSnapshotRequestWithBody(c.Server, vps, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -879,8 +1011,8 @@ func (c *rest) RestoreSnapshotWithBody(ctx context.Context, vps VPSRef, contentT
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *rest) RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRestoreSnapshotRequest(c.Server, vps, body)
+func (c *rest) RestoreSnapshot(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRestoreSnapshotRequest(c.Server, vps, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -894,8 +1026,8 @@ func (c *rest) RestoreSnapshot(ctx context.Context, vps VPSRef, body RestoreSnap
 // UndoRestore Put the VPS back to before its last restore
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
-func (c *rest) UndoRestore(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewUndoRestoreRequest(c.Server, vps)
+func (c *rest) UndoRestore(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUndoRestoreRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1173,7 +1305,7 @@ func NewCheckHostRequest(server string) (*http.Request, error) {
 }
 
 // NewRepairHostRequest constructs an http.Request for the RepairHost method
-func NewRepairHostRequest(server string) (*http.Request, error) {
+func NewRepairHostRequest(server string, params *RepairHostParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -1194,6 +1326,21 @@ func NewRepairHostRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -1495,7 +1642,7 @@ func NewShowOperationRequest(server string, id OperationID, params *ShowOperatio
 }
 
 // NewCancelOperationRequest constructs an http.Request for the CancelOperation method
-func NewCancelOperationRequest(server string, id OperationID) (*http.Request, error) {
+func NewCancelOperationRequest(server string, id OperationID, params *CancelOperationParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -1525,11 +1672,26 @@ func NewCancelOperationRequest(server string, id OperationID) (*http.Request, er
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewResumeOperationRequest constructs an http.Request for the ResumeOperation method
-func NewResumeOperationRequest(server string, id OperationID) (*http.Request, error) {
+func NewResumeOperationRequest(server string, id OperationID, params *ResumeOperationParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -1557,6 +1719,152 @@ func NewResumeOperationRequest(server string, id OperationID) (*http.Request, er
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListTokensRequest constructs an http.Request for the ListTokens method
+func NewListTokensRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tokens")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateTokenRequest calls the generic CreateToken builder with application/json body
+func NewCreateTokenRequest(server string, params *CreateTokenParams, body CreateTokenJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateTokenRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateTokenRequestWithBody constructs an http.Request for the CreateToken method, with any body, and a specified content type
+func NewCreateTokenRequestWithBody(server string, params *CreateTokenParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tokens")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRevokeTokenRequest constructs an http.Request for the RevokeToken method
+func NewRevokeTokenRequest(server string, token string, params *RevokeTokenParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "token", token, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tokens/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -1805,6 +2113,32 @@ func NewCancelOptionRequest(server string, vps VPSRef, params *CancelOptionParam
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -1843,18 +2177,18 @@ func NewShowOptionRequest(server string, vps VPSRef) (*http.Request, error) {
 }
 
 // NewPutOptionRequest calls the generic PutOption builder with application/json body
-func NewPutOptionRequest(server string, vps VPSRef, body PutOptionJSONRequestBody) (*http.Request, error) {
+func NewPutOptionRequest(server string, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewPutOptionRequestWithBody(server, vps, "application/json", bodyReader)
+	return NewPutOptionRequestWithBody(server, vps, params, "application/json", bodyReader)
 }
 
 // NewPutOptionRequestWithBody constructs an http.Request for the PutOption method, with any body, and a specified content type
-func NewPutOptionRequestWithBody(server string, vps VPSRef, contentType string, body io.Reader) (*http.Request, error) {
+func NewPutOptionRequestWithBody(server string, vps VPSRef, params *PutOptionParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -1886,11 +2220,37 @@ func NewPutOptionRequestWithBody(server string, vps VPSRef, contentType string, 
 
 	req.Header.Add("Content-Type", contentType)
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewDeleteSnapshotRequest constructs an http.Request for the DeleteSnapshot method
-func NewDeleteSnapshotRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewDeleteSnapshotRequest(server string, vps VPSRef, params *DeleteSnapshotParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -1918,6 +2278,21 @@ func NewDeleteSnapshotRequest(server string, vps VPSRef) (*http.Request, error) 
 	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -1958,18 +2333,18 @@ func NewShowSnapshotRequest(server string, vps VPSRef) (*http.Request, error) {
 }
 
 // NewDescribeSnapshotRequest calls the generic DescribeSnapshot builder with application/json body
-func NewDescribeSnapshotRequest(server string, vps VPSRef, body DescribeSnapshotJSONRequestBody) (*http.Request, error) {
+func NewDescribeSnapshotRequest(server string, vps VPSRef, params *DescribeSnapshotParams, body DescribeSnapshotJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewDescribeSnapshotRequestWithBody(server, vps, "application/json", bodyReader)
+	return NewDescribeSnapshotRequestWithBody(server, vps, params, "application/json", bodyReader)
 }
 
 // NewDescribeSnapshotRequestWithBody constructs an http.Request for the DescribeSnapshot method, with any body, and a specified content type
-func NewDescribeSnapshotRequestWithBody(server string, vps VPSRef, contentType string, body io.Reader) (*http.Request, error) {
+func NewDescribeSnapshotRequestWithBody(server string, vps VPSRef, params *DescribeSnapshotParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2001,22 +2376,48 @@ func NewDescribeSnapshotRequestWithBody(server string, vps VPSRef, contentType s
 
 	req.Header.Add("Content-Type", contentType)
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.IfMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam1)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewTakeSnapshotRequest calls the generic TakeSnapshot builder with application/json body
-func NewTakeSnapshotRequest(server string, vps VPSRef, body TakeSnapshotJSONRequestBody) (*http.Request, error) {
+func NewTakeSnapshotRequest(server string, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewTakeSnapshotRequestWithBody(server, vps, "application/json", bodyReader)
+	return NewTakeSnapshotRequestWithBody(server, vps, params, "application/json", bodyReader)
 }
 
 // NewTakeSnapshotRequestWithBody constructs an http.Request for the TakeSnapshot method, with any body, and a specified content type
-func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, contentType string, body io.Reader) (*http.Request, error) {
+func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, params *TakeSnapshotParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2048,22 +2449,37 @@ func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, contentType strin
 
 	req.Header.Add("Content-Type", contentType)
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewRestoreSnapshotRequest calls the generic RestoreSnapshot builder with application/json body
-func NewRestoreSnapshotRequest(server string, vps VPSRef, body RestoreSnapshotJSONRequestBody) (*http.Request, error) {
+func NewRestoreSnapshotRequest(server string, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewRestoreSnapshotRequestWithBody(server, vps, "application/json", bodyReader)
+	return NewRestoreSnapshotRequestWithBody(server, vps, params, "application/json", bodyReader)
 }
 
 // NewRestoreSnapshotRequestWithBody constructs an http.Request for the RestoreSnapshot method, with any body, and a specified content type
-func NewRestoreSnapshotRequestWithBody(server string, vps VPSRef, contentType string, body io.Reader) (*http.Request, error) {
+func NewRestoreSnapshotRequestWithBody(server string, vps VPSRef, params *RestoreSnapshotParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2095,11 +2511,26 @@ func NewRestoreSnapshotRequestWithBody(server string, vps VPSRef, contentType st
 
 	req.Header.Add("Content-Type", contentType)
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewUndoRestoreRequest constructs an http.Request for the UndoRestore method
-func NewUndoRestoreRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewUndoRestoreRequest(server string, vps VPSRef, params *UndoRestoreParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2127,6 +2558,21 @@ func NewUndoRestoreRequest(server string, vps VPSRef) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -2287,7 +2733,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
-	RepairHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RepairHostResponse, error)
+	RepairHostWithResponse(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*RepairHostResponse, error)
 
 	// ListMessagesWithResponse Read the journal of all VPS
 	//
@@ -2322,14 +2768,64 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
-	CancelOperationWithResponse(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*CancelOperationResponse, error)
+	CancelOperationWithResponse(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*CancelOperationResponse, error)
 
 	// ResumeOperationWithResponse Take up an operation that was parked for an operator
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/operations/{id}/resume (the `ResumeOperation` operationId).
-	ResumeOperationWithResponse(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*ResumeOperationResponse, error)
+	ResumeOperationWithResponse(ctx context.Context, id OperationID, params *ResumeOperationParams, reqEditors ...RequestEditorFn) (*ResumeOperationResponse, error)
+
+	// ListTokensWithResponse List the access tokens
+	//
+	// Never their secrets. Expired ones are listed for another day.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
+	ListTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTokensResponse, error)
+
+	// CreateTokenWithBodyWithResponse Make an access token
+	//
+	// Operators and tokens with scope `admin` may make any token. Every other
+	// token may make short-lived ones, for a panel to hand to a browser: bound
+	// to VPS that it sees itself (`vps` is required), with scopes that it has
+	// itself, and for an hour at most (also when `expires_in_seconds` is left
+	// out). Such a token cannot make others, and ends with the one that made it.
+	//
+	// The secret is in this answer and nowhere else. Sent again with its
+	// `Idempotency-Key`, the call answers with the same token and a new secret,
+	// which takes the place of the first.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithBodyWithResponse(ctx context.Context, params *CreateTokenParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error)
+
+	// CreateTokenWithResponse Make an access token
+	//
+	// Operators and tokens with scope `admin` may make any token. Every other
+	// token may make short-lived ones, for a panel to hand to a browser: bound
+	// to VPS that it sees itself (`vps` is required), with scopes that it has
+	// itself, and for an hour at most (also when `expires_in_seconds` is left
+	// out). Such a token cannot make others, and ends with the one that made it.
+	//
+	// The secret is in this answer and nowhere else. Sent again with its
+	// `Idempotency-Key`, the call answers with the same token and a new secret,
+	// which takes the place of the first.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithResponse(ctx context.Context, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error)
+
+	// RevokeTokenWithResponse Revoke a token, and those that it has made, at once
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tokens/{token} (the `RevokeToken` operationId).
+	RevokeTokenWithResponse(ctx context.Context, token string, params *RevokeTokenParams, reqEditors ...RequestEditorFn) (*RevokeTokenResponse, error)
 
 	// ListVPSWithResponse List the VPS of this host
 	//
@@ -2384,7 +2880,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-	PutOptionWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOptionResponse, error)
+	PutOptionWithBodyWithResponse(ctx context.Context, vps VPSRef, params *PutOptionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOptionResponse, error)
 
 	// PutOptionWithResponse Order or activate the option
 	//
@@ -2400,14 +2896,14 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-	PutOptionWithResponse(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOptionResponse, error)
+	PutOptionWithResponse(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOptionResponse, error)
 
 	// DeleteSnapshotWithResponse Delete the snapshot; the VPS keeps running
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
-	DeleteSnapshotWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error)
+	DeleteSnapshotWithResponse(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error)
 
 	// ShowSnapshotWithResponse Show the snapshot of a VPS
 	//
@@ -2421,14 +2917,14 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-	DescribeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error)
+	DescribeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error)
 
 	// DescribeSnapshotWithResponse Change the snapshot's description
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-	DescribeSnapshotWithResponse(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error)
+	DescribeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error)
 
 	// TakeSnapshotWithBodyWithResponse Take the snapshot
 	//
@@ -2437,7 +2933,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-	TakeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
+	TakeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
 
 	// TakeSnapshotWithResponse Take the snapshot
 	//
@@ -2446,7 +2942,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-	TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
+	TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
 
 	// RestoreSnapshotWithBodyWithResponse Put the VPS back to its snapshot
 	//
@@ -2457,7 +2953,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-	RestoreSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error)
+	RestoreSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error)
 
 	// RestoreSnapshotWithResponse Put the VPS back to its snapshot
 	//
@@ -2468,14 +2964,14 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-	RestoreSnapshotWithResponse(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error)
+	RestoreSnapshotWithResponse(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error)
 
 	// UndoRestoreWithResponse Put the VPS back to before its last restore
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
-	UndoRestoreWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error)
+	UndoRestoreWithResponse(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error)
 }
 
 type ShowDocsResponse struct {
@@ -3143,6 +3639,143 @@ func (r ResumeOperationResponse) ContentType() string {
 	return ""
 }
 
+type ListTokensResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TokenList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTokensResponse) GetJSON200() *TokenList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTokensResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTokensResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTokensResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTokensResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTokensResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateTokenResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *NewToken
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateTokenResponse) GetJSON201() *NewToken {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateTokenResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateTokenResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateTokenResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateTokenResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeTokenResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeTokenResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeTokenResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeTokenResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeTokenResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListVPSResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3287,6 +3920,11 @@ func (r ListVPSMessagesResponse) ContentType() string {
 	return ""
 }
 
+// CancelOptionResponse200Headers the declared response headers of an HTTP 200 response for CancelOption
+type CancelOptionResponse200Headers struct {
+	ETag string
+}
+
 type CancelOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3294,6 +3932,8 @@ type CancelOptionResponse struct {
 	JSON200 *Option
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *CancelOptionResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -3335,6 +3975,11 @@ func (r CancelOptionResponse) ContentType() string {
 	return ""
 }
 
+// ShowOptionResponse200Headers the declared response headers of an HTTP 200 response for ShowOption
+type ShowOptionResponse200Headers struct {
+	ETag string
+}
+
 type ShowOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3342,6 +3987,8 @@ type ShowOptionResponse struct {
 	JSON200 *Option
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ShowOptionResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -3383,6 +4030,11 @@ func (r ShowOptionResponse) ContentType() string {
 	return ""
 }
 
+// PutOptionResponse200Headers the declared response headers of an HTTP 200 response for PutOption
+type PutOptionResponse200Headers struct {
+	ETag string
+}
+
 type PutOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3390,6 +4042,8 @@ type PutOptionResponse struct {
 	JSON200 *Option
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PutOptionResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -3486,6 +4140,11 @@ func (r DeleteSnapshotResponse) ContentType() string {
 	return ""
 }
 
+// ShowSnapshotResponse200Headers the declared response headers of an HTTP 200 response for ShowSnapshot
+type ShowSnapshotResponse200Headers struct {
+	ETag string
+}
+
 type ShowSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3493,6 +4152,8 @@ type ShowSnapshotResponse struct {
 	JSON200 *Snapshot
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ShowSnapshotResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -3534,6 +4195,11 @@ func (r ShowSnapshotResponse) ContentType() string {
 	return ""
 }
 
+// DescribeSnapshotResponse200Headers the declared response headers of an HTTP 200 response for DescribeSnapshot
+type DescribeSnapshotResponse200Headers struct {
+	ETag string
+}
+
 type DescribeSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3541,6 +4207,8 @@ type DescribeSnapshotResponse struct {
 	JSON200 *Snapshot
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *DescribeSnapshotResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -3900,8 +4568,8 @@ func (c *ClientWithResponses) CheckHostWithResponse(ctx context.Context, reqEdit
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
-func (c *ClientWithResponses) RepairHostWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RepairHostResponse, error) {
-	rsp, err := c.RepairHost(ctx, reqEditors...)
+func (c *ClientWithResponses) RepairHostWithResponse(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*RepairHostResponse, error) {
+	rsp, err := c.RepairHost(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -3965,8 +4633,8 @@ func (c *ClientWithResponses) ShowOperationWithResponse(ctx context.Context, id 
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
-func (c *ClientWithResponses) CancelOperationWithResponse(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*CancelOperationResponse, error) {
-	rsp, err := c.CancelOperation(ctx, id, reqEditors...)
+func (c *ClientWithResponses) CancelOperationWithResponse(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*CancelOperationResponse, error) {
+	rsp, err := c.CancelOperation(ctx, id, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -3978,12 +4646,86 @@ func (c *ClientWithResponses) CancelOperationWithResponse(ctx context.Context, i
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/operations/{id}/resume (the `ResumeOperation` operationId).
-func (c *ClientWithResponses) ResumeOperationWithResponse(ctx context.Context, id OperationID, reqEditors ...RequestEditorFn) (*ResumeOperationResponse, error) {
-	rsp, err := c.ResumeOperation(ctx, id, reqEditors...)
+func (c *ClientWithResponses) ResumeOperationWithResponse(ctx context.Context, id OperationID, params *ResumeOperationParams, reqEditors ...RequestEditorFn) (*ResumeOperationResponse, error) {
+	rsp, err := c.ResumeOperation(ctx, id, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseResumeOperationResponse(rsp)
+}
+
+// ListTokensWithResponse List the access tokens
+//
+// Never their secrets. Expired ones are listed for another day.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
+func (c *ClientWithResponses) ListTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTokensResponse, error) {
+	rsp, err := c.ListTokens(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTokensResponse(rsp)
+}
+
+// CreateTokenWithBodyWithResponse Make an access token
+//
+// Operators and tokens with scope `admin` may make any token. Every other
+// token may make short-lived ones, for a panel to hand to a browser: bound
+// to VPS that it sees itself (`vps` is required), with scopes that it has
+// itself, and for an hour at most (also when `expires_in_seconds` is left
+// out). Such a token cannot make others, and ends with the one that made it.
+//
+// The secret is in this answer and nowhere else. Sent again with its
+// `Idempotency-Key`, the call answers with the same token and a new secret,
+// which takes the place of the first.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+func (c *ClientWithResponses) CreateTokenWithBodyWithResponse(ctx context.Context, params *CreateTokenParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error) {
+	rsp, err := c.CreateTokenWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTokenResponse(rsp)
+}
+
+// CreateTokenWithResponse Make an access token
+//
+// Operators and tokens with scope `admin` may make any token. Every other
+// token may make short-lived ones, for a panel to hand to a browser: bound
+// to VPS that it sees itself (`vps` is required), with scopes that it has
+// itself, and for an hour at most (also when `expires_in_seconds` is left
+// out). Such a token cannot make others, and ends with the one that made it.
+//
+// The secret is in this answer and nowhere else. Sent again with its
+// `Idempotency-Key`, the call answers with the same token and a new secret,
+// which takes the place of the first.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tokens (the `CreateToken` operationId).
+func (c *ClientWithResponses) CreateTokenWithResponse(ctx context.Context, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error) {
+	rsp, err := c.CreateToken(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTokenResponse(rsp)
+}
+
+// RevokeTokenWithResponse Revoke a token, and those that it has made, at once
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tokens/{token} (the `RevokeToken` operationId).
+func (c *ClientWithResponses) RevokeTokenWithResponse(ctx context.Context, token string, params *RevokeTokenParams, reqEditors ...RequestEditorFn) (*RevokeTokenResponse, error) {
+	rsp, err := c.RevokeToken(ctx, token, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeTokenResponse(rsp)
 }
 
 // ListVPSWithResponse List the VPS of this host
@@ -4069,8 +4811,8 @@ func (c *ClientWithResponses) ShowOptionWithResponse(ctx context.Context, vps VP
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *ClientWithResponses) PutOptionWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOptionResponse, error) {
-	rsp, err := c.PutOptionWithBody(ctx, vps, contentType, body, reqEditors...)
+func (c *ClientWithResponses) PutOptionWithBodyWithResponse(ctx context.Context, vps VPSRef, params *PutOptionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOptionResponse, error) {
+	rsp, err := c.PutOptionWithBody(ctx, vps, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4091,8 +4833,8 @@ func (c *ClientWithResponses) PutOptionWithBodyWithResponse(ctx context.Context,
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
-func (c *ClientWithResponses) PutOptionWithResponse(ctx context.Context, vps VPSRef, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOptionResponse, error) {
-	rsp, err := c.PutOption(ctx, vps, body, reqEditors...)
+func (c *ClientWithResponses) PutOptionWithResponse(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOptionResponse, error) {
+	rsp, err := c.PutOption(ctx, vps, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4104,8 +4846,8 @@ func (c *ClientWithResponses) PutOptionWithResponse(ctx context.Context, vps VPS
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
-func (c *ClientWithResponses) DeleteSnapshotWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error) {
-	rsp, err := c.DeleteSnapshot(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) DeleteSnapshotWithResponse(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error) {
+	rsp, err := c.DeleteSnapshot(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4130,8 +4872,8 @@ func (c *ClientWithResponses) ShowSnapshotWithResponse(ctx context.Context, vps 
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *ClientWithResponses) DescribeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error) {
-	rsp, err := c.DescribeSnapshotWithBody(ctx, vps, contentType, body, reqEditors...)
+func (c *ClientWithResponses) DescribeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error) {
+	rsp, err := c.DescribeSnapshotWithBody(ctx, vps, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4143,8 +4885,8 @@ func (c *ClientWithResponses) DescribeSnapshotWithBodyWithResponse(ctx context.C
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PATCH /v1/vps/{vps}/snapshot (the `DescribeSnapshot` operationId).
-func (c *ClientWithResponses) DescribeSnapshotWithResponse(ctx context.Context, vps VPSRef, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error) {
-	rsp, err := c.DescribeSnapshot(ctx, vps, body, reqEditors...)
+func (c *ClientWithResponses) DescribeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *DescribeSnapshotParams, body DescribeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*DescribeSnapshotResponse, error) {
+	rsp, err := c.DescribeSnapshot(ctx, vps, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4158,8 +4900,8 @@ func (c *ClientWithResponses) DescribeSnapshotWithResponse(ctx context.Context, 
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *ClientWithResponses) TakeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error) {
-	rsp, err := c.TakeSnapshotWithBody(ctx, vps, contentType, body, reqEditors...)
+func (c *ClientWithResponses) TakeSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error) {
+	rsp, err := c.TakeSnapshotWithBody(ctx, vps, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4173,8 +4915,8 @@ func (c *ClientWithResponses) TakeSnapshotWithBodyWithResponse(ctx context.Conte
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
-func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error) {
-	rsp, err := c.TakeSnapshot(ctx, vps, body, reqEditors...)
+func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error) {
+	rsp, err := c.TakeSnapshot(ctx, vps, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4190,8 +4932,8 @@ func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps 
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *ClientWithResponses) RestoreSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error) {
-	rsp, err := c.RestoreSnapshotWithBody(ctx, vps, contentType, body, reqEditors...)
+func (c *ClientWithResponses) RestoreSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error) {
+	rsp, err := c.RestoreSnapshotWithBody(ctx, vps, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4207,8 +4949,8 @@ func (c *ClientWithResponses) RestoreSnapshotWithBodyWithResponse(ctx context.Co
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/restore (the `RestoreSnapshot` operationId).
-func (c *ClientWithResponses) RestoreSnapshotWithResponse(ctx context.Context, vps VPSRef, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error) {
-	rsp, err := c.RestoreSnapshot(ctx, vps, body, reqEditors...)
+func (c *ClientWithResponses) RestoreSnapshotWithResponse(ctx context.Context, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreSnapshotResponse, error) {
+	rsp, err := c.RestoreSnapshot(ctx, vps, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4220,8 +4962,8 @@ func (c *ClientWithResponses) RestoreSnapshotWithResponse(ctx context.Context, v
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
-func (c *ClientWithResponses) UndoRestoreWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error) {
-	rsp, err := c.UndoRestore(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) UndoRestoreWithResponse(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error) {
+	rsp, err := c.UndoRestore(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -4695,6 +5437,101 @@ func ParseResumeOperationResponse(rsp *http.Response) (*ResumeOperationResponse,
 	return response, nil
 }
 
+// ParseListTokensResponse parses an HTTP response from a ListTokensWithResponse call
+func ParseListTokensResponse(rsp *http.Response) (*ListTokensResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTokensResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TokenList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateTokenResponse parses an HTTP response from a CreateTokenWithResponse call
+func ParseCreateTokenResponse(rsp *http.Response) (*CreateTokenResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateTokenResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest NewToken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeTokenResponse parses an HTTP response from a RevokeTokenWithResponse call
+func ParseRevokeTokenResponse(rsp *http.Response) (*RevokeTokenResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeTokenResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListVPSResponse parses an HTTP response from a ListVPSWithResponse call
 func ParseListVPSResponse(rsp *http.Response) (*ListVPSResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -4824,6 +5661,19 @@ func ParseCancelOptionResponse(rsp *http.Response) (*CancelOptionResponse, error
 
 	}
 
+	switch {
+	case rsp.StatusCode == 200:
+		var headers CancelOptionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
 	return response, nil
 }
 
@@ -4857,6 +5707,19 @@ func ParseShowOptionResponse(rsp *http.Response) (*ShowOptionResponse, error) {
 
 	}
 
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ShowOptionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
 	return response, nil
 }
 
@@ -4888,6 +5751,19 @@ func ParsePutOptionResponse(rsp *http.Response) (*PutOptionResponse, error) {
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PutOptionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil
@@ -4969,6 +5845,19 @@ func ParseShowSnapshotResponse(rsp *http.Response) (*ShowSnapshotResponse, error
 
 	}
 
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ShowSnapshotResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
 	return response, nil
 }
 
@@ -5000,6 +5889,19 @@ func ParseDescribeSnapshotResponse(rsp *http.Response) (*DescribeSnapshotRespons
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers DescribeSnapshotResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil

@@ -83,7 +83,7 @@ func (c *Client) Option(ctx context.Context, ref string) (api.Option, error) {
 
 // PutOption orders or activates the option. It may be repeated.
 func (c *Client) PutOption(ctx context.Context, ref string, o api.OptionOrder) (api.Option, error) {
-	return read[api.Option](c)(c.rest.PutOption(ctx, ref, o))
+	return read[api.Option](c)(c.rest.PutOption(ctx, ref, nil, o))
 }
 
 // CancelOption puts the option into grace or, with now, releases it and
@@ -97,23 +97,23 @@ func (c *Client) Snapshot(ctx context.Context, ref string) (api.Snapshot, error)
 }
 
 func (c *Client) Describe(ctx context.Context, ref, description string) (api.Snapshot, error) {
-	return read[api.Snapshot](c)(c.rest.DescribeSnapshot(ctx, ref, api.SnapshotPatch{Description: description}))
+	return read[api.Snapshot](c)(c.rest.DescribeSnapshot(ctx, ref, nil, api.SnapshotPatch{Description: description}))
 }
 
 func (c *Client) Take(ctx context.Context, ref string, r api.TakeRequest) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.TakeSnapshot(ctx, ref, r))
+	return read[api.Operation](c)(c.rest.TakeSnapshot(ctx, ref, nil, r))
 }
 
 func (c *Client) Restore(ctx context.Context, ref string, r api.RestoreRequest) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.RestoreSnapshot(ctx, ref, r))
+	return read[api.Operation](c)(c.rest.RestoreSnapshot(ctx, ref, nil, r))
 }
 
 func (c *Client) UndoRestore(ctx context.Context, ref string) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.UndoRestore(ctx, ref))
+	return read[api.Operation](c)(c.rest.UndoRestore(ctx, ref, nil))
 }
 
 func (c *Client) Delete(ctx context.Context, ref string) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.DeleteSnapshot(ctx, ref))
+	return read[api.Operation](c)(c.rest.DeleteSnapshot(ctx, ref, nil))
 }
 
 // Messages reads one page of the journal of the VPS ref, or of all when ref is "".
@@ -141,12 +141,29 @@ func (c *Client) WaitOperation(ctx context.Context, id string, limit time.Durati
 }
 
 func (c *Client) CancelOperation(ctx context.Context, id string) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.CancelOperation(ctx, id))
+	return read[api.Operation](c)(c.rest.CancelOperation(ctx, id, nil))
 }
 
 // ResumeOperation takes up an operation that was parked. For operators.
 func (c *Client) ResumeOperation(ctx context.Context, id string) (api.Operation, error) {
-	return read[api.Operation](c)(c.rest.ResumeOperation(ctx, id))
+	return read[api.Operation](c)(c.rest.ResumeOperation(ctx, id, nil))
+}
+
+// Tokens lists the access tokens. For operators.
+func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
+	list, err := read[api.TokenList](c)(c.rest.ListTokens(ctx))
+	return list.Tokens, err
+}
+
+// CreateToken makes an access token. Its secret is in the answer, and nowhere else.
+func (c *Client) CreateToken(ctx context.Context, r api.TokenRequest) (api.NewToken, error) {
+	return read[api.NewToken](c)(c.rest.CreateToken(ctx, nil, r))
+}
+
+// RevokeToken ends a token, by its id. For operators.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	_, err := read[struct{}](c)(c.rest.RevokeToken(ctx, id, nil))
+	return err
 }
 
 func (c *Client) Host(ctx context.Context) (api.Host, error) {
@@ -160,7 +177,7 @@ func (c *Client) Checks(ctx context.Context) (api.Report, error) {
 
 // Repair puts right what can be put right without any risk. It may be repeated.
 func (c *Client) Repair(ctx context.Context) (api.Report, error) {
-	return read[api.Report](c)(c.rest.RepairHost(ctx))
+	return read[api.Report](c)(c.rest.RepairHost(ctx, nil))
 }
 
 // Ready returns nil when the daemon can work.
@@ -182,6 +199,9 @@ func read[T any](c *Client) func(*http.Response, error) (T, error) {
 		}
 		if resp.StatusCode >= http.StatusMultipleChoices {
 			return out, refusal(resp, body)
+		}
+		if resp.StatusCode == http.StatusNoContent {
+			return out, nil
 		}
 		if err := json.Unmarshal(body, &out); err != nil {
 			return out, fmt.Errorf("%s did not answer as vpssnapd does: %w", c.address, err)

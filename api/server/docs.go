@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
+
+	"vpssnapd/daemon/vps"
 )
 
 //go:embed docs.html
@@ -156,7 +158,7 @@ func curl(r route, parameters openapi3.Parameters, body string) string {
 	if r.method != http.MethodGet {
 		line += " -X " + r.method
 	}
-	if r.need != ScopeNone {
+	if r.need != vps.ScopeNone {
 		line += ` -H "Authorization: Bearer $TOKEN"`
 	}
 	line += " https://HOST:PORT" + path

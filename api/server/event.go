@@ -42,14 +42,12 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 			return nil, err
 		}
 		if _, err := h.service.ShowVPS(ctx, id); vps.CodeOf(err) == vps.CodeNotFound && !h.remembered(ctx, id) {
-			return nil, errNoVPS()
+			return nil, vps.Errorf(vps.CodeNotFound, "no such VPS")
 		}
 		s.vps = id
 	}
 	s.types = value(r.Params.Type)
-	if err := s.look(); err != nil {
-		return nil, err
-	}
+	s.look()
 	page, err := h.service.Events(ctx, s.after)
 	if err != nil {
 		return nil, err
@@ -92,11 +90,10 @@ type eventStream struct {
 var _ ListenEventsResponseObject = (*eventStream)(nil)
 
 // look finds out what the caller may see now.
-func (s *eventStream) look() (err error) {
+func (s *eventStream) look() {
 	who := callerOf(s.ctx)
 	s.bound, s.operator = who.bound(), who.operator()
-	s.mine, err = s.h.visible(s.ctx)
-	return err
+	s.mine = who.sees
 }
 
 // VisitListenEventsResponse sends events until the listener goes away, is too
@@ -154,9 +151,7 @@ func (s *eventStream) beat() error {
 		return errEnd
 	}
 	s.ctx = ctx
-	if err := s.look(); err != nil {
-		return err
-	}
+	s.look()
 	if s.told == s.after {
 		return s.send([]byte(":\n\n"))
 	}

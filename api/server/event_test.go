@@ -96,7 +96,7 @@ func space(level vps.SpaceLevel) vps.Event {
 
 func TestListenersSeeWhatTheyMay(t *testing.T) {
 	s := newSite(t)
-	bound, byID, reader, admin := s.listen("bound", ""), s.listen("bound-by-id", ""), s.listen("read", ""), s.listen("admin", "")
+	bound, byID, reader, admin := s.listen("bound", ""), s.listen("bound-to-3", ""), s.listen("read", ""), s.listen("admin", "")
 	typed, single := s.listen("read", "?type=space.warning,space.ok"), s.listen("read", "?vps=web3")
 	for _, l := range []*listener{bound, byID, reader, admin, typed, single} {
 		l.frame() // it listens now
@@ -281,7 +281,7 @@ func (d discard) Write(p []byte) (int, error) {
 func BenchmarkListeners(b *testing.B) {
 	const listeners = 100
 	service := servertest.New()
-	s := server.New(server.Config{Service: service, Tokens: loadTokens(b, allTokens), Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
+	s := server.New(server.Config{Service: service, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
 	var seen, ended sync.WaitGroup
 	ctx := b.Context()
 	for range listeners {
@@ -296,4 +296,27 @@ func BenchmarkListeners(b *testing.B) {
 	}
 	check(b, s.Shutdown(b.Context()))
 	ended.Wait()
+}
+
+// A token that is revoked, or over, ends the streams that were begun with it.
+func TestRevokedTokenEndsTheStream(t *testing.T) {
+	s := newSite(t)
+	s.server.SetPace(20*time.Millisecond, 10*time.Second)
+	l := s.listen("bound", "")
+	l.frame()
+	s.service.Revoke("bound")
+	ended := make(chan bool)
+	go func() {
+		for {
+			if _, _, _, ok := l.frame(); !ok {
+				close(ended)
+				return
+			}
+		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the stream of a revoked token goes on")
+	}
 }

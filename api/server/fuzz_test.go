@@ -59,7 +59,7 @@ func (j *judge) ask(h http.Handler, r *http.Request) *httptest.ResponseRecorder 
 }
 
 // allowed are the statuses with which HTTP itself refuses; their code is less fine.
-var allowed = map[int]bool{404: true, 405: true, 408: true, 413: true, 415: true}
+var allowed = map[int]bool{404: true, 405: true, 408: true, 413: true, 415: true, 422: true}
 
 // judge fails unless the answer is one that openapi.yaml documents.
 func (j *judge) judge(t *testing.T, r *http.Request, w *httptest.ResponseRecorder) {
@@ -122,10 +122,12 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("PUT /v1/vps/web2/option" + typed + body(`{"state":"active","order_ref":"A-7","locale":"fr","ends_at":"2027-01-01T00:00:00+01:00"}`)))
 	f.Add([]byte("DELETE /v1/vps/web3/option?now=true" + head + "\r\n"))
 	f.Add([]byte("POST /v1/operations/op-1/cancel" + head + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"))
+	f.Add([]byte("POST /v1/tokens" + head + "Idempotency-Key: a\r\nContent-Type: application/json\r\n" + body(`{"name":"jo","scopes":["read"],"vps":["web1"],"expires_in_seconds":60}`)))
+	f.Add([]byte("PATCH /v1/vps/web3/snapshot" + head + "If-Match: \"a\", W/\"b\"\r\nIdempotency-Key: \r\nContent-Type: application/json\r\n" + body(`{"description":""}`)))
 	f.Add([]byte("OPTIONS * HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("CONNECT web1:1 HTTP/1.1\r\nHost: web1\r\n\r\n"))
 	j := newJudge(f)
-	h := server.New(server.Config{Service: servertest.New(), Tokens: loadTokens(f, allTokens), Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
+	h := server.New(server.Config{Service: servertest.New(), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
 		if err != nil {
@@ -143,6 +145,7 @@ var calls = []struct{ method, path string }{
 	{"POST", "/v1/vps/web1/snapshot/restore"}, {"POST", "/v1/vps/web1/snapshot/undo-restore"},
 	{"GET", "/v1/vps/web1/messages"}, {"GET", "/v1/messages"}, {"GET", "/v1/operations"},
 	{"GET", "/v1/operations/{last}"}, {"POST", "/v1/operations/{last}/cancel"}, {"POST", "/v1/operations/{last}/resume"},
+	{"GET", "/v1/tokens"}, {"POST", "/v1/tokens"}, {"DELETE", "/v1/tokens/tok-000000000000"},
 	{"GET", "/v1/host"}, {"GET", "/v1/host/checks"}, {"POST", "/v1/host/repair"}, {"GET", "/readyz"},
 }
 
@@ -174,7 +177,7 @@ func FuzzCall(f *testing.F) {
 		c := calls[int(call)%len(calls)]
 		r := httptest.NewRequest(c.method, strings.ReplaceAll(c.path, "{last}", s.lastOperation(t)), strings.NewReader(strings.ReplaceAll(body, "{snapshot}", s.snapshotID())))
 		r.URL.RawQuery = query
-		r.Header.Set("Authorization", "Bearer admin")
+		r.Header.Set("Authorization", "Bearer "+s.secret)
 		if body != "" {
 			r.Header.Set("Content-Type", "application/json")
 		}
@@ -189,6 +192,7 @@ type fuzzSite struct {
 	host    *fake.Host
 	handler http.Handler
 	id      string
+	secret  string // of a token that may do everything
 }
 
 func newFuzzSite(f *testing.F) *fuzzSite {
@@ -206,8 +210,10 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	})
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })
-	s := server.New(server.Config{Service: d, Tokens: loadTokens(f, allTokens), Logger: log, Version: "1.0"})
-	return &fuzzSite{daemon: d, host: host, handler: s.Handler(), id: id}
+	s := server.New(server.Config{Service: d, PerSecond: noLimit, Logger: log, Version: "1.0"})
+	_, secret, err := d.CreateToken(context.Background(), vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}}, vps.Actor{})
+	check(f, err)
+	return &fuzzSite{daemon: d, host: host, handler: s.Handler(), id: id, secret: secret}
 }
 
 // lastOperation is the id of the newest operation, or one that does not exist.

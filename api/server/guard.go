@@ -1,9 +1,11 @@
 package server
 
 import (
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -14,8 +16,8 @@ import (
 var hidden = map[string]bool{"/metrics": true}
 
 // guard lets a request through when its caller has the scope that is needed.
-func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
-	if need == ScopeNone {
+func (s *Server) guard(need vps.Scope, next echo.HandlerFunc) echo.HandlerFunc {
+	if need == vps.ScopeNone {
 		return next
 	}
 	return func(c echo.Context) error {
@@ -34,7 +36,7 @@ func (s *Server) guard(need Scope, next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 // admit returns who calls, when that caller has the scope that is needed.
-func (s *Server) admit(c echo.Context, need Scope) (*caller, error) {
+func (s *Server) admit(c echo.Context, need vps.Scope) (*caller, error) {
 	who, err := s.identify(c)
 	if err != nil {
 		return nil, err
@@ -57,19 +59,45 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd"`)
 		return nil, err
 	}
-	addr := c.RealIP()
-	if wait := s.failures.wait(addr); wait > 0 {
-		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(int(wait.Seconds())))
-		return nil, vps.Errorf(vps.CodeRateLimited, "too many wrong tokens came from this address").
-			WithRemedy("wait %d s, then use a valid token", int(wait.Seconds()))
+	addr := network(c.RealIP())
+	if err := tooMany(c, s.failures.wait(addr), "too many wrong tokens came from this address"); err != nil {
+		return nil, err
 	}
-	who := s.tokens.find(secret)
-	if who == nil {
-		s.failures.failed(addr)
+	token, err := s.service.Authenticate(c.Request().Context(), secret)
+	if vps.CodeOf(err) == vps.CodeUnauthenticated {
+		s.failures.spend(addr)
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd", error="invalid_token"`)
-		return nil, vps.Errorf(vps.CodeUnauthenticated, "the token is not valid")
 	}
-	return who, nil
+	if err != nil {
+		return nil, err
+	}
+	if err := tooMany(c, s.tokens.spend(token.ID), "the token makes too many calls"); err != nil {
+		return nil, err
+	}
+	return &caller{actor: vps.Actor{Name: token.Name, Way: token.Way}, id: "token:" + token.ID, token: token}, nil
+}
+
+// limitAddress holds every address on TCP to its number of calls, whatever it asks for.
+func (s *Server) limitAddress(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if _, ok := c.Request().Context().Value(peerKey{}).(peer); ok {
+			return next(c)
+		}
+		if err := tooMany(c, s.addresses.spend(network(c.RealIP())), "too many calls come from this address"); err != nil {
+			return err
+		}
+		return next(c)
+	}
+}
+
+// tooMany is the answer to who must wait; nil when wait is 0.
+func tooMany(c echo.Context, wait time.Duration, why string) error {
+	if wait == 0 {
+		return nil
+	}
+	seconds := int(math.Ceil(wait.Seconds()))
+	c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(seconds))
+	return vps.Errorf(vps.CodeRateLimited, "%s", why).WithRemedy("wait %d s", seconds)
 }
 
 // bearer reads the token from the one Authorization header. A token in the URL

@@ -33,7 +33,7 @@ func (h *handlers) ListVPS(ctx context.Context, _ ListVPSRequestObject) (ListVPS
 	who := callerOf(ctx)
 	list := ListVPS200JSONResponse{VPS: []api.VPS{}}
 	for _, v := range all {
-		if who.sees(v) {
+		if who.sees(v.ID) {
 			list.VPS = append(list.VPS, wireVPS(v, who.operator()))
 		}
 	}

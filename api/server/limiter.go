@@ -14,24 +14,32 @@ const (
 	failureBurst = 20
 	// ... and this many more per second.
 	failuresPerSecond = 5
-	// Addresses remembered. More are only seen under attack; then the fullest
-	// budget is forgotten first.
-	addressesKept = 8192
+	// DefaultPerSecond is how many calls per second a token may make: a panel that
+	// lists 500 VPSes does so in five seconds, one by one.
+	DefaultPerSecond = 100
+	// What is remembered. More is only seen under attack; then the fullest budget
+	// is forgotten first.
+	budgetsKept = 8192
 )
 
-// limiter counts failed authentications per address.
+// limiter gives everybody a budget of so many per second.
 type limiter struct {
+	perSecond rate.Limit
+	burst     int
+
 	mu     sync.Mutex
 	budget map[string]*rate.Limiter
 }
 
-func newLimiter() *limiter { return &limiter{budget: map[string]*rate.Limiter{}} }
+func newLimiter(perSecond, burst int) *limiter {
+	return &limiter{perSecond: rate.Limit(perSecond), burst: burst, budget: map[string]*rate.Limiter{}}
+}
 
-// wait is how long addr must wait before its tokens are looked at again; 0: not at all.
-func (l *limiter) wait(addr string) time.Duration {
+// wait is how long who must wait until something is left of the budget; 0: not at all.
+func (l *limiter) wait(who string) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.budget[network(addr)]
+	b := l.budget[who]
 	if b == nil {
 		return 0
 	}
@@ -39,37 +47,42 @@ func (l *limiter) wait(addr string) time.Duration {
 	if left >= 1 {
 		return 0
 	}
-	return time.Duration(math.Ceil((1-left)/failuresPerSecond)) * time.Second
+	return time.Duration(math.Ceil((1-left)/float64(l.perSecond)*1e3)) * time.Millisecond
 }
 
-func (l *limiter) failed(addr string) {
+// spend takes one from the budget, and returns how long who must wait if there was
+// none; 0: there was.
+func (l *limiter) spend(who string) time.Duration {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	key := network(addr)
-	b := l.budget[key]
+	b := l.budget[who]
 	if b == nil {
-		if len(l.budget) >= addressesKept {
+		if len(l.budget) >= budgetsKept {
 			l.forget()
 		}
-		b = rate.NewLimiter(failuresPerSecond, failureBurst)
-		l.budget[key] = b
+		b = rate.NewLimiter(l.perSecond, l.burst)
+		l.budget[who] = b
 	}
-	b.Allow()
+	ok := b.Allow()
+	l.mu.Unlock()
+	if ok {
+		return 0
+	}
+	return max(l.wait(who), time.Millisecond)
 }
 
-// forget drops every address whose budget is whole again, or else the one that
-// is nearest to it.
+// forget drops everybody whose budget is whole again, or else the one who is
+// nearest to it.
 func (l *limiter) forget() {
-	fullest, most := "", -1.0
-	for key, b := range l.budget {
+	fullest, most := "", math.Inf(-1)
+	for who, b := range l.budget {
 		left := b.Tokens()
-		if left >= failureBurst {
-			delete(l.budget, key)
+		if left >= float64(l.burst) {
+			delete(l.budget, who)
 		} else if left > most {
-			fullest, most = key, left
+			fullest, most = who, left
 		}
 	}
-	if len(l.budget) >= addressesKept {
+	if len(l.budget) >= budgetsKept {
 		delete(l.budget, fullest)
 	}
 }

@@ -28,10 +28,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		q.VPS = id
 	}
-	mine, err := h.visible(ctx)
-	if err != nil {
-		return nil, err
-	}
+	mine := callerOf(ctx).sees
 	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
 	for range mostPages {
 		page, err := h.service.Operations(ctx, q)
@@ -100,10 +97,6 @@ func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequest
 // operation reads one that the caller may see. Somebody else's and an unknown
 // one give the same error.
 func (h *handlers) operation(ctx context.Context, id string) (vps.Operation, error) {
-	mine, err := h.visible(ctx)
-	if err != nil {
-		return vps.Operation{}, err
-	}
 	op, err := h.service.Operation(ctx, id)
 	if vps.CodeOf(err) == vps.CodeNotFound {
 		return vps.Operation{}, errNoOperation()
@@ -111,7 +104,7 @@ func (h *handlers) operation(ctx context.Context, id string) (vps.Operation, err
 	if err != nil {
 		return vps.Operation{}, err
 	}
-	if !mine(op.VPS) {
+	if !callerOf(ctx).sees(op.VPS) {
 		return vps.Operation{}, errNoOperation()
 	}
 	return op, nil

@@ -16,7 +16,7 @@ func (h *handlers) ShowOption(ctx context.Context, r ShowOptionRequestObject) (S
 	if err != nil {
 		return nil, err
 	}
-	return ShowOption200JSONResponse(wireOption(o)), nil
+	return ShowOption200JSONResponse{Body: wireOption(o), Headers: ShowOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
 }
 
 func (h *handlers) PutOption(ctx context.Context, r PutOptionRequestObject) (PutOptionResponseObject, error) {
@@ -28,7 +28,7 @@ func (h *handlers) PutOption(ctx context.Context, r PutOptionRequestObject) (Put
 	if err != nil {
 		return nil, err
 	}
-	return PutOption200JSONResponse(wireOption(o)), nil
+	return PutOption200JSONResponse{Body: wireOption(o), Headers: PutOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
 }
 
 func orderOf(b api.OptionOrder) vps.OptionOrder {
@@ -55,5 +55,5 @@ func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return CancelOption200JSONResponse(wireOption(o)), nil
+	return CancelOption200JSONResponse{Body: wireOption(o), Headers: CancelOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
 }

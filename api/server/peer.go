@@ -26,6 +26,9 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 }
 
 func peerOf(c net.Conn) peer {
+	if counted, ok := c.(*countedConn); ok {
+		c = counted.Conn
+	}
 	unix, ok := c.(*net.UnixConn)
 	if !ok {
 		return peer{err: fmt.Errorf("a %T is no Unix socket", c)}
@@ -65,8 +68,9 @@ func operatorOf(p peer, group string) (*caller, error) {
 			WithRemedy("use root or a member of the group %s", group)
 	}
 	return &caller{
-		actor:  vps.Actor{Name: name, Way: vps.WayOperator},
-		scopes: []Scope{ScopeAdmin},
+		actor: vps.Actor{Name: name, Way: vps.WayOperator},
+		id:    "uid:" + uid,
+		token: vps.Token{Scopes: []vps.Scope{vps.ScopeAdmin}},
 	}, nil
 }
 

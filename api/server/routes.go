@@ -4,13 +4,15 @@ import (
 	"net/http"
 
 	"github.com/labstack/echo/v4"
+
+	"vpssnapd/daemon/vps"
 )
 
 // route is one line of the route table: a call and who may make it.
 type route struct {
 	method string
 	path   string // as in openapi.yaml
-	need   Scope
+	need   vps.Scope
 	handle echo.HandlerFunc
 }
 
@@ -23,38 +25,42 @@ func routes(w *ServerInterfaceWrapper) []route {
 		op       = "/v1/operations/{id}"
 	)
 	return []route{
-		{http.MethodGet, "/v1/vps", ScopeRead, w.ListVPS},
-		{http.MethodGet, one, ScopeRead, w.ShowVPS},
-		{http.MethodGet, "/v1/offers", ScopeRead, w.ListOffers},
+		{http.MethodGet, "/v1/vps", vps.ScopeRead, w.ListVPS},
+		{http.MethodGet, one, vps.ScopeRead, w.ShowVPS},
+		{http.MethodGet, "/v1/offers", vps.ScopeRead, w.ListOffers},
 
-		{http.MethodGet, option, ScopeRead, w.ShowOption},
-		{http.MethodPut, option, ScopeOption, w.PutOption},
-		{http.MethodDelete, option, ScopeOption, w.CancelOption},
+		{http.MethodGet, option, vps.ScopeRead, w.ShowOption},
+		{http.MethodPut, option, vps.ScopeOption, w.PutOption},
+		{http.MethodDelete, option, vps.ScopeOption, w.CancelOption},
 
-		{http.MethodPost, snapshot, ScopeSnapshot, w.TakeSnapshot},
-		{http.MethodGet, snapshot, ScopeRead, w.ShowSnapshot},
-		{http.MethodPatch, snapshot, ScopeSnapshot, w.DescribeSnapshot},
-		{http.MethodDelete, snapshot, ScopeSnapshot, w.DeleteSnapshot},
-		{http.MethodPost, snapshot + "/restore", ScopeSnapshot, w.RestoreSnapshot},
-		{http.MethodPost, snapshot + "/undo-restore", ScopeSnapshot, w.UndoRestore},
+		{http.MethodPost, snapshot, vps.ScopeSnapshot, w.TakeSnapshot},
+		{http.MethodGet, snapshot, vps.ScopeRead, w.ShowSnapshot},
+		{http.MethodPatch, snapshot, vps.ScopeSnapshot, w.DescribeSnapshot},
+		{http.MethodDelete, snapshot, vps.ScopeSnapshot, w.DeleteSnapshot},
+		{http.MethodPost, snapshot + "/restore", vps.ScopeSnapshot, w.RestoreSnapshot},
+		{http.MethodPost, snapshot + "/undo-restore", vps.ScopeSnapshot, w.UndoRestore},
 
-		{http.MethodGet, one + "/messages", ScopeRead, w.ListVPSMessages},
-		{http.MethodGet, "/v1/messages", ScopeRead, w.ListMessages},
+		{http.MethodGet, one + "/messages", vps.ScopeRead, w.ListVPSMessages},
+		{http.MethodGet, "/v1/messages", vps.ScopeRead, w.ListMessages},
 
-		{http.MethodGet, "/v1/events", ScopeRead, w.ListenEvents},
+		{http.MethodGet, "/v1/events", vps.ScopeRead, w.ListenEvents},
 
-		{http.MethodGet, "/v1/operations", ScopeRead, w.ListOperations},
-		{http.MethodGet, op, ScopeRead, w.ShowOperation},
-		{http.MethodPost, op + "/cancel", ScopeSnapshot, w.CancelOperation},
-		{http.MethodPost, op + "/resume", ScopeAdmin, w.ResumeOperation},
+		{http.MethodGet, "/v1/operations", vps.ScopeRead, w.ListOperations},
+		{http.MethodGet, op, vps.ScopeRead, w.ShowOperation},
+		{http.MethodPost, op + "/cancel", vps.ScopeSnapshot, w.CancelOperation},
+		{http.MethodPost, op + "/resume", vps.ScopeAdmin, w.ResumeOperation},
 
-		{http.MethodGet, "/v1/host", ScopeAdmin, w.ShowHost},
-		{http.MethodGet, "/v1/host/checks", ScopeAdmin, w.CheckHost},
-		{http.MethodPost, "/v1/host/repair", ScopeAdmin, w.RepairHost},
-		{http.MethodGet, "/healthz", ScopeNone, w.ShowHealth},
-		{http.MethodGet, "/readyz", ScopeNone, w.ShowReadiness},
-		{http.MethodGet, "/metrics", ScopeAdmin, w.ShowMetrics},
-		{http.MethodGet, "/docs", ScopeNone, w.ShowDocs},
-		{http.MethodGet, "/openapi.yaml", ScopeNone, w.ShowSpec},
+		{http.MethodGet, "/v1/tokens", vps.ScopeAdmin, w.ListTokens},
+		{http.MethodPost, "/v1/tokens", vps.ScopeRead, w.CreateToken},
+		{http.MethodDelete, "/v1/tokens/{token}", vps.ScopeAdmin, w.RevokeToken},
+
+		{http.MethodGet, "/v1/host", vps.ScopeAdmin, w.ShowHost},
+		{http.MethodGet, "/v1/host/checks", vps.ScopeAdmin, w.CheckHost},
+		{http.MethodPost, "/v1/host/repair", vps.ScopeAdmin, w.RepairHost},
+		{http.MethodGet, "/healthz", vps.ScopeNone, w.ShowHealth},
+		{http.MethodGet, "/readyz", vps.ScopeNone, w.ShowReadiness},
+		{http.MethodGet, "/metrics", vps.ScopeAdmin, w.ShowMetrics},
+		{http.MethodGet, "/docs", vps.ScopeNone, w.ShowDocs},
+		{http.MethodGet, "/openapi.yaml", vps.ScopeNone, w.ShowSpec},
 	}
 }

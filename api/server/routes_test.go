@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+
+	"vpssnapd/daemon/vps"
 )
 
 // The route table and openapi.yaml must say the same, both ways.
@@ -13,7 +15,7 @@ func TestRoutesAreThoseOfTheSpec(t *testing.T) {
 	if err := spec.Validate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	table := map[string]Scope{}
+	table := map[string]vps.Scope{}
 	for _, r := range routes(&ServerInterfaceWrapper{}) {
 		key := r.method + " " + r.path
 		if _, twice := table[key]; twice {
@@ -33,7 +35,7 @@ func TestRoutesAreThoseOfTheSpec(t *testing.T) {
 			if op.Extensions["x-scope"] != string(need) {
 				t.Errorf("%s needs %q by the table, and %q by openapi.yaml", key, need, op.Extensions["x-scope"])
 			}
-			if open := op.Security != nil && len(*op.Security) == 0; open != (need == ScopeNone) {
+			if open := op.Security != nil && len(*op.Security) == 0; open != (need == vps.ScopeNone) {
 				t.Errorf("%s needs %q, but openapi.yaml says open: %v", key, need, open)
 			}
 			checkBody(t, key, method, op)

@@ -45,7 +45,7 @@ type ServerInterface interface {
 	CheckHost(ctx echo.Context) error
 	// RepairHost Put right what can be put right without any risk
 	// (POST /v1/host/repair)
-	RepairHost(ctx echo.Context) error
+	RepairHost(ctx echo.Context, params RepairHostParams) error
 	// ListMessages Read the journal of all VPS
 	// (GET /v1/messages)
 	ListMessages(ctx echo.Context, params ListMessagesParams) error
@@ -60,10 +60,19 @@ type ServerInterface interface {
 	ShowOperation(ctx echo.Context, id OperationID, params ShowOperationParams) error
 	// CancelOperation Ask an operation to stop at the next safe point
 	// (POST /v1/operations/{id}/cancel)
-	CancelOperation(ctx echo.Context, id OperationID) error
+	CancelOperation(ctx echo.Context, id OperationID, params CancelOperationParams) error
 	// ResumeOperation Take up an operation that was parked for an operator
 	// (POST /v1/operations/{id}/resume)
-	ResumeOperation(ctx echo.Context, id OperationID) error
+	ResumeOperation(ctx echo.Context, id OperationID, params ResumeOperationParams) error
+	// ListTokens List the access tokens
+	// (GET /v1/tokens)
+	ListTokens(ctx echo.Context) error
+	// CreateToken Make an access token
+	// (POST /v1/tokens)
+	CreateToken(ctx echo.Context, params CreateTokenParams) error
+	// RevokeToken Revoke a token, and those that it has made, at once
+	// (DELETE /v1/tokens/{token})
+	RevokeToken(ctx echo.Context, token string, params RevokeTokenParams) error
 	// ListVPS List the VPS of this host
 	// (GET /v1/vps)
 	ListVPS(ctx echo.Context) error
@@ -81,25 +90,25 @@ type ServerInterface interface {
 	ShowOption(ctx echo.Context, vps VPSRef) error
 	// PutOption Order or activate the option
 	// (PUT /v1/vps/{vps}/option)
-	PutOption(ctx echo.Context, vps VPSRef) error
+	PutOption(ctx echo.Context, vps VPSRef, params PutOptionParams) error
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	// (DELETE /v1/vps/{vps}/snapshot)
-	DeleteSnapshot(ctx echo.Context, vps VPSRef) error
+	DeleteSnapshot(ctx echo.Context, vps VPSRef, params DeleteSnapshotParams) error
 	// ShowSnapshot Show the snapshot of a VPS
 	// (GET /v1/vps/{vps}/snapshot)
 	ShowSnapshot(ctx echo.Context, vps VPSRef) error
 	// DescribeSnapshot Change the snapshot's description
 	// (PATCH /v1/vps/{vps}/snapshot)
-	DescribeSnapshot(ctx echo.Context, vps VPSRef) error
+	DescribeSnapshot(ctx echo.Context, vps VPSRef, params DescribeSnapshotParams) error
 	// TakeSnapshot Take the snapshot
 	// (POST /v1/vps/{vps}/snapshot)
-	TakeSnapshot(ctx echo.Context, vps VPSRef) error
+	TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeSnapshotParams) error
 	// RestoreSnapshot Put the VPS back to its snapshot
 	// (POST /v1/vps/{vps}/snapshot/restore)
-	RestoreSnapshot(ctx echo.Context, vps VPSRef) error
+	RestoreSnapshot(ctx echo.Context, vps VPSRef, params RestoreSnapshotParams) error
 	// UndoRestore Put the VPS back to before its last restore
 	// (POST /v1/vps/{vps}/snapshot/undo-restore)
-	UndoRestore(ctx echo.Context, vps VPSRef) error
+	UndoRestore(ctx echo.Context, vps VPSRef, params UndoRestoreParams) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -238,8 +247,28 @@ func (w *ServerInterfaceWrapper) CheckHost(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) RepairHost(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RepairHostParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.RepairHost(ctx)
+	err = w.Handler.RepairHost(ctx, params)
 	return err
 }
 
@@ -390,8 +419,28 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CancelOperationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.CancelOperation(ctx, id)
+	err = w.Handler.CancelOperation(ctx, id, params)
 	return err
 }
 
@@ -406,8 +455,102 @@ func (w *ServerInterfaceWrapper) ResumeOperation(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter id: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ResumeOperationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ResumeOperation(ctx, id)
+	err = w.Handler.ResumeOperation(ctx, id, params)
+	return err
+}
+
+// ListTokens converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTokens(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTokens(ctx)
+	return err
+}
+
+// CreateToken converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateToken(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateTokenParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateToken(ctx, params)
+	return err
+}
+
+// RevokeToken converts echo context to params.
+func (w *ServerInterfaceWrapper) RevokeToken(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "token" -------------
+	var token string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "token", ctx.Param("token"), &token, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter token: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RevokeTokenParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RevokeToken(ctx, token, params)
 	return err
 }
 
@@ -526,6 +669,38 @@ func (w *ServerInterfaceWrapper) CancelOption(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter now: %s", err))
 	}
 
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CancelOption(ctx, vps, params)
 	return err
@@ -558,8 +733,43 @@ func (w *ServerInterfaceWrapper) PutOption(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PutOptionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.PutOption(ctx, vps)
+	err = w.Handler.PutOption(ctx, vps, params)
 	return err
 }
 
@@ -574,8 +784,28 @@ func (w *ServerInterfaceWrapper) DeleteSnapshot(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.DeleteSnapshot(ctx, vps)
+	err = w.Handler.DeleteSnapshot(ctx, vps, params)
 	return err
 }
 
@@ -606,8 +836,43 @@ func (w *ServerInterfaceWrapper) DescribeSnapshot(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DescribeSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.DescribeSnapshot(ctx, vps)
+	err = w.Handler.DescribeSnapshot(ctx, vps, params)
 	return err
 }
 
@@ -622,8 +887,28 @@ func (w *ServerInterfaceWrapper) TakeSnapshot(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params TakeSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.TakeSnapshot(ctx, vps)
+	err = w.Handler.TakeSnapshot(ctx, vps, params)
 	return err
 }
 
@@ -638,8 +923,28 @@ func (w *ServerInterfaceWrapper) RestoreSnapshot(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RestoreSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.RestoreSnapshot(ctx, vps)
+	err = w.Handler.RestoreSnapshot(ctx, vps, params)
 	return err
 }
 
@@ -654,8 +959,28 @@ func (w *ServerInterfaceWrapper) UndoRestore(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UndoRestoreParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.UndoRestore(ctx, vps)
+	err = w.Handler.UndoRestore(ctx, vps, params)
 	return err
 }
 
@@ -725,6 +1050,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/operations/:id", wrapper.ShowOperation, options.OperationMiddlewares["showOperation"]...)
 	router.POST(options.BaseURL+"/v1/operations/:id/cancel", wrapper.CancelOperation, options.OperationMiddlewares["cancelOperation"]...)
 	router.POST(options.BaseURL+"/v1/operations/:id/resume", wrapper.ResumeOperation, options.OperationMiddlewares["resumeOperation"]...)
+	router.GET(options.BaseURL+"/v1/tokens", wrapper.ListTokens, options.OperationMiddlewares["listTokens"]...)
+	router.POST(options.BaseURL+"/v1/tokens", wrapper.CreateToken, options.OperationMiddlewares["createToken"]...)
+	router.DELETE(options.BaseURL+"/v1/tokens/:token", wrapper.RevokeToken, options.OperationMiddlewares["revokeToken"]...)
 	router.GET(options.BaseURL+"/v1/host", wrapper.ShowHost, options.OperationMiddlewares["showHost"]...)
 	router.GET(options.BaseURL+"/v1/host/checks", wrapper.CheckHost, options.OperationMiddlewares["checkHost"]...)
 	router.POST(options.BaseURL+"/v1/host/repair", wrapper.RepairHost, options.OperationMiddlewares["repairHost"]...)
@@ -1091,6 +1419,7 @@ func (response CheckHostdefaultApplicationProblemPlusJSONResponse) VisitCheckHos
 }
 
 type RepairHostRequestObject struct {
+	Params RepairHostParams
 }
 
 type RepairHostResponseObject interface {
@@ -1285,7 +1614,8 @@ func (response ShowOperationdefaultApplicationProblemPlusJSONResponse) VisitShow
 }
 
 type CancelOperationRequestObject struct {
-	ID OperationID `json:"id"`
+	ID     OperationID `json:"id"`
+	Params CancelOperationParams
 }
 
 type CancelOperationResponseObject interface {
@@ -1325,7 +1655,8 @@ func (response CancelOperationdefaultApplicationProblemPlusJSONResponse) VisitCa
 }
 
 type ResumeOperationRequestObject struct {
-	ID OperationID `json:"id"`
+	ID     OperationID `json:"id"`
+	Params ResumeOperationParams
 }
 
 type ResumeOperationResponseObject interface {
@@ -1353,6 +1684,118 @@ type ResumeOperationdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ResumeOperationdefaultApplicationProblemPlusJSONResponse) VisitResumeOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTokensRequestObject struct {
+}
+
+type ListTokensResponseObject interface {
+	VisitListTokensResponse(w http.ResponseWriter) error
+}
+
+type ListTokens200JSONResponse TokenList
+
+func (response ListTokens200JSONResponse) VisitListTokensResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTokensdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTokensdefaultApplicationProblemPlusJSONResponse) VisitListTokensResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTokenRequestObject struct {
+	Params CreateTokenParams
+	Body   *CreateTokenJSONRequestBody
+}
+
+type CreateTokenResponseObject interface {
+	VisitCreateTokenResponse(w http.ResponseWriter) error
+}
+
+type CreateToken201JSONResponse NewToken
+
+func (response CreateToken201JSONResponse) VisitCreateTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTokendefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateTokendefaultApplicationProblemPlusJSONResponse) VisitCreateTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeTokenRequestObject struct {
+	Token  string `json:"token"`
+	Params RevokeTokenParams
+}
+
+type RevokeTokenResponseObject interface {
+	VisitRevokeTokenResponse(w http.ResponseWriter) error
+}
+
+type RevokeToken204Response struct {
+}
+
+func (response RevokeToken204Response) VisitRevokeTokenResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RevokeTokendefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RevokeTokendefaultApplicationProblemPlusJSONResponse) VisitRevokeTokenResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1490,15 +1933,23 @@ type CancelOptionResponseObject interface {
 	VisitCancelOptionResponse(w http.ResponseWriter) error
 }
 
-type CancelOption200JSONResponse Option
+type CancelOption200ResponseHeaders struct {
+	ETag string
+}
+
+type CancelOption200JSONResponse struct {
+	Body    Option
+	Headers CancelOption200ResponseHeaders
+}
 
 func (response CancelOption200JSONResponse) VisitCancelOptionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1529,15 +1980,23 @@ type ShowOptionResponseObject interface {
 	VisitShowOptionResponse(w http.ResponseWriter) error
 }
 
-type ShowOption200JSONResponse Option
+type ShowOption200ResponseHeaders struct {
+	ETag string
+}
+
+type ShowOption200JSONResponse struct {
+	Body    Option
+	Headers ShowOption200ResponseHeaders
+}
 
 func (response ShowOption200JSONResponse) VisitShowOptionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1561,23 +2020,32 @@ func (response ShowOptiondefaultApplicationProblemPlusJSONResponse) VisitShowOpt
 }
 
 type PutOptionRequestObject struct {
-	VPS  VPSRef `json:"vps"`
-	Body *PutOptionJSONRequestBody
+	VPS    VPSRef `json:"vps"`
+	Params PutOptionParams
+	Body   *PutOptionJSONRequestBody
 }
 
 type PutOptionResponseObject interface {
 	VisitPutOptionResponse(w http.ResponseWriter) error
 }
 
-type PutOption200JSONResponse Option
+type PutOption200ResponseHeaders struct {
+	ETag string
+}
+
+type PutOption200JSONResponse struct {
+	Body    Option
+	Headers PutOption200ResponseHeaders
+}
 
 func (response PutOption200JSONResponse) VisitPutOptionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1601,7 +2069,8 @@ func (response PutOptiondefaultApplicationProblemPlusJSONResponse) VisitPutOptio
 }
 
 type DeleteSnapshotRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params DeleteSnapshotParams
 }
 
 type DeleteSnapshotResponseObject interface {
@@ -1648,15 +2117,23 @@ type ShowSnapshotResponseObject interface {
 	VisitShowSnapshotResponse(w http.ResponseWriter) error
 }
 
-type ShowSnapshot200JSONResponse Snapshot
+type ShowSnapshot200ResponseHeaders struct {
+	ETag string
+}
+
+type ShowSnapshot200JSONResponse struct {
+	Body    Snapshot
+	Headers ShowSnapshot200ResponseHeaders
+}
 
 func (response ShowSnapshot200JSONResponse) VisitShowSnapshotResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1680,23 +2157,32 @@ func (response ShowSnapshotdefaultApplicationProblemPlusJSONResponse) VisitShowS
 }
 
 type DescribeSnapshotRequestObject struct {
-	VPS  VPSRef `json:"vps"`
-	Body *DescribeSnapshotJSONRequestBody
+	VPS    VPSRef `json:"vps"`
+	Params DescribeSnapshotParams
+	Body   *DescribeSnapshotJSONRequestBody
 }
 
 type DescribeSnapshotResponseObject interface {
 	VisitDescribeSnapshotResponse(w http.ResponseWriter) error
 }
 
-type DescribeSnapshot200JSONResponse Snapshot
+type DescribeSnapshot200ResponseHeaders struct {
+	ETag string
+}
+
+type DescribeSnapshot200JSONResponse struct {
+	Body    Snapshot
+	Headers DescribeSnapshot200ResponseHeaders
+}
 
 func (response DescribeSnapshot200JSONResponse) VisitDescribeSnapshotResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1720,8 +2206,9 @@ func (response DescribeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitD
 }
 
 type TakeSnapshotRequestObject struct {
-	VPS  VPSRef `json:"vps"`
-	Body *TakeSnapshotJSONRequestBody
+	VPS    VPSRef `json:"vps"`
+	Params TakeSnapshotParams
+	Body   *TakeSnapshotJSONRequestBody
 }
 
 type TakeSnapshotResponseObject interface {
@@ -1761,8 +2248,9 @@ func (response TakeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitTakeS
 }
 
 type RestoreSnapshotRequestObject struct {
-	VPS  VPSRef `json:"vps"`
-	Body *RestoreSnapshotJSONRequestBody
+	VPS    VPSRef `json:"vps"`
+	Params RestoreSnapshotParams
+	Body   *RestoreSnapshotJSONRequestBody
 }
 
 type RestoreSnapshotResponseObject interface {
@@ -1802,7 +2290,8 @@ func (response RestoreSnapshotdefaultApplicationProblemPlusJSONResponse) VisitRe
 }
 
 type UndoRestoreRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params UndoRestoreParams
 }
 
 type UndoRestoreResponseObject interface {
@@ -1888,6 +2377,15 @@ type StrictServerInterface interface {
 	// ResumeOperation Take up an operation that was parked for an operator
 	// (POST /v1/operations/{id}/resume)
 	ResumeOperation(ctx context.Context, request ResumeOperationRequestObject) (ResumeOperationResponseObject, error)
+	// ListTokens List the access tokens
+	// (GET /v1/tokens)
+	ListTokens(ctx context.Context, request ListTokensRequestObject) (ListTokensResponseObject, error)
+	// CreateToken Make an access token
+	// (POST /v1/tokens)
+	CreateToken(ctx context.Context, request CreateTokenRequestObject) (CreateTokenResponseObject, error)
+	// RevokeToken Revoke a token, and those that it has made, at once
+	// (DELETE /v1/tokens/{token})
+	RevokeToken(ctx context.Context, request RevokeTokenRequestObject) (RevokeTokenResponseObject, error)
 	// ListVPS List the VPS of this host
 	// (GET /v1/vps)
 	ListVPS(ctx context.Context, request ListVPSRequestObject) (ListVPSResponseObject, error)
@@ -2125,8 +2623,10 @@ func (sh *strictHandler) CheckHost(ctx echo.Context) error {
 }
 
 // RepairHost operation middleware
-func (sh *strictHandler) RepairHost(ctx echo.Context) error {
+func (sh *strictHandler) RepairHost(ctx echo.Context, params RepairHostParams) error {
 	var request RepairHostRequestObject
+
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.RepairHost(ctx.Request().Context(), request.(RepairHostRequestObject))
@@ -2247,10 +2747,11 @@ func (sh *strictHandler) ShowOperation(ctx echo.Context, id OperationID, params 
 }
 
 // CancelOperation operation middleware
-func (sh *strictHandler) CancelOperation(ctx echo.Context, id OperationID) error {
+func (sh *strictHandler) CancelOperation(ctx echo.Context, id OperationID, params CancelOperationParams) error {
 	var request CancelOperationRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.CancelOperation(ctx.Request().Context(), request.(CancelOperationRequestObject))
@@ -2272,10 +2773,11 @@ func (sh *strictHandler) CancelOperation(ctx echo.Context, id OperationID) error
 }
 
 // ResumeOperation operation middleware
-func (sh *strictHandler) ResumeOperation(ctx echo.Context, id OperationID) error {
+func (sh *strictHandler) ResumeOperation(ctx echo.Context, id OperationID, params ResumeOperationParams) error {
 	var request ResumeOperationRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ResumeOperation(ctx.Request().Context(), request.(ResumeOperationRequestObject))
@@ -2290,6 +2792,103 @@ func (sh *strictHandler) ResumeOperation(ctx echo.Context, id OperationID) error
 		return err
 	} else if validResponse, ok := response.(ResumeOperationResponseObject); ok {
 		return validResponse.VisitResumeOperationResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTokens operation middleware
+func (sh *strictHandler) ListTokens(ctx echo.Context) error {
+	var request ListTokensRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTokens(ctx.Request().Context(), request.(ListTokensRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTokens")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTokensResponseObject); ok {
+		return validResponse.VisitListTokensResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateToken operation middleware
+func (sh *strictHandler) CreateToken(ctx echo.Context, params CreateTokenParams) error {
+	var request CreateTokenRequestObject
+
+	request.Params = params
+
+	var body CreateTokenJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateToken(ctx.Request().Context(), request.(CreateTokenRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateToken")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateTokenResponseObject); ok {
+		return validResponse.VisitCreateTokenResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RevokeToken operation middleware
+func (sh *strictHandler) RevokeToken(ctx echo.Context, token string, params RevokeTokenParams) error {
+	var request RevokeTokenRequestObject
+
+	request.Token = token
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokeToken(ctx.Request().Context(), request.(RevokeTokenRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokeToken")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RevokeTokenResponseObject); ok {
+		return validResponse.VisitRevokeTokenResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -2422,10 +3021,11 @@ func (sh *strictHandler) ShowOption(ctx echo.Context, vps VPSRef) error {
 }
 
 // PutOption operation middleware
-func (sh *strictHandler) PutOption(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) PutOption(ctx echo.Context, vps VPSRef, params PutOptionParams) error {
 	var request PutOptionRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	var body PutOptionJSONRequestBody
 	var err error
@@ -2470,10 +3070,11 @@ func (sh *strictHandler) PutOption(ctx echo.Context, vps VPSRef) error {
 }
 
 // DeleteSnapshot operation middleware
-func (sh *strictHandler) DeleteSnapshot(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) DeleteSnapshot(ctx echo.Context, vps VPSRef, params DeleteSnapshotParams) error {
 	var request DeleteSnapshotRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.DeleteSnapshot(ctx.Request().Context(), request.(DeleteSnapshotRequestObject))
@@ -2520,10 +3121,11 @@ func (sh *strictHandler) ShowSnapshot(ctx echo.Context, vps VPSRef) error {
 }
 
 // DescribeSnapshot operation middleware
-func (sh *strictHandler) DescribeSnapshot(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) DescribeSnapshot(ctx echo.Context, vps VPSRef, params DescribeSnapshotParams) error {
 	var request DescribeSnapshotRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	var body DescribeSnapshotJSONRequestBody
 	var err error
@@ -2568,10 +3170,11 @@ func (sh *strictHandler) DescribeSnapshot(ctx echo.Context, vps VPSRef) error {
 }
 
 // TakeSnapshot operation middleware
-func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeSnapshotParams) error {
 	var request TakeSnapshotRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	var body TakeSnapshotJSONRequestBody
 	var err error
@@ -2619,10 +3222,11 @@ func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef) error {
 }
 
 // RestoreSnapshot operation middleware
-func (sh *strictHandler) RestoreSnapshot(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) RestoreSnapshot(ctx echo.Context, vps VPSRef, params RestoreSnapshotParams) error {
 	var request RestoreSnapshotRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	var body RestoreSnapshotJSONRequestBody
 	var err error
@@ -2670,10 +3274,11 @@ func (sh *strictHandler) RestoreSnapshot(ctx echo.Context, vps VPSRef) error {
 }
 
 // UndoRestore operation middleware
-func (sh *strictHandler) UndoRestore(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) UndoRestore(ctx echo.Context, vps VPSRef, params UndoRestoreParams) error {
 	var request UndoRestoreRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.UndoRestore(ctx.Request().Context(), request.(UndoRestoreRequestObject))

@@ -3,11 +3,13 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"time"
@@ -25,24 +27,30 @@ const maxWait = 5 * time.Minute
 // Config says what a Server serves, and to whom.
 type Config struct {
 	Service Service
-	// Tokens are asked on the TCP listener; nil: nobody gets in there.
-	Tokens *Tokens
 	// OperatorGroup is the group whose members are operators on the Unix
 	// socket, beside root.
 	OperatorGroup string
 	Logger        *slog.Logger
+	// PerSecond is how many calls per second a token may make on TCP, and twice
+	// that an address; 0: DefaultPerSecond.
+	PerSecond int
+	// Proxies are the addresses whose X-Forwarded-For is believed; nobody else's is.
+	Proxies []netip.Prefix
 	// Version is sent in the Server header.
 	Version string
 }
 
 // Server is the REST API.
 type Server struct {
-	tokens        *Tokens
+	service       Service
 	operatorGroup string
 	log           *slog.Logger
-	failures      *limiter
-	unix, tcp     *http.Server
-	handlers      *handlers
+	// failures counts the wrong tokens of each address, the other two all calls.
+	failures, addresses, tokens *limiter
+	calls                       inProgress
+	proxies                     []netip.Prefix
+	unix, tcp                   *http.Server
+	handlers                    *handlers
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -50,11 +58,18 @@ type Server struct {
 // New makes a Server. Nothing listens before ServeUnix or ServeTCP.
 func New(cfg Config) *Server {
 	closing, stop := context.WithCancel(context.Background())
+	if cfg.PerSecond == 0 {
+		cfg.PerSecond = DefaultPerSecond
+	}
 	s := &Server{
-		tokens:        cfg.Tokens,
+		service:       cfg.Service,
 		operatorGroup: cfg.OperatorGroup,
 		log:           cfg.Logger,
-		failures:      newLimiter(),
+		failures:      newLimiter(failuresPerSecond, failureBurst),
+		addresses:     newLimiter(2*cfg.PerSecond, 4*cfg.PerSecond),
+		tokens:        newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
+		calls:         inProgress{ended: map[string]chan struct{}{}},
+		proxies:       cfg.Proxies,
 		stopWaiting:   stop,
 	}
 	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader}
@@ -66,10 +81,17 @@ func New(cfg Config) *Server {
 
 // ServeUnix answers on a Unix socket, where the caller's uid decides. It
 // returns nil after Shutdown.
-func (s *Server) ServeUnix(l net.Listener) error { return serve(s.unix, l) }
+func (s *Server) ServeUnix(l net.Listener) error { return serve(s.unix, limitConns(l, nil)) }
 
-// ServeTCP answers where tokens decide. It returns nil after Shutdown.
-func (s *Server) ServeTCP(l net.Listener) error { return serve(s.tcp, l) }
+// ServeTCP answers where tokens decide, in TLS if tlsConfig is not nil. It returns
+// nil after Shutdown.
+func (s *Server) ServeTCP(l net.Listener, tlsConfig *tls.Config) error {
+	l = limitConns(l, s.proxies)
+	if tlsConfig != nil {
+		l = tls.NewListener(l, tlsConfig)
+	}
+	return serve(s.tcp, l)
+}
 
 func serve(h *http.Server, l net.Listener) error {
 	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -106,10 +128,9 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 func (s *Server) router(h *handlers, version string) *echo.Echo {
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
-	// By default Echo believes X-Forwarded-For, and then nobody can be held to a limit.
-	e.IPExtractor = echo.ExtractIPDirect()
+	e.IPExtractor = addressOf(s.proxies)
 	e.HTTPErrorHandler = s.fail
-	e.Use(stamp(version), s.logRequests(), s.recover, limitReading,
+	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitAddress,
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
 	spec := loadSpec()
@@ -120,9 +141,24 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 		item := spec.Paths.Value(r.path)
 		op := item.GetOperation(r.method)
 		e.Add(r.method, colons.Replace(r.path),
-			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(r.handle)))))
+			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(s.once(op, r.handle))))))
 	}
 	return e
+}
+
+// addressOf tells where a request comes from. By default Echo believes everybody's
+// X-Forwarded-For, and then nobody can be held to a limit.
+func addressOf(proxies []netip.Prefix) echo.IPExtractor {
+	if len(proxies) == 0 {
+		return echo.ExtractIPDirect()
+	}
+	trust := []echo.TrustOption{echo.TrustLoopback(false), echo.TrustLinkLocal(false), echo.TrustPrivateNet(false)}
+	for _, p := range proxies {
+		trust = append(trust, echo.TrustIPRange(&net.IPNet{
+			IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()),
+		}))
+	}
+	return echo.ExtractIPFromXFFHeader(trust...)
 }
 
 // loadSpec parses the embedded document; a test makes sure that it can be.

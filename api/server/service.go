@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +15,9 @@ import (
 type Service interface {
 	ListVPS(ctx context.Context) ([]vps.VPS, error)
 	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
+	// FindVPS returns the id of a VPS that t is bound to. Of all others it tells
+	// nothing, not even whether they exist.
+	FindVPS(ctx context.Context, ref string, t vps.Token) (string, error)
 
 	Offers() []vps.Offer
 	Option(ctx context.Context, ref string) (vps.Option, error)
@@ -32,6 +36,15 @@ type Service interface {
 	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
 	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
 	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+
+	Authenticate(ctx context.Context, secret string) (vps.Token, error)
+	Tokens(ctx context.Context) ([]vps.Token, error)
+	CreateToken(ctx context.Context, r vps.TokenRequest, a vps.Actor) (t vps.Token, secret string, err error)
+	RenewSecret(ctx context.Context, id string) (secret string, err error)
+	RevokeToken(ctx context.Context, id string, a vps.Actor) error
+
+	// Answered returns what was kept of an answer (vps.Call), and the call's sum.
+	Answered(ctx context.Context, client, key string) (answer []byte, sum [sha256.Size]byte, err error)
 
 	Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error)
 	Events(ctx context.Context, after int64) (vps.EventPage, error)

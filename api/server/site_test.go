@@ -3,9 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -52,23 +50,32 @@ func (l *logged) String() string {
 	return l.buf.String()
 }
 
+// noLimit is more calls per second than a test makes.
+const noLimit = 1_000_000
+
 func newSite(t *testing.T) *site {
 	return newSiteFor(t, ownGroup(t))
 }
 
 func newSiteFor(t *testing.T, operators string) *site {
 	t.Helper()
+	service := servertest.New()
+	s := serveSite(t, server.Config{Service: service, OperatorGroup: operators, PerSecond: noLimit})
+	s.service = service
+	return s
+}
+
+// serveSite serves what the configuration says on both kinds of socket.
+func serveSite(t *testing.T, c server.Config) *site {
+	t.Helper()
 	// Not t.TempDir: the stranger must be able to enter it.
 	dir, err := os.MkdirTemp("", "vpssnapd")
 	check(t, err)
 	check(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{t: t, service: servertest.New(), socket: filepath.Join(dir, "api.sock"), log: &logged{}}
-	s.server = server.New(server.Config{
-		Service: s.service, Tokens: loadTokens(t, allTokens), OperatorGroup: operators,
-		Logger:  slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Version: "1.0",
-	})
+	s := &site{t: t, socket: filepath.Join(dir, "api.sock"), log: &logged{}}
+	c.Logger, c.Version = slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), "1.0"
+	s.server = server.New(c)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	s.tcp = tcp.Addr().String()
@@ -76,7 +83,7 @@ func newSiteFor(t *testing.T, operators string) *site {
 	check(t, err)
 	check(t, os.Chmod(s.socket, 0o666))
 	ended := make(chan error, 2)
-	go func() { ended <- s.server.ServeTCP(tcp) }()
+	go func() { ended <- s.server.ServeTCP(tcp, nil) }()
 	go func() { ended <- s.server.ServeUnix(unix) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -86,28 +93,6 @@ func newSiteFor(t *testing.T, operators string) *site {
 		check(t, <-ended)
 	})
 	return s
-}
-
-// allTokens has one token per scope, whose secret is the name of the scope,
-// and tokens bound to one VPS.
-var allTokens = tokenTOML("read", `scopes = ["read"]`) +
-	tokenTOML("snapshot", `scopes = ["snapshot"]`) +
-	tokenTOML("option", `scopes = ["option"]`) +
-	tokenTOML("admin", `scopes = ["admin"]`) +
-	tokenTOML("bound", `scopes = ["read", "snapshot", "option"]`+"\nvps = [\"web1\"]") +
-	tokenTOML("bound-by-id", `scopes = ["read", "snapshot", "option"]`+"\nvps = [\""+servertest.Web3+"\"]")
-
-func tokenTOML(name, rest string) string {
-	return fmt.Sprintf("[[token]]\nname = %q\nsha256 = \"%x\"\nway = \"panel\"\n%s\n", name, sha256.Sum256([]byte(name)), rest)
-}
-
-func loadTokens(t testing.TB, text string) *server.Tokens {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "tokens.toml")
-	check(t, os.WriteFile(path, []byte(text), 0o600))
-	tokens, err := server.LoadTokens(path)
-	check(t, err)
-	return tokens
 }
 
 func check(t testing.TB, err error) {

@@ -16,7 +16,7 @@ func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return ShowSnapshot200JSONResponse(wireSnapshot(s)), nil
+	return ShowSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotRequestObject) (DescribeSnapshotResponseObject, error) {
@@ -28,7 +28,7 @@ func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotReque
 	if err != nil {
 		return nil, err
 	}
-	return DescribeSnapshot200JSONResponse(wireSnapshot(s)), nil
+	return DescribeSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error) {
@@ -84,11 +84,13 @@ func (h *handlers) begin(ctx context.Context, ref string, start func(id string, 
 	return accepted(ctx, op), err
 }
 
+func location(op vps.Operation) string { return "/v1/operations/" + op.ID }
+
 // accepted answers with an operation, and names it in the request's line of the log.
 func accepted(ctx context.Context, op vps.Operation) AcceptedJSONResponse {
 	noteOf(ctx).operation = op.ID
 	return AcceptedJSONResponse{
 		Body:    wireOperation(op),
-		Headers: AcceptedResponseHeaders{Location: "/v1/operations/" + op.ID},
+		Headers: AcceptedResponseHeaders{Location: location(op)},
 	}
 }

@@ -53,6 +53,7 @@ var exits = map[api.Code]int{
 	api.CodeSnapshotExists:        exitRefused,
 	api.CodeOperationInProgress:   exitRefused,
 	api.CodeVPSChanged:            exitRefused,
+	api.CodePreconditionFailed:    exitRefused,
 	api.CodeUnsupportedDisk:       exitRefused,
 	api.CodeInsufficientSpace:     exitRefused,
 	api.CodeUnauthenticated:       exitNotPermitted,

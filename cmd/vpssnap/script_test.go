@@ -51,17 +51,13 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Defer(func() { os.RemoveAll(dir) })
-	known, err := panelToken(dir)
-	if err != nil {
-		return err
-	}
 	group, err := servertest.OwnGroup()
 	if err != nil {
 		return err
 	}
 	service := servertest.New()
 	env.Values[serviceKey{}] = service
-	s := server.New(server.Config{Service: service, Tokens: known, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := server.New(server.Config{Service: service, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	unix, err := net.Listen("unix", filepath.Join(dir, "s"))
 	if err != nil {
 		return err
@@ -72,7 +68,7 @@ func setup(env *testscript.Env) error {
 	}
 	ended := make(chan error, 2)
 	go func() { ended <- s.ServeUnix(unix) }()
-	go func() { ended <- s.ServeTCP(tcp) }()
+	go func() { ended <- s.ServeTCP(tcp, nil) }()
 	env.Defer(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -84,21 +80,6 @@ func setup(env *testscript.Env) error {
 	env.Setenv("URL", "http://"+tcp.Addr().String())
 	env.Setenv("TZ", "UTC")
 	return nil
-}
-
-// panelToken knows one token, whose secret is "secret".
-func panelToken(dir string) (*server.Tokens, error) {
-	path := filepath.Join(dir, "tokens.toml")
-	err := os.WriteFile(path, []byte(`[[token]]
-name = "panel"
-sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
-scopes = ["read", "snapshot"]
-way = "panel"
-`), 0o600)
-	if err != nil {
-		return nil, err
-	}
-	return server.LoadTokens(path)
 }
 
 func service(ts *testscript.TestScript) *servertest.Service {

@@ -40,7 +40,7 @@ func TestEveryCodeHasAnExitCode(t *testing.T) {
 			t.Errorf("%s is not a code of the API", code)
 		}
 	}
-	if len(exits) != 15 {
+	if len(exits) != 16 {
 		t.Errorf("%d codes have an exit code", len(exits))
 	}
 }

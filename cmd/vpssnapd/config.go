@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -25,10 +26,13 @@ type config struct {
 	StateDir      string     `toml:"state_dir"`
 	Socket        string     `toml:"socket"`
 	Listen        string     `toml:"listen"`
-	TokensFile    string     `toml:"tokens_file"`
 	OperatorGroup string     `toml:"operator_group"`
 	LogLevel      slog.Level `toml:"log_level"`
-	Libvirt       struct {
+	// TrustedProxies may say for whom they ask (X-Forwarded-For).
+	TrustedProxies []netip.Prefix `toml:"trusted_proxies"`
+	CallsPerSecond int            `toml:"calls_per_second"`
+	TLS            tlsFiles       `toml:"tls"`
+	Libvirt        struct {
 		URI       string `toml:"uri"`
 		ConfigDir string `toml:"config_dir"`
 	} `toml:"libvirt"`
@@ -82,6 +86,7 @@ func defaults() config {
 	c.StateDir = "/var/lib/vpssnapd"
 	c.Socket = "/run/vpssnapd/api.sock"
 	c.OperatorGroup = "vpssnap"
+	c.CallsPerSecond = server.DefaultPerSecond
 	c.Libvirt.URI = "qemu:///system"
 	c.Libvirt.ConfigDir = "/etc/libvirt/qemu"
 	c.Snapshot.Grace = duration(7 * 24 * time.Hour)
@@ -171,30 +176,29 @@ func (c config) check() error {
 	return c.checkListen()
 }
 
-// checkListen keeps the port on loopback: tokens must not cross a network in the clear.
+// checkListen keeps a port without TLS on loopback: tokens must not cross a network in the clear.
 func (c config) checkListen() error {
+	if c.CallsPerSecond < 1 || c.CallsPerSecond > mostCallsPerSecond {
+		return fmt.Errorf("calls_per_second must be 1 to %d", mostCallsPerSecond)
+	}
+	if err := c.TLS.check(); err != nil {
+		return err
+	}
 	if c.Listen == "" {
 		return nil
-	}
-	if c.TokensFile == "" {
-		return errors.New("listen needs tokens_file")
 	}
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return fmt.Errorf("listen = %q: %w", c.Listen, err)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("listen = %q is not a loopback address; put a TLS proxy in front", c.Listen)
+	if ip := net.ParseIP(host); !c.TLS.on() && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("listen = %q is not a loopback address: it needs tls.cert and tls.key, or a TLS proxy in front of a loopback address", c.Listen)
 	}
 	return nil
 }
 
-func (c config) tokens() (*server.Tokens, error) {
-	if c.TokensFile == "" {
-		return nil, nil
-	}
-	return server.LoadTokens(c.TokensFile)
-}
+// mostCallsPerSecond is no limit at all; it only keeps the arithmetic sound.
+const mostCallsPerSecond = 1_000_000
 
 func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config {
 	return daemon.Config{

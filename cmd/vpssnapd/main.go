@@ -104,7 +104,7 @@ func run(path string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	tokens, err := c.tokens()
+	certificates, err := c.TLS.load()
 	if err != nil {
 		return err
 	}
@@ -119,8 +119,11 @@ func run(path string) error {
 	}
 	defer closing(logger, "daemon", d.Close)
 
-	s := server.New(server.Config{Service: d, Tokens: tokens, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version})
-	return serve(ctx, s, c, logger)
+	s := server.New(server.Config{
+		Service: d, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version,
+		PerSecond: c.CallsPerSecond, Proxies: c.TrustedProxies,
+	})
+	return serve(ctx, s, c, certificates, logger)
 }
 
 func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host, error) {
@@ -133,15 +136,16 @@ func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host
 
 // serve listens only now that recovery is done, tells systemd, and returns when
 // a signal comes or a listener fails.
-func serve(ctx context.Context, s *server.Server, c config, logger *slog.Logger) error {
+func serve(ctx context.Context, s *server.Server, c config, certificates *certificates, logger *slog.Logger) error {
 	listeners, err := listen(c)
 	if err != nil {
 		return err
 	}
+	defer certificates.reloadOnHangup(logger)()
 	failed := make(chan error, 2)
 	go func() { failed <- s.ServeUnix(listeners.unix) }()
 	if listeners.tcp != nil {
-		go func() { failed <- s.ServeTCP(listeners.tcp) }()
+		go func() { failed <- s.ServeTCP(listeners.tcp, certificates.config()) }()
 	}
 	logger.Info("ready", "version", version, "socket", c.Socket, "listen", c.Listen)
 	systemd.Ready()

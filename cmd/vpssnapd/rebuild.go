@@ -56,5 +56,6 @@ func tellRebuilt(done daemon.Rebuilt) {
   3. Let your order systems order the snapshot options again (PUT /v1/vps/{vps}/option):
      who paid what cannot be read from the host. Until then the snapshots above can be
      restored and deleted, but none can be taken.
+  4. vpssnap token create  # for each panel and order system: their tokens are gone, too.
 `, done.Report.VPSCount)
 }

@@ -91,22 +91,35 @@ func (r *Runner) Start(op vps.Operation) {
 	}()
 }
 
-// Cancel asks an operation to stop. sql.ErrNoRows (wrapped) when it is too late.
-func (r *Runner) Cancel(ctx context.Context, id string) error {
-	if err := r.Store.Write(ctx, func(tx *store.Tx) error { return tx.RequestCancel(ctx, id) }); err != nil {
-		return err
+// Cancel asks an operation to stop. also is done in the same transaction; nil:
+// nothing. sql.ErrNoRows (wrapped) when it is too late.
+func (r *Runner) Cancel(ctx context.Context, id string, also func(*store.Tx) error) error {
+	err := r.Store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.RequestCancel(ctx, id); err != nil || also == nil {
+			return err
+		}
+		return also(tx)
+	})
+	if err == nil {
+		r.Interrupt(id)
 	}
+	return err
+}
+
+// Interrupt ends the present step of an operation that was asked to stop, if it is
+// being worked on and the step can be ended.
+func (r *Runner) Interrupt(id string) {
 	r.mu.Lock()
 	run := r.live[id]
 	r.mu.Unlock()
 	if run != nil {
 		run.interrupt()
 	}
-	return nil
 }
 
-// Resume takes up a parked operation at its step.
-func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, error) {
+// Resume takes up a parked operation at its step. also is done in the same
+// transaction; nil: nothing.
+func (r *Runner) Resume(ctx context.Context, op vps.Operation, also func(*store.Tx, vps.Operation) error) (vps.Operation, error) {
 	if err := r.awaitEnd(ctx, op.ID); err != nil {
 		return op, err
 	}
@@ -122,7 +135,10 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation) (vps.Operation, e
 		if op.Irrevocable {
 			op.Error = nil
 		}
-		return tx.SaveOperation(ctx, op)
+		if err := tx.SaveOperation(ctx, op); err != nil || also == nil {
+			return err
+		}
+		return also(tx, op)
 	})
 	if err != nil {
 		return op, err

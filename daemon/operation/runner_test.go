@@ -204,7 +204,7 @@ func TestCancelWhileRecording(t *testing.T) {
 	first := b.step("first", false)
 	first.Do = func(_ context.Context, r *operation.Run) error {
 		oweThaw(r)
-		return b.runner.Cancel(ctx, "op-1")
+		return b.runner.Cancel(ctx, "op-1", nil)
 	}
 	b.plan = operation.Plan{first, b.step("second", true)}
 	b.runner.Start(b.accept())
@@ -227,7 +227,7 @@ func TestCancelInterruptsAStep(t *testing.T) {
 	b.plan = operation.Plan{first, b.step("second", true)}
 	b.runner.Start(b.accept())
 	<-begun
-	b.must(b.runner.Cancel(ctx, "op-1"))
+	b.must(b.runner.Cancel(ctx, "op-1", nil))
 	if op := b.ended(vps.StatusCancelled); op.Error != nil {
 		t.Errorf("a cancelled operation has the error %v", op.Error)
 	}
@@ -238,7 +238,7 @@ func TestCancelTooLate(t *testing.T) {
 	b := newBench(t)
 	last := b.step("last", true)
 	last.Do = func(ctx context.Context, _ *operation.Run) error {
-		if err := b.runner.Cancel(ctx, "op-1"); !errors.Is(err, sql.ErrNoRows) {
+		if err := b.runner.Cancel(ctx, "op-1", nil); !errors.Is(err, sql.ErrNoRows) {
 			t.Errorf("cancel in an irrevocable step: %v", err)
 		}
 		return ctx.Err()
@@ -246,7 +246,7 @@ func TestCancelTooLate(t *testing.T) {
 	b.plan = operation.Plan{b.step("first", false), last}
 	b.runner.Start(b.accept())
 	b.ended(vps.StatusSucceeded)
-	if err := b.runner.Cancel(ctx, "op-1"); !errors.Is(err, sql.ErrNoRows) {
+	if err := b.runner.Cancel(ctx, "op-1", nil); !errors.Is(err, sql.ErrNoRows) {
 		t.Errorf("cancel of an operation that has ended: %v", err)
 	}
 }
@@ -258,7 +258,7 @@ func TestCancelIsHeardAfterARestart(t *testing.T) {
 	op := b.accept()
 	op.Status, op.Step = vps.StatusRunning, "first"
 	b.must(b.store.Write(ctx, func(tx *store.Tx) error { return tx.SaveOperation(ctx, op) }))
-	b.must(b.runner.Cancel(ctx, "op-1"))
+	b.must(b.runner.Cancel(ctx, "op-1", nil))
 	b.close()
 	b.open()
 	b.runner.Start(b.stored())
@@ -286,12 +286,12 @@ func TestIrrevocableStepIsTriedAgainThenParkedAndResumed(t *testing.T) {
 		t.Errorf("parked: %+v", op)
 	}
 	cured = true
-	_, err := b.runner.Resume(ctx, op)
+	_, err := b.runner.Resume(ctx, op, nil)
 	b.must(err)
 	if op := b.ended(vps.StatusSucceeded); op.Error != nil {
 		t.Errorf("it succeeded with the error %v", op.Error)
 	}
-	if _, err := b.runner.Resume(ctx, op); err == nil {
+	if _, err := b.runner.Resume(ctx, op, nil); err == nil {
 		t.Error("an operation that has ended was resumed")
 	}
 }
@@ -310,7 +310,7 @@ func TestResumeAtOnce(t *testing.T) {
 	b.plan = operation.Plan{only}
 	b.runner.Start(b.accept())
 	for range 49 {
-		_, err := b.runner.Resume(ctx, b.ended(vps.StatusNeedsAttention))
+		_, err := b.runner.Resume(ctx, b.ended(vps.StatusNeedsAttention), nil)
 		b.must(err)
 	}
 	b.ended(vps.StatusSucceeded)

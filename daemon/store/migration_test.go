@@ -78,3 +78,18 @@ func TestKnownMigration(t *testing.T) {
 		t.Errorf("written and read: %+v", again)
 	}
 }
+
+// A record from before 00004 keeps what it has, and can have tokens and answers.
+func TestAccessMigration(t *testing.T) {
+	path := before(t, 3, `
+		INSERT INTO option VALUES ('opt-1', 'id-1', 'active', 'A-1', 299, 'EUR', 'month', '', 'en', 1000000, 1000000, NULL, NULL, NULL, NULL, 1000000);`)
+	s, err := Open(t.Context(), path)
+	must(t, err)
+	defer s.Close()
+	if o, err := s.OpenOption(t.Context(), "id-1"); err != nil || o.OrderRef != "A-1" {
+		t.Errorf("the option is %+v (%v)", o, err)
+	}
+	if all, err := s.Tokens(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("tokens: %+v (%v)", all, err)
+	}
+}

@@ -25,6 +25,8 @@ const (
 	CodeVPSChanged Code = "vps_changed"
 	// CodeConfirmationRequired: the call destroys data and was not confirmed.
 	CodeConfirmationRequired Code = "confirmation_required"
+	// CodePreconditionFailed: what was to be changed is no longer what the caller had seen.
+	CodePreconditionFailed Code = "precondition_failed"
 	// CodeInvalid: the request is malformed or asks for what cannot be.
 	CodeInvalid Code = "invalid"
 	// CodeUnsupportedDisk: the VPS cannot have a snapshot as it is built.

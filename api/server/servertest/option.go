@@ -27,11 +27,18 @@ func (s *Service) Option(_ context.Context, ref string) (vps.Option, error) {
 	return *v.Option, nil
 }
 
-func (s *Service) PutOption(_ context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error) {
+func (s *Service) PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, err := s.find(ref)
 	if err != nil {
+		return vps.Option{}, err
+	}
+	version := ""
+	if v.Option != nil {
+		version = v.Option.Version()
+	}
+	if err := vps.CallOf(ctx).CheckMatch(version); err != nil {
 		return vps.Option{}, err
 	}
 	s.called(string(o.State), v.Name, a)

@@ -65,14 +65,17 @@ type Service struct {
 	events   []vps.Event
 	changed  chan struct{}
 	calls    []string
+	tokens   map[string]vps.Token // by their secrets
 	waiting  atomic.Int32
 }
 
 var _ server.Service = (*Service)(nil)
 
-// New returns a service with Web1, Web2 and Web3.
+// New returns a service with Web1, Web2 and Web3, and with a token for each
+// scope, whose secret is the scope's name: "panel" may read and snapshot, "bound"
+// and "bound-to-3" are bound to Web1 and Web3.
 func New() *Service {
-	s := &Service{changed: make(chan struct{})}
+	s := &Service{tokens: held(), changed: make(chan struct{})}
 	for i, id := range []string{Web1, Web2, Web3} {
 		s.vps = append(s.vps, &vps.VPS{
 			ID: id, Name: fmt.Sprintf("web%d", i+1),

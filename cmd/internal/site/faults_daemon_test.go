@@ -84,15 +84,16 @@ func (h *host) hostileName() {
 	}
 }
 
-// writableFiles: others may write to the configuration, or to the tokens.
+// writableFiles: others may write to the configuration, or read the TLS key.
 func (h *host) writableFiles() {
 	h.must(h.StopDaemon())
 	config, err := os.ReadFile(h.ConfigFile())
 	h.must(err)
-	tokens := filepath.Join(h.StateDir(), "tokens.toml")
-	h.must(os.WriteFile(tokens, nil, 0o600))
-	h.must(os.WriteFile(h.ConfigFile(), append([]byte(fmt.Sprintf("tokens_file = %q\n", tokens)), config...), 0o600))
-	for _, file := range []string{h.ConfigFile(), tokens} {
+	key := filepath.Join(h.StateDir(), "tls.key")
+	h.must(os.WriteFile(key, nil, 0o600))
+	with := fmt.Sprintf("tls = { cert = %q, key = %q }\n", key, key)
+	h.must(os.WriteFile(h.ConfigFile(), append([]byte(with), config...), 0o600))
+	for _, file := range []string{h.ConfigFile(), key} {
 		for _, mode := range []os.FileMode{0o620, 0o602} {
 			h.must(os.Chmod(file, mode))
 			if err := h.StartDaemon(h.t.Context()); err == nil || !strings.Contains(err.Error(), "others") {
@@ -102,6 +103,7 @@ func (h *host) writableFiles() {
 		}
 		h.must(os.Chmod(file, 0o600))
 	}
+	h.must(os.WriteFile(h.ConfigFile(), config, 0o600))
 	h.must(h.StartDaemon(h.t.Context()))
 }
 

@@ -1,11 +1,10 @@
 package site_test
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
+	"strings"
 	"testing"
 
 	"vpssnapd/api"
@@ -18,17 +17,20 @@ func TestTokens(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")
 	ctx := t.Context()
-	url := h.listen(map[string]string{
-		"panel":  "scopes = [\"read\", \"snapshot\"]\nway = \"panel\"\nvps = [\"web1\"]",
-		"order":  "scopes = [\"read\", \"option\"]\nway = \"order\"",
-		"reader": "scopes = [\"read\"]\nway = \"panel\"",
-	})
-	as := func(token string) *client.Client {
-		c, err := client.HTTP(url, token)
+	url := h.listen()
+	as := func(secret string) *client.Client {
+		c, err := client.HTTP(url, secret)
 		h.must(err)
 		return c
 	}
-	panel, order, reader := as("secret of panel"), as("secret of order"), as("secret of reader")
+	with := func(arguments ...string) *client.Client {
+		secret, stderr, code := h.CLI(ctx, append([]string{"token", "create"}, arguments...)...)
+		if code != 0 {
+			t.Fatalf("vpssnap token create %v: %d %s", arguments, code, stderr)
+		}
+		return as(strings.TrimSpace(secret))
+	}
+	reader, order := with("reader", "--scope", "read"), with("shop", "--scope", "read,option", "--way", "order")
 	for _, name := range []string{"web1", "web2"} {
 		_, err := h.Lab.DefineDomain(ctx, lab.Spec{Name: name, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}})
 		h.must(err)
@@ -37,6 +39,7 @@ func TestTokens(t *testing.T) {
 			return err == nil
 		})
 	}
+	panel := with("panel", "--scope", "read,snapshot", "--vps", "web1")
 	code := func(what string, err error, want api.Code) {
 		t.Helper()
 		if got := client.CodeOf(err); got != want {
@@ -57,7 +60,7 @@ func TestTokens(t *testing.T) {
 	code("a reader that deletes", err, api.CodeForbidden)
 	_, err = panel.VPS(ctx, "web2")
 	code("another customer's VPS", err, api.CodeNotFound)
-	_, err = as("secret of nobody").VPS(ctx, "web1")
+	_, err = as("nobody").VPS(ctx, "web1")
 	code("an unknown token", err, api.CodeUnauthenticated)
 
 	op := h.done(panel.Take(ctx, "web1", api.TakeRequest{}))
@@ -74,25 +77,18 @@ func TestTokens(t *testing.T) {
 	h.clean("web1")
 }
 
-// listen lets the daemon listen on loopback too, with these tokens, each of
-// which has the secret "secret of NAME".
-func (h *host) listen(tokens map[string]string) string {
+// listen lets the daemon listen on loopback too.
+func (h *host) listen() string {
 	h.t.Helper()
 	// A port that was free a moment ago: the daemon cannot tell which one it got.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	h.must(err)
 	address := l.Addr().String()
 	h.must(l.Close())
-	var text string
-	for name, rights := range tokens {
-		text += fmt.Sprintf("[[token]]\nname = %q\nsha256 = \"%x\"\n%s\n", name, sha256.Sum256([]byte("secret of "+name)), rights)
-	}
-	file := filepath.Join(h.StateDir(), "tokens.toml")
-	h.must(os.WriteFile(file, []byte(text), 0o600))
 	config, err := os.ReadFile(h.ConfigFile())
 	h.must(err)
 	h.must(h.StopDaemon())
-	head := fmt.Sprintf("listen = %q\ntokens_file = %q\n", address, file)
+	head := fmt.Sprintf("listen = %q\n", address)
 	h.must(os.WriteFile(h.ConfigFile(), append([]byte(head), config...), 0o600))
 	h.must(h.StartDaemon(h.t.Context()))
 	return "http://" + address

@@ -1,0 +1,203 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/labstack/echo/v4"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+const (
+	headerKey   = "Idempotency-Key"
+	headerETag  = "ETag"
+	headerMatch = "If-Match"
+)
+
+// kept is an answer as it is stored with what the call has changed. The secret
+// of a token is not: Renew names the token that gets another one.
+type kept struct {
+	Status   int    `json:"status"`
+	Location string `json:"location,omitempty"`
+	ETag     string `json:"etag,omitempty"`
+	Body     []byte `json:"body,omitempty"`
+	Renew    string `json:"renew,omitempty"`
+}
+
+// keep makes the answer of what came of a call, as the handlers do.
+func keep(result any) ([]byte, error) {
+	var k kept
+	var body any
+	switch r := result.(type) {
+	case vps.Operation:
+		k.Status, k.Location, body = http.StatusAccepted, location(r), wireOperation(r)
+	case vps.Option:
+		k.Status, k.ETag, body = http.StatusOK, etag(r.Version()), wireOption(r)
+	case vps.Snapshot:
+		k.Status, k.ETag, body = http.StatusOK, etag(r.Version()), wireSnapshot(r)
+	case vps.Report:
+		k.Status, body = http.StatusOK, wireReport(r)
+	case vps.Token:
+		k.Status, k.Renew, body = http.StatusCreated, r.ID, wireToken(r)
+	case nil:
+		k.Status = http.StatusNoContent
+	default:
+		return nil, fmt.Errorf("there is no answer made of a %T", result)
+	}
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		k.Body = append(text, '\n')
+	}
+	return json.Marshal(k)
+}
+
+// once answers a changing call that comes again with its Idempotency-Key as it was
+// answered before, and hands on what else the client asks for (vps.Call). While a
+// call is carried out, its repetitions wait.
+func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.HandlerFunc {
+	if op.Parameters.GetByInAndName("header", headerKey) == nil {
+		return next
+	}
+	return func(c echo.Context) error {
+		r := c.Request()
+		match, err := matches(r)
+		if err != nil {
+			return err
+		}
+		if keys := r.Header.Values(headerKey); len(keys) > 1 || len(keys) == 1 && keys[0] == "" {
+			return invalid("a call has one Idempotency-Key, of 1 to 255 characters, or none")
+		}
+		call := vps.Call{Match: match, Client: callerOf(r.Context()).id, Key: r.Header.Get(headerKey), Record: keep}
+		if call.Key == "" {
+			c.SetRequest(r.WithContext(vps.WithCall(r.Context(), call)))
+			return next(c)
+		}
+		if call.Sum, err = sumOf(r); err != nil {
+			return err
+		}
+		release, err := s.calls.acquire(r.Context(), call.Client+" "+call.Key)
+		if err != nil {
+			return err
+		}
+		defer release()
+		answer, sum, err := s.service.Answered(r.Context(), call.Client, call.Key)
+		switch {
+		case err != nil:
+			return err
+		case answer == nil:
+			c.SetRequest(r.WithContext(vps.WithCall(r.Context(), call)))
+			return next(c)
+		case sum != call.Sum:
+			return invalidStatus(http.StatusUnprocessableEntity, "the Idempotency-Key was used for another call")
+		}
+		return s.repeat(c, answer)
+	}
+}
+
+// repeat sends an answer once more.
+func (s *Server) repeat(c echo.Context, answer []byte) error {
+	var k kept
+	if err := json.Unmarshal(answer, &k); err != nil {
+		return fmt.Errorf("a kept answer cannot be read: %w", err)
+	}
+	if k.Renew != "" {
+		secret, err := s.service.RenewSecret(c.Request().Context(), k.Renew)
+		if err != nil {
+			return err
+		}
+		var t api.Token
+		if err := json.Unmarshal(k.Body, &t); err != nil {
+			return fmt.Errorf("a kept token cannot be read: %w", err)
+		}
+		return c.JSON(k.Status, api.NewToken{Token: t, Secret: secret})
+	}
+	h := c.Response().Header()
+	for name, value := range map[string]string{echo.HeaderLocation: k.Location, headerETag: k.ETag} {
+		if value != "" {
+			h.Set(name, value)
+		}
+	}
+	if len(k.Body) == 0 {
+		return c.NoContent(k.Status)
+	}
+	return c.Blob(k.Status, echo.MIMEApplicationJSON, k.Body)
+}
+
+// sumOf tells a call from every other. readBody has read the body.
+func sumOf(r *http.Request) (sum [sha256.Size]byte, err error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return sum, err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q\n", r.Method, r.URL.RequestURI(), r.Header.Values(headerMatch))
+	h.Write(body)
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+func etag(version string) string { return `"` + version + `"` }
+
+// matches reads If-Match; nil when there is none. A weak tag (W/) never matches.
+func matches(r *http.Request) ([]string, error) {
+	values := r.Header.Values(headerMatch)
+	if len(values) == 0 {
+		return nil, nil
+	}
+	list := []string{}
+	for one := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		one = strings.TrimSpace(one)
+		tag := strings.TrimPrefix(one, "W/")
+		if one != "*" && (len(tag) < 2 || tag[0] != '"' || tag[len(tag)-1] != '"') {
+			return nil, invalid("If-Match must hold an ETag in its quotes, or *")
+		}
+		if tag == one && tag != `"*"` {
+			list = append(list, strings.Trim(one, `"`))
+		}
+	}
+	return list, nil
+}
+
+// inProgress holds the calls with an Idempotency-Key that are being carried out.
+type inProgress struct {
+	mu    sync.Mutex
+	ended map[string]chan struct{}
+}
+
+// acquire waits until no other call of the same name is carried out.
+func (p *inProgress) acquire(ctx context.Context, name string) (release func(), err error) {
+	for {
+		p.mu.Lock()
+		before := p.ended[name]
+		if before == nil {
+			ended := make(chan struct{})
+			p.ended[name] = ended
+			p.mu.Unlock()
+			return func() {
+				p.mu.Lock()
+				delete(p.ended, name)
+				p.mu.Unlock()
+				close(ended)
+			}, nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
