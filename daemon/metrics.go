@@ -48,16 +48,13 @@ func newMetrics(d *Daemon) *metrics {
 }
 
 // ended counts an operation whose run is over.
-func (m *metrics) ended(op vps.Operation, freezeMS int64) {
+func (m *metrics) ended(op vps.Operation) {
 	if !op.Status.Final() && op.Status != vps.StatusNeedsAttention {
 		return // it goes on in the next process
 	}
 	m.operations.WithLabelValues(string(op.Kind), string(op.Status)).Inc()
 	if op.EndedAt != nil {
 		m.durations.WithLabelValues(string(op.Kind), string(op.Status)).Observe(op.EndedAt.Sub(op.CreatedAt).Seconds())
-	}
-	if freezeMS > 0 {
-		m.freezes.Observe(float64(freezeMS) / 1000)
 	}
 }
 
@@ -68,13 +65,13 @@ func (d *Daemon) count(op vps.Operation) {
 		d.Logger.Info("operation is over", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "status", op.Status,
 			"by", op.Actor.Name, "way", op.Actor.Way, "took", d.now().Sub(op.CreatedAt))
 	}
-	var freezeMS int64
-	if op.Kind == vps.KindTake && op.Status == vps.StatusSucceeded {
-		if snap, err := d.store.Snapshot(d.ctx, op.SnapshotID); err == nil {
-			freezeMS = snap.FreezeMS
-		}
+	d.metrics.ended(op)
+	if op.Kind != vps.KindTake || op.Status != vps.StatusSucceeded {
+		return
 	}
-	d.metrics.ended(op, freezeMS)
+	if snap, err := d.store.Snapshot(d.ctx, op.SnapshotID); err == nil && snap.Consistency == vps.ConsistencyFilesystem {
+		d.metrics.freezes.Observe(float64(snap.FreezeMS) / 1000)
+	}
 }
 
 // Metrics is what Prometheus may read. For operators: it names directories.
