@@ -737,7 +737,7 @@ type Event struct {
 	// VPS The id of the VPS; left out when it concerns the host.
 	VPS string `json:"vps,omitempty,omitzero"`
 
-	// VPSName The name of the VPS at that time.
+	// VPSName The name of the VPS at that time; left out when it was not known yet.
 	VPSName string `json:"vps_name,omitempty,omitzero"`
 }
 
