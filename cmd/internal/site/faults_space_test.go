@@ -2,6 +2,9 @@ package site_test
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -64,6 +67,9 @@ func (h *host) overlayWithoutSpace(images *volume) {
 	h.refused(api.CodeInsufficientSpace, "are required")(h.Client.Take(ctx, "web2", api.TakeRequest{}))
 	h.restart() // which looks at the space at once
 	h.eventually("it is told", func() bool { return h.says("", "Space is critical") })
+	if m := h.metrics(); !strings.Contains(m, `vpssnap_storage_alarm{path="`+images.dir+`"} 2`) {
+		h.t.Errorf("the metrics raise no alarm:\n%s", m)
+	}
 
 	h.must(h.Lab.GuestStart(ctx, name, "sh", "-c", pieces+" >/mnt/vda/big; sync; echo whole >/mnt/vda/done"))
 	h.must(h.Lab.WaitState(ctx, name, "paused"))
@@ -86,6 +92,21 @@ func (h *host) overlayWithoutSpace(images *volume) {
 	h.delete(name)
 	h.guestHas(name, "/mnt/vda/done", "whole\n")
 	h.clean(name)
+}
+
+// metrics is what Prometheus would read.
+func (h *host) metrics() string {
+	h.t.Helper()
+	socket := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", h.Socket())
+	}}}
+	defer socket.CloseIdleConnections()
+	r, err := socket.Get("http://vpssnapd/metrics")
+	h.must(err)
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	h.must(err)
+	return string(text)
 }
 
 // restart ends the daemon in order and starts it again.
