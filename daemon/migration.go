@@ -57,7 +57,6 @@ func (d *Daemon) departed(ctx context.Context, id string) error {
 
 // definitionLeft is departed, for who can only log its error.
 func (d *Daemon) definitionLeft(ctx context.Context, id string) {
-	d.refreshDomain(ctx, id)
 	if err := d.departed(ctx, id); err != nil && ctx.Err() == nil {
 		d.Logger.Error("VPS that was migrated away not let go", "vps", d.names.name(id), "error", err)
 	}
