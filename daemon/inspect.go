@@ -106,7 +106,7 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 		covered[disk.Target] = true
 		i.checkDisk(ctx, s, disk)
 	}
-	for _, disk := range append(append([]hypervisor.Disk{}, i.dom.Disks...), i.dom.PersistentDisks...) {
+	for _, disk := range slices.Concat(i.dom.Disks, i.dom.PersistentDisks) {
 		if c := cover(disk); !covered[disk.Target] && (c.Included || c.Refused) {
 			covered[disk.Target] = true
 			i.add(vps.CheckDiskSetChanged, disk.Target, disk.Path, "the disk was added after the snapshot, which does not cover it; a restore leaves it as it is", remedyRenew(i.id))

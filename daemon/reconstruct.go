@@ -37,7 +37,7 @@ func speaksOfSnapshot(dom hypervisor.Domain) bool {
 // ourImages are the images of a VPS that are named as ours, with the snapshot's id.
 func ourImages(dom hypervisor.Domain) map[string]string {
 	found := map[string]string{}
-	for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
+	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
 		if m := ourFile.FindStringSubmatch(filepath.Base(disk.Path)); m != nil {
 			found[disk.Path] = m[1]
 		}

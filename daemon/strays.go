@@ -71,7 +71,7 @@ func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot, others []s
 		dirs[filepath.Dir(path)] = true
 	}
 	for _, dom := range domains {
-		for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
+		for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
 			if disk.Type == "file" && filepath.IsAbs(disk.Path) && disk.Device == "disk" {
 				dirs[filepath.Dir(disk.Path)] = true
 			}
@@ -200,7 +200,7 @@ func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain
 }
 
 func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
-	for _, disk := range append(append([]hypervisor.Disk{}, dom.Disks...), dom.PersistentDisks...) {
+	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
 		if disk.ChainKnown || disk.Type != "file" || disk.Path == "" || disk.Device != "disk" {
 			continue
 		}
