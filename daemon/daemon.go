@@ -201,11 +201,9 @@ func (d *Daemon) operationEnded(op vps.Operation) {
 }
 
 func (d *Daemon) background(work func(context.Context)) {
-	d.wg.Add(1)
-	go func() {
-		defer d.wg.Done()
+	d.wg.Go(func() {
 		work(d.ctx)
-	}()
+	})
 }
 
 // now is the time as it is stored: UTC, whole microseconds.

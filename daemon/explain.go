@@ -52,8 +52,7 @@ func explain(op vps.Operation, err error) *vps.Error {
 }
 
 func explainAs(what string, err error) *vps.Error {
-	var e *vps.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*vps.Error](err); ok {
 		return e
 	}
 	for _, h := range hostErrors {

@@ -44,8 +44,7 @@ func takeVerdict(dom hypervisor.Domain, rec record, replace bool) vps.Verdict {
 		return no(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced", dom.Name, rec.snapshot.State)
 	}
 	if err := unsupported(dom); err != nil {
-		var e *vps.Error
-		if errors.As(err, &e) {
+		if e, ok := errors.AsType[*vps.Error](err); ok {
 			return no(e.Code, "%s", e.Detail)
 		}
 	}

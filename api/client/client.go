@@ -216,12 +216,10 @@ func (c *Client) unreachable(err error) error {
 	}
 	// Leave out the URL and the address: the former is made up for a socket,
 	// and the error names the latter already.
-	var web *url.Error
-	if errors.As(err, &web) {
+	if web, ok := errors.AsType[*url.Error](err); ok {
 		err = web.Err
 	}
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
 	return &UnreachableError{Address: c.address, Err: err}

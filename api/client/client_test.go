@@ -90,10 +90,12 @@ func TestAnswersOfOthers(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
 	defer other.Close()
 	answers := map[string]http.HandlerFunc{
-		"/proxy/": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>Bad Gateway</html>", 502) },
-		"/busy/":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 503) },
-		"/away/":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, 302) },
-		"/page/":  func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>Welcome</html>") },
+		"/proxy/": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "<html>Bad Gateway</html>", http.StatusBadGateway)
+		},
+		"/busy/": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusServiceUnavailable) },
+		"/away/": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusFound) },
+		"/page/": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>Welcome</html>") },
 	}
 	mux := http.NewServeMux()
 	for path, h := range answers {

@@ -34,8 +34,7 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // CodeOf returns the code of err, "" when the daemon gave none.
 func CodeOf(err error) api.Code {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return ""

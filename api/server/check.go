@@ -45,8 +45,7 @@ func explain(err *echo.HTTPError) error {
 		where = "the parameter " + request.Parameter.Name
 	}
 	reason := request.Reason
-	var schema *openapi3.SchemaError
-	if errors.As(request.Err, &schema) {
+	if schema, ok := errors.AsType[*openapi3.SchemaError](request.Err); ok {
 		reason = schema.Reason
 		if field := strings.Join(schema.JSONPointer(), "."); field != "" {
 			where = "the field " + field

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -87,8 +88,8 @@ func (s *stage) mount(ctx context.Context, device string) error {
 // unmount unmounts what mount has mounted.
 func (s *stage) unmount() error {
 	var errs error
-	for i := len(s.mounted) - 1; i >= 0; i-- {
-		errs = errors.Join(errs, tool(context.Background(), "umount", s.mounted[i]))
+	for _, dir := range slices.Backward(s.mounted) {
+		errs = errors.Join(errs, tool(context.Background(), "umount", dir))
 	}
 	s.mounted = nil
 	return errs

@@ -24,7 +24,7 @@ func logWith(t *testing.T, entries ...[3]uint64) *os.File {
 	for i, e := range entries {
 		sector(e[0], e[1], e[2], 0)
 		if e[2]&(flagDiscard|flagMark) == 0 {
-			b.Write(bytes.Repeat([]byte{byte(i + 1)}, int(e[1])*deviceSector)) //nolint:gosec // small
+			b.Write(bytes.Repeat([]byte{byte(i + 1)}, int(e[1])*deviceSector))
 		}
 	}
 	return fileWith(t, b.Bytes())
@@ -79,7 +79,7 @@ func TestScatterKeepsForcedWrites(t *testing.T) {
 	kept := 0
 	for seed := range uint64(40) {
 		device := fileWith(t, make([]byte, 2*deviceSector))
-		if err := r.scatter(device, 0, 2, rand.New(rand.NewPCG(seed, 0))); err != nil { //nolint:gosec // a test's seed
+		if err := r.scatter(device, 0, 2, rand.New(rand.NewPCG(seed, 0))); err != nil {
 			t.Fatal(err)
 		}
 		got := make([]byte, 2*deviceSector)

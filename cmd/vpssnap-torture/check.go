@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"vpssnapd/api"
@@ -381,13 +382,13 @@ func (c *campaign) wholeHost(ctx context.Context) error {
 
 // findings are what a report says besides that the decoys are nobody's.
 func findings(r api.Report) string {
-	text := ""
+	var text strings.Builder
 	for _, f := range r.Findings {
 		if f.Code != api.CheckCodeOrphanOverlay || !slices.Contains(decoys, filepath.Base(f.Path)) {
-			text += fmt.Sprintf("\n  %s: %s: %s", f.VPSName, f.Code, f.Detail)
+			fmt.Fprintf(&text, "\n  %s: %s: %s", f.VPSName, f.Code, f.Detail)
 		}
 	}
-	return text
+	return text.String()
 }
 
 // nothingOpen makes sure that the database has no operation that is not ended,

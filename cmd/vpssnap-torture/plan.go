@@ -54,7 +54,7 @@ const maxStrikes = 30
 
 // draw makes the plan of a round.
 func draw(seed uint64, round, victims int) plan {
-	r := rand.New(rand.NewPCG(seed, uint64(round))) //nolint:gosec // round is positive; nothing secret
+	r := rand.New(rand.NewPCG(seed, uint64(round))) //nolint:gosec // a seed that can be repeated
 	var p plan
 	for _, i := range r.Perm(victims)[:1+r.IntN(4)] {
 		p.turns = append(p.turns, turn{

@@ -126,8 +126,7 @@ func readConfig(path string) (config, error) {
 func parseConfig(text io.Reader) (config, error) {
 	c := defaults()
 	err := toml.NewDecoder(text).DisallowUnknownFields().Decode(&c)
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) {
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		return c, fmt.Errorf("it has an unknown key:\n%s", unknown.String())
 	}
 	if err != nil {

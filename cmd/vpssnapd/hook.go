@@ -50,8 +50,7 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
 	err := daemon.RefuseStart(ctx, c.StateDir, d.UUID, d.Name, images)
-	var refusal *vps.Error
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*vps.Error](err); ok {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ func listen(c config) (listeners, error) {
 // listenUnix opens the socket. One left by a daemon that was killed is removed:
 // the lock on the state directory has proved by now that nobody serves it.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // the socket in it is for all
 		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil {
@@ -45,7 +45,7 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	// Anybody may connect; who may do what is decided by the caller's uid.
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // as the line above says
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

@@ -317,7 +317,7 @@ func TestWhereItListens(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	must(t, os.Chmod(key, 0o644)) //nolint:gosec // that is the fault
+	must(t, os.Chmod(key, 0o644))
 	if _, err := (tlsFiles{Cert: cert, Key: key}).load(); err == nil || !strings.Contains(err.Error(), "others") {
 		t.Errorf("a key that everybody can read: %v", err)
 	}

@@ -67,8 +67,7 @@ func Park(err error) error { return &verdictError{verdictPark, "", err} }
 func Back(step string, err error) error { return &verdictError{verdictBack, step, err} }
 
 func verdictOf(err error) (verdict, string) {
-	var v *verdictError
-	if errors.As(err, &v) {
+	if v, ok := errors.AsType[*verdictError](err); ok {
 		return v.verdict, v.step
 	}
 	return "", ""

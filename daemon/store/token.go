@@ -9,7 +9,7 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-const tokenColumns = `id, name, coalesce(parent, ''), scopes, way, vps, created_at, expires_at, last_used_at`
+const tokenColumns = `id, name, coalesce(parent, ''), scopes, way, vps, created_at, expires_at, last_used_at` //nolint:gosec // names of columns
 
 func scanToken(row scanner, more ...any) (vps.Token, error) {
 	var t vps.Token

@@ -176,7 +176,7 @@ func optional(text string, params map[string]string) string {
 // frenchResult leaves out what it has no words for.
 func frenchResult(english string) string {
 	var parts []string
-	for _, part := range strings.Split(english, "; ") {
+	for part := range strings.SplitSeq(english, "; ") {
 		for pattern, french := range results {
 			before, after, varies := strings.Cut(pattern, "*")
 			if part == pattern {

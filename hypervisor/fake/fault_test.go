@@ -34,7 +34,7 @@ func newVPS(t *testing.T) *vps {
 	t.Helper()
 	v := &vps{T: t, ctx: t.Context(), dir: t.TempDir()}
 	v.reopen()
-	t.Cleanup(func() { must(t, v.Host.Close()) })
+	t.Cleanup(func() { must(t, v.Close()) })
 	id, err := v.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: size})
 	must(t, err)
 	v.id = id
@@ -49,7 +49,7 @@ func newVPS(t *testing.T) *vps {
 func (v *vps) reopen() {
 	v.Helper()
 	if v.Host != nil {
-		must(v, v.Host.Close())
+		must(v, v.Close())
 	}
 	h, err := fake.Open(v.dir)
 	must(v, err)

@@ -168,10 +168,10 @@ func readChain(chain []hypervisor.Layer, offset, length int64) ([]byte, error) {
 		return nil, fmt.Errorf("cannot read %d bytes at %d: beyond the end of the disk", length, offset)
 	}
 	buf := make([]byte, length)
-	for i := len(layers) - 1; i >= 0; i-- {
+	for i, layer := range slices.Backward(layers) {
 		visible := min(length, limits[i]-offset)
 		if visible > 0 {
-			layers[i].paint(buf[:visible], offset)
+			layer.paint(buf[:visible], offset)
 		}
 	}
 	return buf, nil

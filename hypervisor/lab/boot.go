@@ -123,7 +123,7 @@ func findPackages(ctx context.Context) ([]debian, error) {
 		return nil, fmt.Errorf("%w (is an apt-get update due?)", err)
 	}
 	stanzas := map[string]string{}
-	for _, stanza := range strings.Split(text, "\n\n") {
+	for stanza := range strings.SplitSeq(text, "\n\n") {
 		if name := packageLine.FindStringSubmatch(stanza); name != nil {
 			stanzas[name[1]] = stanza
 		}

@@ -63,7 +63,7 @@ func decodeDisks(in *xml.Decoder) ([]DiskUse, error) {
 	}
 	var uses []DiskUse
 	for _, d := range domain.Disks {
-		use := DiskUse{Target: d.Target.Name, Path: d.source.Source.File, Format: d.Driver.Format}
+		use := DiskUse{Target: d.Target.Name, Path: d.Source.File, Format: d.Driver.Format}
 		for b := d.Backing; b != nil && b.Source.File != ""; b = b.Next {
 			use.Backing = append(use.Backing, b.Source.File)
 		}

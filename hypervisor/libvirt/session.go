@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,7 +85,7 @@ func (h *Host) keepConnected(ctx context.Context, tried chan<- struct{}) {
 			continue
 		}
 		h.log.Warn("libvirt does not answer; trying again", "uri", h.uri, "error", err)
-		wait := time.NewTimer(delay/2 + rand.N(delay/2))
+		wait := time.NewTimer(delay/2 + rand.N(delay/2)) //nolint:gosec // it spreads attempts, it keeps no secret
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -228,7 +230,7 @@ func isUUID(id string) bool {
 		switch dash := i == 8 || i == 13 || i == 18 || i == 23; {
 		case dash && c != '-':
 			return false
-		case !dash && !('0' <= c && c <= '9' || 'a' <= c && c <= 'f'):
+		case !dash && !strings.ContainsRune("0123456789abcdef", c):
 			return false
 		}
 	}
@@ -241,10 +243,5 @@ func hasCode(err error, codes ...libvirt.ErrorNumber) bool {
 	if !errors.As(err, &e) {
 		return false
 	}
-	for _, code := range codes {
-		if e.Code == code {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(codes, e.Code)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vpssnapd/daemon/vps"
@@ -227,8 +228,8 @@ func (s *Service) Operations(_ context.Context, q vps.OperationQuery) (vps.Opera
 	defer s.mu.Unlock()
 	var page vps.OperationPage
 	skip := q.Before != ""
-	for i := len(s.ops) - 1; i >= 0; i-- {
-		op := s.ops[i]
+	for _, op := range slices.Backward(s.ops) {
+
 		if skip {
 			skip = op.ID != q.Before
 			continue

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -273,8 +274,8 @@ func (s *Service) Messages(_ context.Context, q vps.MessageQuery) (vps.MessagePa
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var page vps.MessagePage
-	for i := len(s.messages) - 1; i >= 0; i-- {
-		m := s.messages[i]
+	for _, m := range slices.Backward(s.messages) {
+
 		if q.VPS != "" && m.VPS != q.VPS || q.Kind != "" && m.Kind != q.Kind || q.Before != 0 && m.ID >= q.Before ||
 			m.At.Before(q.Since) || !q.Until.IsZero() && !m.At.Before(q.Until) {
 			continue

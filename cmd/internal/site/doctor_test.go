@@ -181,7 +181,7 @@ func (h *host) baseDefined(name string) {
 		return code == 0 && strings.Contains(out, "All is well")
 	})
 	h.virsh("destroy", name)
-	base := strings.SplitN(overlay, ".vpssnap-", 2)[0]
+	base, _, _ := strings.Cut(overlay, ".vpssnap-")
 	h.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 99 8M 4k", base)
 	h.must(h.Lab.DefineXML(h.t.Context(), panels))
 	r := h.doctor([]string{"--repair"}, "base_written", "definition_names_base", "definition_names_base")
@@ -210,7 +210,7 @@ func (h *host) removeOurs() {
 // baseAway: the snapshot's data is moved away and back (FAULTS row 32).
 func (h *host) baseAway(name string) {
 	h.snapped(name, "running")
-	base := strings.SplitN(h.path(name, "vda"), ".vpssnap-", 2)[0]
+	base, _, _ := strings.Cut(h.path(name, "vda"), ".vpssnap-")
 	h.must(os.Rename(base, base+".moved by hand"))
 	f := h.finds("missing_base")
 	s, err := h.Client.Snapshot(h.t.Context(), name)

@@ -112,7 +112,7 @@ func (h *host) hostileEnvironment(environment *[]string) {
 	dir := h.t.TempDir()
 	proof := filepath.Join(dir, "proof")
 	for _, program := range []string{"qemu-img", "virsh", "qemu-system-x86_64", "sh"} {
-		h.must(os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\necho $0 >>"+proof+"\nexit 1\n"), 0o700)) //nolint:gosec // it is to be run
+		h.must(os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\necho $0 >>"+proof+"\nexit 1\n"), 0o700))
 	}
 	*environment = []string{"PATH=" + dir, "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "LIBVIRT_DEFAULT_URI=qemu:///session", "LIBVIRT_AUTH_FILE=" + proof}
 	h.restart()

@@ -81,7 +81,7 @@ func (v *volume) free() int64 {
 	v.t.Helper()
 	var s unix.Statfs_t
 	v.check(unix.Statfs(v.dir, &s))
-	return int64(s.Bavail) * s.Bsize //nolint:gosec // a test's size
+	return int64(s.Bavail) * s.Bsize
 }
 
 // fill leaves so many bytes free, with a file of somebody else.
@@ -118,5 +118,5 @@ func (v *volume) abort() {
 	dir, err := os.Open(v.dir)
 	v.check(err)
 	defer dir.Close()
-	v.check(unix.IoctlSetPointerInt(int(dir.Fd()), ext4Shutdown, noLogFlush)) //nolint:gosec // a descriptor
+	v.check(unix.IoctlSetPointerInt(int(dir.Fd()), ext4Shutdown, noLogFlush))
 }

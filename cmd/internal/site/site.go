@@ -95,7 +95,7 @@ func (s *Site) prepare() error {
 // libvirtd looks for hooks when it starts.
 func (s *Site) installHook(ctx context.Context) error {
 	dir := filepath.Join(s.Lab.ConfigDir(), "hooks", "qemu.d")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as libvirt has it
 		return err
 	}
 	script := fmt.Sprintf("#!/bin/sh\nexec '%s' -config '%s' -hook \"$@\"\n", filepath.Join(s.options.BinDir, "vpssnapd"), s.ConfigFile())
