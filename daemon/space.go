@@ -144,12 +144,12 @@ func (d *Daemon) tellSpace(ctx context.Context, f *filling) {
 	if level == f.level {
 		return
 	}
-	params := map[string]string{"free": humanize.IBytes(uint64(f.space.Free)), "total": humanize.IBytes(uint64(f.space.Total))} //nolint:gosec // sizes are not negative
+	params := map[string]string{"free": humanize.IBytes(uint64(f.space.Free)), "total": humanize.IBytes(uint64(f.space.Total))}
 	if full := f.fullIn(); full > 0 && level != vps.SpaceOK {
 		params["full"] = full.Round(time.Minute).String()
 	}
 	m := vps.Message{Kind: vps.MessageSpace, Actor: watchman, Phrase: vps.Phrase("space_" + string(level)), Params: params,
-		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(d.Headroom)))} //nolint:gosec // not negative
+		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(d.Headroom)))}
 	told := vps.Event{Type: vps.EventType("space." + string(level)), EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
 		TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}}}
 	err := d.store.Write(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), d.say(ctx, tx, m)) })

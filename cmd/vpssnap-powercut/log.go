@@ -62,7 +62,7 @@ func readLog(file *os.File) (*record, error) {
 		if word(0) > 1<<50 || word(1) > 1<<40 || word(3) != 0 {
 			return nil, fmt.Errorf("the log has no entry at %d: %x", at, head)
 		}
-		e.Offset, e.Length = int64(word(0))*sector, int64(word(1))*sector //nolint:gosec // bounded above
+		e.Offset, e.Length = int64(word(0))*sector, int64(word(1))*sector
 		e.End = e.Data
 		if e.Flags&(flagDiscard|flagMark) == 0 {
 			e.End += e.Length

@@ -44,7 +44,7 @@ func main() {
 		os.Exit(2)
 	}
 	if *seed == 0 {
-		*seed = uint64(time.Now().UnixNano()) //nolint:gosec // any bits will do
+		*seed = uint64(time.Now().UnixNano())
 	}
 	chosen, err := parseLayouts(*layouts)
 	if err != nil {

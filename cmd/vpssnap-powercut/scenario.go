@@ -126,7 +126,7 @@ func (s *scenario) writeSome(ctx context.Context, v *victim) error {
 // write lets the guest write and flush one block.
 func (s *scenario) write(ctx context.Context, v *victim, disk int, during bool) error {
 	a, err := s.begin(v, &act{
-		kind: "write", target: v.targets[disk], block: s.random.IntN(blocks), value: byte(1 + s.random.IntN(255)), during: during, //nolint:gosec // 1 to 255
+		kind: "write", target: v.targets[disk], block: s.random.IntN(blocks), value: byte(1 + s.random.IntN(255)), during: during,
 	})
 	if err != nil {
 		return err

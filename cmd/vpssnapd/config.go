@@ -77,7 +77,7 @@ func (s *size) UnmarshalText(text []byte) error {
 	if err == nil && v > 1<<62 {
 		err = errors.New("too large")
 	}
-	*s = size(v) //nolint:gosec // checked above
+	*s = size(v)
 	return err
 }
 
