@@ -48,7 +48,10 @@ type Config struct {
 	Merge MergePolicy
 	// Headroom is how many bytes must be free for a take.
 	Headroom int64
-	Logger   *slog.Logger
+	// Senders carry what is to be told outside, by kind. What was recorded for one
+	// that is missing waits for it, and is given up after a day.
+	Senders map[vps.DeliveryKind]Sender
+	Logger  *slog.Logger
 	// Now tells the time; nil means time.Now.
 	Now func() time.Time
 }
@@ -76,6 +79,7 @@ type Daemon struct {
 	events      *eventFeed
 	metrics     *metrics
 	used        chan string // ids of tokens whose use is to be noted
+	held        sync.Map    // by outboxKey, until when a target wants to be left alone
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -108,6 +112,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	d.background(d.watchSpace)
 	d.background(d.watchDrift)
 	d.background(d.noteUses)
+	d.background(d.runOutbox)
 	return d, nil
 }
 

@@ -1,6 +1,11 @@
 package daemon
 
-import "context"
+import (
+	"context"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
 
 // LookAtSpace looks at the file systems once, as watchSpace does by itself.
 func (d *Daemon) LookAtSpace(ctx context.Context) { d.lookAtSpace(ctx) }
@@ -19,4 +24,18 @@ func (d *Daemon) Waiting(id string) int {
 func (d *Daemon) AllEventsRead(ctx context.Context) bool {
 	last, err := d.store.LastEvent(ctx)
 	return err == nil && d.events.newest() == last
+}
+
+// LookAtOutbox looks at the outbox once, as runOutbox does by itself.
+func (d *Daemon) LookAtOutbox(ctx context.Context) { d.startDeliveries(ctx) }
+
+// AddDelivery records one alone, as is done with what it reports.
+func (d *Daemon) AddDelivery(ctx context.Context, what vps.Delivery) error {
+	what.CreatedAt = d.now()
+	return d.store.Write(ctx, func(tx *store.Tx) error { return tx.AddDelivery(ctx, what) })
+}
+
+// Queues is what waits in the outbox.
+func (d *Daemon) Queues(ctx context.Context) ([]vps.DeliveryQueue, error) {
+	return d.store.DeliveryQueues(ctx)
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ type metrics struct {
 	operations *prometheus.CounterVec
 	durations  *prometheus.HistogramVec
 	freezes    prometheus.Histogram
+	deliveries *prometheus.CounterVec
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -35,6 +37,8 @@ func newMetrics(d *Daemon) *metrics {
 			Help: "From the request of an operation to its end.", Buckets: []float64{0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400}}, []string{"kind", "status"}),
 		freezes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnap_freeze_seconds",
 			Help: "How long guests' file systems stood frozen for a take.", Buckets: []float64{0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}}),
+		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vpssnap_deliveries_total",
+			Help: "Tries to deliver webhooks and e-mail since the daemon's start, by outcome: delivered, failed (tried again) or given_up."}, []string{"kind", "outcome"}),
 	}
 	// From the start on, so that the first failure is seen as an increase.
 	for kind := range actions {
@@ -42,7 +46,12 @@ func newMetrics(d *Daemon) *metrics {
 			m.operations.WithLabelValues(string(kind), string(status))
 		}
 	}
-	m.registry.MustRegister(m.operations, m.durations, m.freezes, &stateCollector{d},
+	for _, kind := range deliveryKinds {
+		for _, outcome := range []string{string(vps.DeliveryDelivered), deliveryFailed, string(vps.DeliveryGivenUp)} {
+			m.deliveries.WithLabelValues(string(kind), outcome)
+		}
+	}
+	m.registry.MustRegister(m.operations, m.durations, m.freezes, m.deliveries, &stateCollector{d},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -56,6 +65,16 @@ func (m *metrics) ended(op vps.Operation) {
 	if op.EndedAt != nil {
 		m.durations.WithLabelValues(string(op.Kind), string(op.Status)).Observe(op.EndedAt.Sub(op.CreatedAt).Seconds())
 	}
+}
+
+var deliveryKinds = []vps.DeliveryKind{vps.DeliveryWebhook, vps.DeliveryMail}
+
+// deliveryFailed counts tries after which there are more.
+const deliveryFailed = "failed"
+
+// tried counts a try to deliver something.
+func (m *metrics) tried(what vps.Delivery) {
+	m.deliveries.WithLabelValues(string(what.Kind), cmp.Or(string(what.Outcome), deliveryFailed)).Inc()
 }
 
 // count counts an operation that has ended, with the freeze of a take, and says
@@ -93,6 +112,9 @@ var (
 	descSize      = gauge("database_bytes", "Size of the database's files, database or wal.", "file")
 	descCommits   = gauge("database_commits_total", "Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).", "outcome")
 	descEvents    = gauge("events_total", "Events since the database was made.")
+	descWaiting   = gauge("deliveries_waiting", "Webhooks and e-mails that are still to be delivered.", "kind")
+	descWaitOld   = gauge("delivery_oldest_seconds", "Age of the oldest of them; 0 without one.", "kind")
+	descDropped   = gauge("deliveries_dropped_total", "What was not recorded for delivery since the daemon's start, because too much waited for its target.", "kind")
 )
 
 // stateCollector reads the state of the daemon at each scrape.
@@ -101,7 +123,7 @@ type stateCollector struct{ d *Daemon }
 // Describe is part of prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{descBuild, descSnapshots, descOptions, descOldest, descOwed, descMerges,
-		descMergeMost, descDatabase, descSize, descCommits, descEvents} {
+		descMergeMost, descDatabase, descSize, descCommits, descEvents, descWaiting, descWaitOld, descDropped} {
 		out <- desc
 	}
 }
@@ -134,6 +156,7 @@ func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	c.merges(out)
 	c.database(ctx, out)
 	c.records(ctx, out)
+	c.outbox(ctx, out)
 }
 
 func (c *stateCollector) merges(out sample) {
@@ -187,6 +210,24 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 			n[p.Kind]++
 		}
 		each(n, func(k store.PromiseKind, count int) { out.gauge(descOwed, float64(count), string(k)) })
+	}
+}
+
+func (c *stateCollector) outbox(ctx context.Context, out sample) {
+	queues, err := c.d.store.DeliveryQueues(ctx)
+	for _, kind := range deliveryKinds {
+		out.counter(descDropped, float64(c.d.store.DroppedDeliveries(kind)), string(kind))
+		waiting, oldest := 0, 0.0
+		for _, q := range queues {
+			if q.Kind == kind {
+				waiting += q.Waiting
+				oldest = max(oldest, c.d.now().Sub(q.Oldest).Seconds())
+			}
+		}
+		if err == nil {
+			out.gauge(descWaiting, float64(waiting), string(kind))
+			out.gauge(descWaitOld, oldest, string(kind))
+		}
 	}
 }
 

@@ -133,6 +133,10 @@ type ClientInterface interface {
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
 	// | `vpssnap_events_total` | | events since the database was made |
+	// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
+	// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
+	// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
+	// | `vpssnap_deliveries_dropped_total` | `kind` | not recorded since the start, because too much waited for its target |
 	//
 	// `go_*` and `process_*` are those of the Go library. For a caller without the
 	// scope `admin` there is no such path (404).
@@ -457,6 +461,10 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
 // | `vpssnap_events_total` | | events since the database was made |
+// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
+// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
+// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
+// | `vpssnap_deliveries_dropped_total` | `kind` | not recorded since the start, because too much waited for its target |
 //
 // `go_*` and `process_*` are those of the Go library. For a caller without the
 // scope `admin` there is no such path (404).
@@ -2668,6 +2676,10 @@ type ClientWithResponsesInterface interface {
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
 	// | `vpssnap_events_total` | | events since the database was made |
+	// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
+	// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
+	// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
+	// | `vpssnap_deliveries_dropped_total` | `kind` | not recorded since the start, because too much waited for its target |
 	//
 	// `go_*` and `process_*` are those of the Go library. For a caller without the
 	// scope `admin` there is no such path (404).
@@ -4473,6 +4485,10 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
 // | `vpssnap_events_total` | | events since the database was made |
+// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
+// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
+// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
+// | `vpssnap_deliveries_dropped_total` | `kind` | not recorded since the start, because too much waited for its target |
 //
 // `go_*` and `process_*` are those of the Go library. For a caller without the
 // scope `admin` there is no such path (404).

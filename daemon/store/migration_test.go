@@ -93,3 +93,17 @@ func TestAccessMigration(t *testing.T) {
 		t.Errorf("tokens: %+v (%v)", all, err)
 	}
 }
+
+// A record from before 00006 keeps its events, and can have deliveries.
+func TestDeliveryMigration(t *testing.T) {
+	path := before(t, 5, `INSERT INTO event (at, type, vps, vps_name, data) VALUES (1000000, 'option.active', 'id-1', 'web1', '{}');`)
+	s, err := Open(t.Context(), path)
+	must(t, err)
+	defer s.Close()
+	if events, err := s.Events(t.Context(), 0, 10); err != nil || len(events) != 1 || events[0].VPSName != "web1" {
+		t.Errorf("the events are %+v (%v)", events, err)
+	}
+	if queues, err := s.DeliveryQueues(t.Context()); err != nil || len(queues) != 0 {
+		t.Errorf("waiting: %+v (%v)", queues, err)
+	}
+}

@@ -42,8 +42,10 @@ type Store struct {
 	mark          *mark                 // nil when it is open to read only
 	failed        atomic.Pointer[error] // why nothing is written any more
 	written, lost atomic.Int64          // transactions, by outcome
-	// committed is told of commits that added events.
-	committed chan struct{}
+	// committed is told of commits that added events, queued of those that added
+	// deliveries.
+	committed, queued chan struct{}
+	dropped           map[vps.DeliveryKind]*atomic.Int64
 }
 
 // Tx is an open write transaction. It reads what it has written.
@@ -52,6 +54,8 @@ type Tx struct {
 	tx      *sql.Tx
 	message int64 // the last that it has added to the journal
 	event   int64 // the last that it has added
+	queued  bool  // it has added deliveries
+	dropped []vps.DeliveryKind
 }
 
 // queries are the reads, the same inside and outside a transaction.
@@ -89,7 +93,8 @@ func Open(ctx context.Context, path string) (*Store, error) {
 }
 
 func newStore(reader, writer *sql.DB) *Store {
-	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1)}
+	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1), queued: make(chan struct{}, 1),
+		dropped: map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}}}
 	s.q = querier{reader, s.judge}
 	return s
 }
@@ -325,13 +330,24 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	s.mark.set(t.message)
+	for _, kind := range t.dropped {
+		s.dropped[kind].Add(1)
+	}
 	if t.event != 0 {
-		select {
-		case s.committed <- struct{}{}:
-		default: // it is told already
-		}
+		tell(s.committed)
+	}
+	if t.queued {
+		tell(s.queued)
 	}
 	return nil
+}
+
+// tell wakes who listens, unless it is told already.
+func tell(who chan<- struct{}) {
+	select {
+	case who <- struct{}{}:
+	default:
+	}
 }
 
 // plain gives SQLite's errors the code that a caller may read, told apart by

@@ -57,6 +57,8 @@ const (
 	PhraseSpaceWarning   Phrase = "space_warning"  // free, total
 	PhraseSpaceCritical  Phrase = "space_critical" // free, total
 	PhraseOldDatabase    Phrase = "old_database"
+	PhraseWebhookGivenUp Phrase = "webhook_given_up"
+	PhraseMailGivenUp    Phrase = "mail_given_up"
 )
 
 // PhraseOf names what is said of a kind of operation that has got a status.
@@ -112,6 +114,8 @@ var phrases = map[Phrase]map[Language]string{
 	PhraseSpaceWarning:   {English: "Space is warning: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].", French: "L'espace disque diminue : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme]."},
 	PhraseSpaceCritical:  {English: "Space is critical: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].", French: "L'espace disque est critique : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme]."},
 	PhraseOldDatabase:    {English: "The daemon's database is older than what it had recorded last.", French: "La base de données du service est plus ancienne que ce qu'il avait enregistré en dernier."},
+	PhraseWebhookGivenUp: {English: "A webhook could not be told some news; trying was given up.", French: "Un webhook n'a pas pu recevoir certaines informations ; les tentatives ont été abandonnées."},
+	PhraseMailGivenUp:    {English: "An e-mail could not be sent; trying was given up.", French: "Un e-mail n'a pas pu être envoyé ; les tentatives ont été abandonnées."},
 }
 
 // results are the parts of an operation's result, which is stored in English; *
