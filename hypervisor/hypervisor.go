@@ -9,6 +9,7 @@ package hypervisor
 
 import (
 	"context"
+	"io"
 	"io/fs"
 	"time"
 )
@@ -131,6 +132,14 @@ type Images interface {
 	// durable. A file that is gone already is no error; another file there is
 	// ErrReplaced and is left alone.
 	Remove(ctx context.Context, path string, inode uint64) error
+	// Export opens an image to read what a guest would see through it and the
+	// images below it. Others may read them meanwhile; who wants to write to one,
+	// as a merge does, is refused. ErrBusy when somebody has one open to write. It
+	// ends with Close, and with this process.
+	Export(ctx context.Context, path, format string) (Export, error)
+	// Extents tells, in ascending order, which parts of an image hold data that is
+	// its own or of an image below it; all else reads as zeros. ErrBusy as Export.
+	Extents(ctx context.Context, path, format string, visit func(offset, length int64)) error
 	// Stat reads a file's identity and allocation.
 	Stat(ctx context.Context, path string) (File, error)
 	// Files lists the regular files of a directory, by name.
@@ -304,6 +313,16 @@ type Overlay struct {
 	Base       string // absolute
 	BaseFormat string
 	SizeBytes  int64 // virtual size; never left to the base
+}
+
+// Export is an image open to read. A read fails when the storage does not answer
+// within bounds, and when Close is called meanwhile.
+type Export interface {
+	io.ReaderAt
+	// Size is the virtual size in bytes.
+	Size() int64
+	// Close returns when nothing has the image open any more. It may be called again.
+	Close() error
 }
 
 // OfflineMerge names an overlay and the base directly below it.

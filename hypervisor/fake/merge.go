@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"vpssnapd/hypervisor"
 )
 
@@ -44,6 +46,11 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err := h.unused(d.ID, m.Base); err != nil {
 			return err
 		}
+		held, err := hold(unix.LOCK_EX, m.Base) // an export has it open
+		if err != nil {
+			return err
+		}
+		letGo(held)
 		j := job{Merge: m, Polls: h.mergePolls(), Outrun: h.outrun()}
 		if j.Left = j.Polls; j.Outrun && j.Left == 0 {
 			j.Polls, j.Left = 1, 1

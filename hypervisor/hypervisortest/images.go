@@ -1,6 +1,8 @@
 package hypervisortest
 
 import (
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +17,9 @@ var images = []test{
 	{"CreateOverlay without a base leaves nothing", createOverlayNoBase},
 	{"Inspect reads a header and trusts no other format", inspect},
 	{"Unused tells an image that a guest writes to", unused},
+	{"Export shows a frozen disk while the guest writes", export},
+	{"Export shows a linked clone whole", exportClone},
+	{"Export and writing exclude each other", exportAlone},
 	{"Copy copies once", copyFile},
 	{"Exchange swaps two files", exchange},
 	{"Remove removes only the file that was meant", remove},
@@ -120,6 +125,105 @@ func unused(s *suite) {
 	s.must(s.host().Unused(s.ctx, path, "qcow2"))
 }
 
+// exported compares an export, whole and in parts, with what it should hold, and
+// the extents with that.
+func (s *suite) exported(path, format string, want []byte) {
+	s.Helper()
+	e, err := s.host().Export(s.ctx, path, format)
+	s.must(err)
+	if e.Size() != int64(len(want)) {
+		s.Fatalf("the export has %d bytes, want %d", e.Size(), len(want))
+	}
+	for _, part := range [][2]int64{{0, e.Size()}, {1, 5}, {64*kib - 3, 3*kib + 1}, {e.Size() - 8*kib - 7, 99}} {
+		got := make([]byte, part[1])
+		if n, err := e.ReadAt(got, part[0]); n != len(got) || err != nil && !errors.Is(err, io.EOF) {
+			s.Fatalf("%d bytes at %d: read %d, %v", part[1], part[0], n, err)
+		}
+		s.equal("the export", got, want[part[0]:part[0]+part[1]])
+	}
+	if n, err := e.ReadAt(make([]byte, 10), e.Size()-4); n != 4 || !errors.Is(err, io.EOF) {
+		s.Errorf("beyond the end: read %d, %v", n, err)
+	}
+	s.must(e.Close())
+	s.must(e.Close())
+	if n, err := e.ReadAt(make([]byte, 10), 0); err == nil {
+		s.Errorf("closed, and still read %d bytes", n)
+	}
+	end := int64(0)
+	s.must(s.host().Extents(s.ctx, path, format, func(offset, length int64) {
+		if offset < end || length <= 0 || offset+length > int64(len(want)) {
+			s.Fatalf("%d bytes at %d follow %d", length, offset, end)
+		}
+		s.equal("what is said to be zero", want[end:offset], make([]byte, offset-end))
+		end = offset + length
+	}))
+	s.equal("what is said to be zero", want[end:], make([]byte, int64(len(want))-end))
+	if end == 0 {
+		s.Error("there is said to be no data")
+	}
+}
+
+func export(s *suite) {
+	g := s.written("qcow2", "raw")
+	g.start()
+	before := g.content()
+	for t, l := range g.take("snap") {
+		e, err := s.host().Export(s.ctx, l.base, l.baseFormat)
+		s.must(err)
+		g.write(t, 64*kib, 0x77, mib)
+		got := make([]byte, e.Size())
+		if _, err := e.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) {
+			s.Fatal(err)
+		}
+		s.must(e.Close())
+		s.equal("the base", got, before[t])
+		s.exported(l.base, l.baseFormat, before[t])
+	}
+}
+
+func exportClone(s *suite) {
+	golden := s.written("qcow2")
+	g := s.guest(DiskSpec{Target: "vda", SizeBytes: diskSize, Backing: golden.disk("vda").Path, BackingFormat: "qcow2"})
+	g.want["vda"] = golden.content()["vda"]
+	g.write("vda", 2*mib, 0x55, 64*kib)
+	g.start()
+	before := g.content()["vda"]
+	l := g.take("snap")["vda"]
+	g.write("vda", 2*mib, 0x66, 64*kib)
+	s.exported(l.base, "qcow2", before)
+}
+
+func exportAlone(s *suite) {
+	g := s.written("qcow2")
+	path := g.disk("vda").Path
+	g.start()
+	_, err := s.host().Export(s.ctx, path, "qcow2")
+	s.is(err, hypervisor.ErrBusy)
+	s.is(s.host().Extents(s.ctx, path, "qcow2", func(int64, int64) {}), hypervisor.ErrBusy)
+	l := g.take("snap")["vda"]
+	e, err := s.host().Export(s.ctx, l.base, "qcow2")
+	s.must(err)
+	g.write("vda", 0, 0x31, mib)
+	if err := s.host().StartMerge(s.ctx, g.id, l.merge("vda")); err == nil {
+		s.Error("a merge into what is exported was begun")
+	}
+	s.must(e.Close())
+	s.must(s.host().StartMerge(s.ctx, g.id, l.merge("vda")))
+	_, err = s.host().Export(s.ctx, l.base, "qcow2")
+	s.is(err, hypervisor.ErrBusy)
+	g.pivot("vda")
+	g.off()
+	e, err = s.host().Export(s.ctx, l.base, "qcow2")
+	s.must(err)
+	overlay := g.take("again")["vda"].overlay
+	g.write("vda", 0, 0x32, mib)
+	merge := hypervisor.OfflineMerge{Overlay: overlay, Base: l.base, BaseFormat: "qcow2"}
+	s.is(s.host().MergeOffline(s.ctx, merge, nil), hypervisor.ErrBusy)
+	s.must(e.Close())
+	s.must(s.host().MergeOffline(s.ctx, merge, nil))
+	g.check()
+}
+
 func copyFile(s *suite) {
 	g := s.written("qcow2")
 	src, dst := g.path("vars"), g.path("vars-saved")
@@ -219,6 +323,9 @@ func missing(s *suite) {
 	_, err := h.Inspect(ctx, gone, "qcow2")
 	s.is(err, fs.ErrNotExist)
 	s.is(h.Unused(ctx, gone, "qcow2"), fs.ErrNotExist)
+	_, err = h.Export(ctx, gone, "qcow2")
+	s.is(err, fs.ErrNotExist)
+	s.is(h.Extents(ctx, gone, "qcow2", func(int64, int64) {}), fs.ErrNotExist)
 	_, err = h.Copy(ctx, gone, g.path("copy"))
 	s.is(err, fs.ErrNotExist)
 	s.absent(g.path("copy"))

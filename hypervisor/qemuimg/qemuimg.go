@@ -1,6 +1,6 @@
 // Package qemuimg works on disk images for the real host: it is the only place
-// that runs qemu-img, and it does the file work around it (identity, exchange,
-// copy, removal). It implements hypervisor.Images.
+// that runs qemu-img and qemu-nbd, and it does the file work around them
+// (identity, exchange, copy, removal). It implements hypervisor.Images.
 //
 // Three rules hold for every call. Formats are stated, never probed. A name is
 // an absolute path of a local file, never one of QEMU's pseudo names such as
@@ -59,21 +59,17 @@ func New() (*Images, error) {
 	return nil, fmt.Errorf("cannot find qemu-img in %s", strings.Join(binaryDirs, ", "))
 }
 
-// run runs qemu-img and hands its standard output to read. The process gets a
-// fixed environment, and dies with ctx and with the daemon: a merge that goes
-// on unattended would keep the image lock and with it the recovery waiting.
+// run runs qemu-img and hands its standard output to read. The process dies with
+// ctx and with the daemon: a merge that goes on unattended would keep the image
+// lock and with it the recovery waiting.
 func (i *Images) run(ctx context.Context, read io.Writer, args ...string) error {
 	// The death signal is tied to the thread that starts the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	stderr := &limitedBuffer{limit: errorLimit}
-	cmd := exec.CommandContext(ctx, i.binary, args...)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
-	cmd.Dir = "/"
+	cmd := command(ctx, i.binary, args...)
 	cmd.Stdout = read
 	cmd.Stderr = stderr
-	cmd.WaitDelay = 5 * time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err := cmd.Run()
 	if err == nil {
 		return nil
@@ -84,7 +80,18 @@ func (i *Images) run(ctx context.Context, read io.Writer, args ...string) error 
 	return classify(fmt.Sprintf("qemu-img %s", args[0]), err, stderr.String())
 }
 
-// classify turns qemu-img's words into the errors of the contract. It has no
+// command is a program that gets a fixed environment and dies with ctx, and with
+// the thread that starts it.
+func command(ctx context.Context, binary string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.WaitDelay = 5 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// classify turns QEMU's words into the errors of the contract. It has no
 // error codes; its environment fixes the language.
 func classify(what string, err error, text string) error {
 	text = strings.TrimSpace(text)
