@@ -72,7 +72,7 @@ func FuzzAgent(f *testing.F) {
 	f.Add([]byte{agentAgrees, agentLies, agentRefuses, agentRefuses}, strings.Repeat("x", 1<<16), uint8(2))
 	policies := []vps.Quiesce{vps.QuiescePrefer, vps.QuiesceRequire, vps.QuiesceNever}
 	f.Fuzz(func(t *testing.T, script []byte, says string, policy uint8) {
-		w := newWorld(t, func(c *daemon.Config) { c.AgentWait = 0 })
+		w := newWorld(t, func(c *daemon.Config) { c.Settings.AgentWait = 0 })
 		id := w.vps("web1", hypervisor.Running)
 		w.write(id, "vda", 0, 'a')
 		agent := &scriptedAgent{script: script[:min(len(script), 4)], says: marker + says, way: map[string]int{}}

@@ -60,7 +60,7 @@ type mark struct {
 // look measures, and helps where that is needed. It returns true when the merge
 // is ready; its guest then stands still for the pivot.
 func (c *catchUp) look(ctx context.Context, dom hypervisor.Domain, set *mergeSet, s mergeState) (ready bool, err error) {
-	policy := c.d.Merge
+	policy := c.d.present().Merge
 	switch {
 	case policy.StalledAfter == 0 || !set.active || dom.State != hypervisor.Running:
 		return false, nil
@@ -92,7 +92,7 @@ func (c *catchUp) measure(s mergeState) (over, outrun bool) {
 		c.from = now
 		return false, false
 	}
-	if now.at.Sub(from.at) < c.d.Merge.StalledAfter {
+	if now.at.Sub(from.at) < c.d.present().Merge.StalledAfter {
 		return false, false
 	}
 	c.from = now
@@ -103,7 +103,7 @@ func (c *catchUp) measure(s mergeState) (over, outrun bool) {
 // tell reports a merge that is outrun: to who looks at the operation, and once
 // in the journal and in the log.
 func (c *catchUp) tell(ctx context.Context, s mergeState) error {
-	policy := c.d.Merge
+	policy := c.d.present().Merge
 	note := "the VPS writes as fast as its disk is merged"
 	phrase := vps.PhraseMergeOutrun
 	if policy.Help && policy.LongestStop > 0 {
@@ -147,14 +147,14 @@ func (c *catchUp) slow(ctx context.Context, set *mergeSet) (ready bool, err erro
 	if err != nil || s.waiting == 0 {
 		return err == nil, err
 	}
-	longest := c.d.Merge.LongestStop
+	longest := c.d.present().Merge.LongestStop
 	switch {
 	case s.rate > 0 && float64(s.left) < s.rate*longest.Seconds():
 		c.stop = longest // and over as soon as the merge is ready
 	case s.left >= c.left/10*9:
 		c.stop = min(2*c.stop, longest)
 	}
-	c.left, c.next = s.left, time.Now().Add(min(mergePoll, c.d.Merge.StalledAfter))
+	c.left, c.next = s.left, time.Now().Add(min(mergePoll, c.d.present().Merge.StalledAfter))
 	return false, nil
 }
 

@@ -39,7 +39,7 @@ func warnings(w *world, id string) (texts []string) {
 // the guest is left alone. It ends when the guest no longer outruns it.
 func TestMergeThatIsOutrunIsTold(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, LongestStop: time.Second}
+		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, LongestStop: time.Second}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	op := outrunMerge(w, id)
@@ -91,7 +91,7 @@ func (s *stops) watch(_ context.Context, point, _ string) error {
 func TestMergeThatIsOutrunIsHelped(t *testing.T) {
 	const longest = 200 * time.Millisecond
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true, LongestStop: longest}
+		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true, LongestStop: longest}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	w.host.MergeReadyAfter(40) // looks while it stands still: more than one stop has time for
@@ -128,7 +128,7 @@ func TestMergeThatIsOutrunIsHelped(t *testing.T) {
 // TestMergeWithoutStops: longest_stop 0 lifts the limit, and no more.
 func TestMergeWithoutStops(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true}
+		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	op := outrunMerge(w, id)
@@ -149,7 +149,7 @@ func TestMergeWithoutStops(t *testing.T) {
 // guest to help a merge lets it run, and the next one goes on.
 func TestStoppedDaemonLetsGo(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Merge = daemon.MergePolicy{StalledAfter: time.Millisecond, Help: true, LongestStop: 10 * time.Second}
+		c.Settings.Merge = daemon.MergePolicy{StalledAfter: time.Millisecond, Help: true, LongestStop: 10 * time.Second}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	w.host.MergeReadyAfter(10000)

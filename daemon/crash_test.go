@@ -103,7 +103,7 @@ var crashCases = []crashCase{
 	{
 		name: "delete outrun",
 		config: func(c *daemon.Config) {
-			c.Merge = daemon.MergePolicy{Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
+			c.Settings.Merge = daemon.MergePolicy{Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
 		},
 		prepare: func(w *world, id string) {
 			w.write(id, "vda", 0, 'a')

@@ -33,21 +33,8 @@ type Config struct {
 	// StateDir holds the database and the lock; it exists.
 	StateDir string
 	Version  string
-	Offer    vps.Offer
-	// Grace is how long a snapshot outlives its option.
-	Grace time.Duration
-	// UndoKeep is how long a restore can be undone.
-	UndoKeep time.Duration
-	// FreezeLimit is how long a guest may stand frozen, 10 s at most.
-	FreezeLimit time.Duration
-	// AgentWait is how long a restore waits for the guest to answer again.
-	AgentWait time.Duration
-	// MergeLimit is how many merges may copy at the same time.
-	MergeLimit int
-	// Merge says what is done about merges that guests outrun; its zero value: nothing.
-	Merge MergePolicy
-	// Headroom is how many bytes must be free for a take.
-	Headroom int64
+	// Settings are those of the start.
+	Settings Settings
 	// Senders carry what is to be told outside, by kind. What was recorded for one
 	// that is missing waits for it, and is given up after a day.
 	Senders map[vps.DeliveryKind]Sender
@@ -78,8 +65,9 @@ type Daemon struct {
 	drift       *driftWatch
 	events      *eventFeed
 	metrics     *metrics
-	used        chan string // ids of tokens whose use is to be noted
-	held        sync.Map    // by outboxKey, until when a target wants to be left alone
+	settings    atomic.Pointer[Settings] // those in force
+	used        chan string              // ids of tokens whose use is to be noted
+	held        sync.Map                 // by outboxKey, until when a target wants to be left alone
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -126,8 +114,9 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.MergeLimit), names: newNames(known),
+	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), names: newNames(known),
 		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64)}
+	d.settings.Store(&c.Settings)
 	d.metrics = newMetrics(d)
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)

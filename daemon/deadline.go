@@ -107,7 +107,7 @@ func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) err
 		if now.Sub(from) > noticedLate {
 			from = now
 		}
-		until := from.Add(d.Grace)
+		until := from.Add(d.present().Grace)
 		o.GraceUntil = &until
 		return true
 	})

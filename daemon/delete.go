@@ -222,7 +222,7 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err != nil {
 		return err
 	}
-	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}, bandwidth: d.Merge.Bandwidth}
+	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}, bandwidth: d.present().Merge.Bandwidth}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err

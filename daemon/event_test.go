@@ -135,7 +135,7 @@ func TestEventsThatAreUnknown(t *testing.T) {
 }
 
 func TestEventOfSpace(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
 	w.vps("web1", hypervisor.Running)
 	w.host.SetFree(1 << 20)
 	w.daemon.LookAtSpace(ctx)

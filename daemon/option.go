@@ -12,7 +12,7 @@ import (
 )
 
 // Offers returns the options on sale on this host.
-func (d *Daemon) Offers() []vps.Offer { return []vps.Offer{d.Offer} }
+func (d *Daemon) Offers() []vps.Offer { return []vps.Offer{d.present().Offer} }
 
 // Option returns the open option of a VPS. Codes: not_found.
 func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
@@ -189,7 +189,7 @@ func (d *Daemon) ordered(have vps.Option, vpsID string, order vps.OptionOrder) v
 	now := d.now()
 	o := have
 	if o.ID == "" {
-		o = vps.Option{ID: newOptionID(), VPS: vpsID, State: vps.OptionOrdered, Price: d.Offer.Price, OrderedAt: now, Locale: "en"}
+		o = vps.Option{ID: newOptionID(), VPS: vpsID, State: vps.OptionOrdered, Price: d.present().Offer.Price, OrderedAt: now, Locale: "en"}
 	}
 	if o.State == vps.OptionReleased {
 		o.State, o.ReleasedAt = vps.OptionOrdered, nil
@@ -245,7 +245,7 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 		if o.CancelledAt == nil {
 			o.CancelledAt = &now
 		}
-		if until := now.Add(d.Grace); o.State != vps.OptionGrace || o.GraceUntil == nil {
+		if until := now.Add(d.present().Grace); o.State != vps.OptionGrace || o.GraceUntil == nil {
 			o.GraceUntil = &until
 		}
 		if atOnce && o.GraceUntil.After(now) {

@@ -55,7 +55,7 @@ func (w *world) changes(id string) int {
 
 // newcomer is a VPS that never had an option, on a clock that stands still.
 func newcomer(t *testing.T) (w *world, id string, now time.Time) {
-	w = newWorld(t, func(c *daemon.Config) { c.Grace = 24 * time.Hour })
+	w = newWorld(t, func(c *daemon.Config) { c.Settings.Grace = 24 * time.Hour })
 	now = time.Now().UTC().Truncate(time.Second)
 	w.setClock(now)
 	id, err := w.host.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib})
@@ -165,7 +165,7 @@ func TestRenewal(t *testing.T) {
 
 // TestRenewedAtTheLastMoment: the deletion waits for its turn when the renewal comes.
 func TestRenewedAtTheLastMoment(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.MergeLimit = 1 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.MergeLimit = 1 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	busy := w.vps("web2", hypervisor.Running)
@@ -197,7 +197,7 @@ func TestRenewedAtTheLastMoment(t *testing.T) {
 // TestCancelNow deletes the snapshot and releases the option at once, also when
 // a deletion has just failed.
 func TestCancelNow(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Grace = 0 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Grace = 0 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.ForeignSnapshots = 1 }))

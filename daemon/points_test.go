@@ -84,7 +84,7 @@ func (w *world) nvram() string {
 
 // expire lets an undo and an option end.
 func expire(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.UndoKeep, c.Grace = time.Hour, 0 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.UndoKeep, c.Settings.Grace = time.Hour, 0 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	w.restore(id)

@@ -54,7 +54,7 @@ func (d *Daemon) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy 
 		return freezing{}, err
 	}
 	f := freezing{asked: true, began: d.Now()}
-	err := d.Config.Host.Freeze(ctx, dom.ID, d.FreezeLimit)
+	err := d.Config.Host.Freeze(ctx, dom.ID, d.present().FreezeLimit)
 	if err == nil {
 		f.done = true
 		return f, nil

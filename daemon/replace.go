@@ -54,7 +54,7 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 		return err
 	}
 	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return d.middleGone(ctx, dom, snap, disk) }
-	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}, bandwidth: d.Merge.Bandwidth}
+	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}, bandwidth: d.present().Merge.Bandwidth}
 	done, err := d.mergeRunning(ctx, r, set)
 	if done || err != nil {
 		return err

@@ -76,7 +76,7 @@ func (d *Daemon) confirmed(ctx context.Context, dom hypervisor.Domain, snap vps.
 	}
 	return vps.Errorf(vps.CodeConfirmationRequired,
 		"%severything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
-		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.UndoKeep)).
+		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.present().UndoKeep)).
 		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
 }
 
@@ -346,7 +346,7 @@ func (d *Daemon) verifyRestore(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	now := d.now()
-	until := now.Add(d.UndoKeep)
+	until := now.Add(d.present().UndoKeep)
 	for i, s := range notes.Spares {
 		disk := &snap.Disks[i]
 		disk.Undo, disk.UndoInode, disk.OverlayInode = s.Path, disk.OverlayInode, s.Inode
@@ -415,7 +415,7 @@ func (d *Daemon) awaitGuest(ctx context.Context, r *operation.Run) error {
 	if start, paused := notes.powerAfter(); !start || paused {
 		return nil
 	}
-	for until := time.Now().Add(d.AgentWait); ; {
+	for until := time.Now().Add(d.present().AgentWait); ; {
 		changed := d.inventory.changes()
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
@@ -429,7 +429,7 @@ func (d *Daemon) awaitGuest(ctx context.Context, r *operation.Run) error {
 			return nil
 		}
 		if time.Now().After(until) {
-			r.Op.Result += fmt.Sprintf("; the guest agent has not answered within %s", d.AgentWait)
+			r.Op.Result += fmt.Sprintf("; the guest agent has not answered within %s", d.present().AgentWait)
 			return nil
 		}
 		select {

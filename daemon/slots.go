@@ -2,65 +2,81 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
 // slots limits how many operations may merge at the same time: merging costs I/O.
 type slots struct {
-	mu   sync.Mutex
-	held map[string]bool
-	free chan struct{}
-	// waiting counts who waits for a slot.
-	waiting int
+	mu    sync.Mutex
+	limit int
+	held  map[string]bool
+	// queue holds who waits for a slot, the first first.
+	queue []waiter
 }
 
-func newSlots(n int) *slots {
-	s := &slots{held: map[string]bool{}, free: make(chan struct{}, max(n, 1))}
-	for range cap(s.free) {
-		s.free <- struct{}{}
-	}
-	return s
+// waiter waits for its turn, which is told by closing.
+type waiter struct {
+	operation string
+	turn      chan struct{}
 }
+
+func newSlots(n int) *slots { return &slots{limit: max(n, 1), held: map[string]bool{}} }
 
 // acquire waits for a slot for an operation; having one already is no error.
 func (s *slots) acquire(ctx context.Context, operation string) error {
 	s.mu.Lock()
-	held := s.held[operation]
-	if !held {
-		s.waiting++
-	}
-	s.mu.Unlock()
-	if held {
+	if s.held[operation] {
+		s.mu.Unlock()
 		return nil
 	}
-	var err error
+	w := waiter{operation, make(chan struct{})}
+	s.queue = append(s.queue, w)
+	s.letIn()
+	s.mu.Unlock()
 	select {
+	case <-w.turn:
+		return nil
 	case <-ctx.Done():
-		err = ctx.Err()
-	case <-s.free:
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting--
-	if err == nil {
-		s.held[operation] = true
+	select {
+	case <-w.turn: // at the same moment: release gives it back
+	default:
+		s.queue = slices.DeleteFunc(s.queue, func(other waiter) bool { return other.turn == w.turn })
 	}
-	return err
+	return ctx.Err()
+}
+
+// letIn gives the slots that are free to who waited longest.
+func (s *slots) letIn() {
+	for len(s.queue) > 0 && len(s.held) < s.limit {
+		s.held[s.queue[0].operation] = true
+		close(s.queue[0].turn)
+		s.queue = s.queue[1:]
+	}
 }
 
 // count tells how many slots are held, how many are waited for, and how many there are.
 func (s *slots) count() (held, waiting, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.held), s.waiting, cap(s.free)
+	return len(s.held), len(s.queue), s.limit
 }
 
 // release gives an operation's slot back, if it has one.
 func (s *slots) release(operation string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held[operation] {
-		delete(s.held, operation)
-		s.free <- struct{}{}
-	}
+	delete(s.held, operation)
+	s.letIn()
+}
+
+// resize changes how many slots there are. Who has one keeps it.
+func (s *slots) resize(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = max(n, 1)
+	s.letIn()
 }

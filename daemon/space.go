@@ -140,7 +140,7 @@ func (f *filling) remember(before *filling, now time.Time) {
 
 // tellSpace writes a message when a file system's level has changed.
 func (d *Daemon) tellSpace(ctx context.Context, f *filling) {
-	level := f.judge(d.Headroom)
+	level := f.judge(d.present().Headroom)
 	if level == f.level {
 		return
 	}
@@ -149,7 +149,7 @@ func (d *Daemon) tellSpace(ctx context.Context, f *filling) {
 		params["full"] = full.Round(time.Minute).String()
 	}
 	m := vps.Message{Kind: vps.MessageSpace, Actor: watchman, Phrase: vps.Phrase("space_" + string(level)), Params: params,
-		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(d.Headroom)))}
+		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(d.present().Headroom)))}
 	told := vps.Event{Type: vps.EventType("space." + string(level)), EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
 		TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}}}
 	err := d.store.Write(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), d.say(ctx, tx, m)) })
@@ -195,7 +195,7 @@ func (d *Daemon) resumeIfFed(ctx context.Context, id string) error {
 	}
 	for _, disk := range included(dom.Disks) {
 		space, err := d.Config.Host.Space(ctx, filepath.Dir(disk.Path))
-		if err != nil || space.Free < max(d.Headroom/4, 64<<20) {
+		if err != nil || space.Free < max(d.present().Headroom/4, 64<<20) {
 			return err
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 // TestHeadroom (FAULTS row 25): a take is refused below the headroom, with the numbers.
 func TestHeadroom(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
 	id := w.vps("web1", hypervisor.Running)
 	w.host.SetFree(1<<30 - 1)
 	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
@@ -33,7 +33,7 @@ func TestHeadroom(t *testing.T) {
 func TestStarvedGuestRunsOn(t *testing.T) {
 	for reason, runs := range map[hypervisor.PauseReason]bool{
 		hypervisor.PausedByNoSpace: true, hypervisor.PausedByIO: false, hypervisor.PausedByUser: false} {
-		w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+		w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
 		id := w.vps("web1", hypervisor.Running)
 		w.host.SetFree(0)
 		w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.State, d.PauseReason = hypervisor.Paused, reason }))
@@ -55,7 +55,7 @@ func TestStarvedGuestRunsOn(t *testing.T) {
 
 // TestSpaceIsTold: crossing a level writes one message, with the forecast.
 func TestSpaceIsTold(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
 	w.host.SetFree(100 << 30)
 	start := w.now()
 	w.setClock(start)

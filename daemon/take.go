@@ -168,9 +168,9 @@ func (d *Daemon) checkHeadroom(ctx context.Context, dom hypervisor.Domain, snap 
 		if err != nil {
 			return explainAs("cannot take a snapshot of "+dom.Name, err)
 		}
-		if space.Free < d.Headroom {
+		if space.Free < d.present().Headroom {
 			return vps.Errorf(vps.CodeInsufficientSpace, "cannot take a snapshot of %s: %d bytes are free for disk %s, %d are required",
-				dom.Name, space.Free, disk.Target, d.Headroom).WithRemedy("free space on the host, or lower the required headroom")
+				dom.Name, space.Free, disk.Target, d.present().Headroom).WithRemedy("free space on the host, or lower the required headroom")
 		}
 	}
 	return nil
@@ -312,7 +312,7 @@ func (d *Daemon) switchDisks(ctx context.Context, r *operation.Run) error {
 func (d *Daemon) switchInTime(ctx context.Context, snap vps.Snapshot, frozen freezing) error {
 	if frozen.done {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d.FreezeLimit-d.Now().Sub(frozen.began))
+		ctx, cancel = context.WithTimeout(ctx, d.present().FreezeLimit-d.Now().Sub(frozen.began))
 		defer cancel()
 	}
 	return d.Config.Host.SwitchToOverlays(ctx, snap.VPS, switches(snap))

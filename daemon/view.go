@@ -353,8 +353,8 @@ func (d *Daemon) storage(ctx context.Context, domains []hypervisor.Domain, overl
 		if err != nil {
 			continue
 		}
-		s := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free, HeadroomBytes: d.Headroom,
-			OverlayBytes: overlays[dir], TakesPermitted: space.Free >= d.Headroom, Level: vps.SpaceOK}
+		s := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free, HeadroomBytes: d.present().Headroom,
+			OverlayBytes: overlays[dir], TakesPermitted: space.Free >= d.present().Headroom, Level: vps.SpaceOK}
 		if f := d.knownFillings()[space.Device]; f != nil {
 			s.Level, s.FullInSeconds = f.level, int64(f.fullIn().Seconds())
 		}

@@ -61,9 +61,11 @@ func (w *world) tryOpen() error {
 		return err
 	}
 	c := daemon.Config{
-		Host: host, StateDir: w.stateDir, Version: "test", Grace: time.Hour, UndoKeep: time.Hour,
-		Offer:       vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
-		FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
+		Host: host, StateDir: w.stateDir, Version: "test",
+		Settings: daemon.Settings{
+			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
+			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
+		},
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
 	}
 	if w.config != nil {

@@ -63,9 +63,11 @@ func (w *wholeSite) open(t *testing.T) {
 	host, err := fake.Open(w.hostDir)
 	check(t, err)
 	w.daemon, err = daemon.Open(context.Background(), daemon.Config{
-		Host: host, StateDir: w.stateDir, Version: "test", Grace: time.Hour, UndoKeep: time.Hour,
-		FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
-		Offer:  vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+		Host: host, StateDir: w.stateDir, Version: "test",
+		Settings: daemon.Settings{
+			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
+			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+		},
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
 	})
 	check(t, err)

@@ -205,8 +205,11 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	check(f, host.Start(context.Background(), id, false))
 	log := slog.New(slog.DiscardHandler)
 	d, err := daemon.Open(context.Background(), daemon.Config{
-		Host: host, StateDir: f.TempDir(), Version: "test", Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 1,
-		Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}}, Logger: log,
+		Host: host, StateDir: f.TempDir(), Version: "test", Logger: log,
+		Settings: daemon.Settings{
+			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 1,
+			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+		},
 	})
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })

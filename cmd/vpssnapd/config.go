@@ -200,8 +200,12 @@ func (c config) checkListen() error {
 const mostCallsPerSecond = 1_000_000
 
 func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config {
-	return daemon.Config{
-		Host: host, StateDir: c.StateDir, Version: version, Logger: logger,
+	return daemon.Config{Host: host, StateDir: c.StateDir, Version: version, Logger: logger, Settings: c.settings()}
+}
+
+// settings are what [snapshot], [merge] and [offer] say.
+func (c config) settings() daemon.Settings {
+	return daemon.Settings{
 		Offer: vps.Offer{
 			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
 			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},

@@ -51,8 +51,8 @@ func FuzzConfig(f *testing.F) {
 
 func keepsPromises(t *testing.T, c config) {
 	t.Helper()
-	d := c.daemon(nil, nil)
-	if !filepath.IsAbs(d.StateDir) || !filepath.IsAbs(c.Socket) || !filepath.IsAbs(c.Libvirt.ConfigDir) {
+	d := c.settings()
+	if !filepath.IsAbs(c.StateDir) || !filepath.IsAbs(c.Socket) || !filepath.IsAbs(c.Libvirt.ConfigDir) {
 		t.Errorf("paths: %+v", c)
 	}
 	if d.FreezeLimit <= 0 || d.FreezeLimit > 10*time.Second || d.Grace < 0 || d.UndoKeep < 0 || d.AgentWait < 0 || d.MergeLimit < 1 || d.Headroom < 0 {

@@ -79,8 +79,8 @@ func (o *outrun) open(policy daemon.MergePolicy) *daemon.Daemon {
 		URI: o.lab.URI(), ConfigDir: filepath.Join(o.lab.ConfigDir(), "qemu"), Images: images, Logger: log})
 	o.must(err)
 	o.disk = &slowDisk{Host: real, speed: 512 << 10}
-	d, err := daemon.Open(o.t.Context(), daemon.Config{Host: o.disk, StateDir: o.state, Version: "test", Offer: vps.Offer{ID: "snapshot"},
-		FreezeLimit: 10 * time.Second, AgentWait: time.Minute, MergeLimit: 1, Merge: policy, Logger: log})
+	d, err := daemon.Open(o.t.Context(), daemon.Config{Host: o.disk, StateDir: o.state, Version: "test", Logger: log,
+		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, FreezeLimit: 10 * time.Second, AgentWait: time.Minute, MergeLimit: 1, Merge: policy}})
 	o.must(err)
 	return d
 }
