@@ -969,6 +969,25 @@ type Option struct {
 	VPS string `json:"vps"`
 }
 
+// OptionChange One change of an option.
+type OptionChange struct {
+	// Actor Who asked, and by which way.
+	Actor Actor     `json:"actor"`
+	At    time.Time `json:"at"`
+	ID    int64     `json:"id"`
+
+	// Note What was changed, for a human: the state, and the fields of the option with what they became. Of the contact's address only that it was changed.
+	Note string `json:"note"`
+
+	// Option The id of the option.
+	Option string `json:"option"`
+
+	// State ordered: not yet activated. active: a snapshot may be taken. grace:
+	// cancelled or expired; restore and delete still work. released: over,
+	// the snapshot is gone.
+	State OptionState `json:"state"`
+}
+
 // OptionEvent An option as it was then.
 type OptionEvent struct {
 	// Actor Who asked, and by which way.
@@ -985,6 +1004,14 @@ type OptionEvent struct {
 	// cancelled or expired; restore and delete still work. released: over,
 	// the snapshot is gone.
 	State OptionState `json:"state"`
+}
+
+// OptionHistory defines model for OptionHistory.
+type OptionHistory struct {
+	Changes []OptionChange `json:"changes"`
+
+	// Next The cursor of the next page; left out on the last.
+	Next string `json:"next,omitempty,omitzero"`
 }
 
 // OptionOrder defines model for OptionOrder.
@@ -1478,6 +1505,15 @@ type PutOptionParams struct {
 
 	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListOptionHistoryParams defines parameters for ListOptionHistory.
+type ListOptionHistoryParams struct {
+	// Cursor The `next` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit At most so many entries; 50 when left out.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // DeleteSnapshotParams defines parameters for DeleteSnapshot.

@@ -72,3 +72,23 @@ func TestAnswerAndChangeAreOne(t *testing.T) {
 		}
 	}
 }
+
+// TestCancelKeepsOneAnswer: the answer that is kept is the one that was given, also
+// when there is no snapshot to wait for.
+func TestCancelKeepsOneAnswer(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	var kept []any
+	call := vps.WithCall(ctx, vps.Call{Client: "c", Key: "k", Record: func(result any) ([]byte, error) {
+		kept = append(kept, result)
+		return []byte("x"), nil
+	}})
+	o, err := w.daemon.CancelOption(call, id, true, operator)
+	w.must(err)
+	if o.State != vps.OptionReleased || len(kept) != 1 {
+		t.Fatalf("the option is %s, and kept was %+v", o.State, kept)
+	}
+	if diff := cmp.Diff(any(o), kept[0]); diff != "" {
+		t.Error(diff)
+	}
+}

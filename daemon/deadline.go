@@ -99,7 +99,7 @@ func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) err
 	if !over(o) {
 		return nil
 	}
-	return d.toGrace(ctx, o.VPS, expiry, "its time is over", func(o *vps.Option) bool {
+	_, err := d.toGrace(ctx, o.VPS, expiry, "its time is over", func(o *vps.Option) bool {
 		if !over(*o) {
 			return false // renewed meanwhile
 		}
@@ -111,6 +111,10 @@ func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) err
 		o.GraceUntil = &until
 		return true
 	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // released meanwhile
+	}
+	return err
 }
 
 // graceOver says, within a transaction, that the grace of a VPS's option is over.
@@ -156,25 +160,27 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 // releaseOption ends an option whose grace is over, when its snapshot is gone, or
 // its VPS is.
 func (d *Daemon) releaseOption(ctx context.Context, vpsID string, gone bool) error {
+	return d.store.Write(ctx, func(tx *store.Tx) error { return d.release(ctx, tx, vpsID, gone) })
+}
+
+func (d *Daemon) release(ctx context.Context, tx *store.Tx, vpsID string, gone bool) error {
+	current, over, err := d.graceOver(ctx, tx, vpsID)
+	if err != nil || !over {
+		return err // or renewed meanwhile
+	}
+	if _, err := tx.CurrentSnapshot(ctx, vpsID); !gone && !errors.Is(err, sql.ErrNoRows) {
+		return err // taken meanwhile, before the option ended again
+	}
 	now := d.now()
-	return d.store.Write(ctx, func(tx *store.Tx) error {
-		current, over, err := d.graceOver(ctx, tx, vpsID)
-		if err != nil || !over {
-			return err // or renewed meanwhile
-		}
-		if _, err := tx.CurrentSnapshot(ctx, vpsID); !gone && !errors.Is(err, sql.ErrNoRows) {
-			return err // taken meanwhile, before the option ended again
-		}
-		current.State, current.ReleasedAt, current.UpdatedAt = vps.OptionReleased, &now, now
-		if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
-			return err
-		}
-		m := vps.Message{VPS: vpsID, VPSName: d.names.name(vpsID), Kind: vps.MessageOptionChanged, Actor: expiry, Phrase: vps.PhraseOptionReleased}
-		if gone {
-			m.Detail = "the VPS is gone from the host, so its snapshot could not be deleted; vpssnap doctor says what can be done"
-		}
-		return d.say(ctx, tx, m)
-	})
+	current.State, current.ReleasedAt, current.UpdatedAt = vps.OptionReleased, &now, now
+	if err := tx.SaveOption(ctx, current, expiry, "released"); err != nil {
+		return err
+	}
+	m := vps.Message{VPS: vpsID, VPSName: d.names.name(vpsID), Kind: vps.MessageOptionChanged, Actor: expiry, Phrase: vps.PhraseOptionReleased}
+	if gone {
+		m.Detail = "the VPS is gone from the host, so its snapshot could not be deleted; vpssnap doctor says what can be done"
+	}
+	return d.say(ctx, tx, m)
 }
 
 // retryExpiry is how long a deletion that failed waits for its next try.

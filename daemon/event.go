@@ -21,6 +21,7 @@ const (
 // the database, woken by commits; a listener who is far behind reads by itself.
 type eventFeed struct {
 	mu      sync.Mutex
+	began   int64       // the id of the newest when it was opened
 	last    int64       // the id of the newest that was read
 	recent  []vps.Event // without gap up to last
 	changed chan struct{}
@@ -28,7 +29,7 @@ type eventFeed struct {
 
 // openFeed begins behind the newest event.
 func openFeed(last int64) *eventFeed {
-	return &eventFeed{last: last, changed: make(chan struct{})}
+	return &eventFeed{began: last, last: last, changed: make(chan struct{})}
 }
 
 // add appends what was read, and wakes every listener.
@@ -62,6 +63,13 @@ func (f *eventFeed) after(id int64) (page vps.EventPage, ok bool) {
 	from := f.recent[len(f.recent)-int(behind):]
 	page.Events = append(page.Events, from[:min(len(from), eventPage)]...)
 	return page, true
+}
+
+// count is how many were read since it was opened.
+func (f *eventFeed) count() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last - f.began
 }
 
 // newest is the id of the newest event that was read.
@@ -104,6 +112,11 @@ func (d *Daemon) Events(ctx context.Context, after int64) (vps.EventPage, error)
 		return page, err
 	}
 	page.Events, err = d.store.Events(ctx, page.After, eventPage)
+	for i := 1; i < len(page.Events); i++ {
+		if page.Events[i].ID != page.Events[i-1].ID+1 { // what comes then, the next page tells
+			page.Events = page.Events[:i]
+		}
+	}
 	switch {
 	case err != nil:
 	case len(page.Events) > 0 && page.Events[0].ID != page.After+1:

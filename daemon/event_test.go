@@ -30,6 +30,15 @@ func (w *world) heard(after int64) []vps.Event {
 	}
 }
 
+// lastEvent is the id of the newest event.
+func (w *world) lastEvent() int64 {
+	w.t.Helper()
+	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
+	page, err := w.daemon.Events(ctx, vps.FromNow)
+	w.must(err)
+	return page.After
+}
+
 func typesOf(events []vps.Event) []string {
 	var types []string
 	for _, e := range events {
@@ -42,17 +51,16 @@ func typesOf(events []vps.Event) []string {
 
 func TestEventsOfALife(t *testing.T) {
 	w := newWorld(t, nil)
+	start := w.lastEvent()
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{Description: "first"})
-	events := w.heard(0)
+	events := w.heard(start)
 	want := "option.active message operation.pending snapshot.creating message operation.running snapshot.available operation.succeeded message"
 	if got := strings.Join(typesOf(events), " "); got != want {
 		t.Errorf("a take told\n%s, want\n%s", got, want)
 	}
 	for i, e := range events {
-		// The option is ordered so soon that the name may not be on record yet.
-		named := e.VPSName == "web1" || e.Option != nil && e.VPSName == ""
-		if e.ID != int64(i+1) || e.VPS != id || !named {
+		if e.ID != start+int64(i)+1 || e.VPS != id || e.VPSName != "web1" {
 			t.Errorf("event %d is %+v", i+1, e)
 		}
 	}
@@ -63,7 +71,7 @@ func TestEventsOfALife(t *testing.T) {
 	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.HasPrefix(got, "snapshot.changed ") || !strings.Contains(got, "snapshot.restoring") || !strings.HasSuffix(got, "snapshot.available operation.succeeded message") {
 		t.Errorf("a restore told %s", got)
 	}
-	last = int64(len(w.heard(0)))
+	last = w.lastEvent()
 	w.delete(id)
 	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.Contains(got, "snapshot.deleting") || !strings.Contains(got, "snapshot.gone") {
 		t.Errorf("a delete told %s", got)
@@ -126,7 +134,7 @@ func TestListenersAreWoken(t *testing.T) {
 func TestEventsThatAreUnknown(t *testing.T) {
 	w := newWorld(t, nil)
 	w.vps("web1", hypervisor.Running)
-	last := int64(len(w.heard(0)))
+	last := w.lastEvent()
 	page, err := w.daemon.Events(ctx, last+1000)
 	w.must(err)
 	if !page.Missed || page.After != last || len(page.Events) != 0 {
@@ -137,9 +145,10 @@ func TestEventsThatAreUnknown(t *testing.T) {
 func TestEventOfSpace(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
 	w.vps("web1", hypervisor.Running)
+	start := w.lastEvent()
 	w.host.SetFree(1 << 20)
 	w.daemon.LookAtSpace(ctx)
-	events := w.heard(0)
+	events := w.heard(start)
 	e := events[len(events)-2]
 	if e.Type != vps.EventSpaceCritical || e.VPS != "" || e.Space == nil || e.Space.FreeBytes != 1<<20 {
 		t.Errorf("told was %+v", e)

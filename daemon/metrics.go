@@ -177,9 +177,7 @@ func (c *stateCollector) database(ctx context.Context, out sample) {
 	committed, failed := c.d.store.Commits()
 	out.counter(descCommits, float64(committed), "committed")
 	out.counter(descCommits, float64(failed), "failed")
-	if last, err := c.d.store.LastEvent(ctx); err == nil {
-		out.counter(descEvents, float64(last))
-	}
+	out.counter(descEvents, float64(c.d.events.count()))
 }
 
 func (c *stateCollector) records(ctx context.Context, out sample) {

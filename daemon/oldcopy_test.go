@@ -159,3 +159,72 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 	w.close()
 	return true
 }
+
+// TestOldCopyBringsNothingBack: a token that was revoked stays so, and who listens
+// is told that events were missed, whether the copy knows the last one he got or not.
+func TestOldCopyBringsNothingBack(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	token, secret, err := w.daemon.CreateToken(ctx, vps.TokenRequest{Name: "lost", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator)
+	w.must(err)
+	inCopy := w.lastEvent() - 1
+	w.close()
+	putBack := w.keepCopy()
+	w.open()
+	w.must(w.daemon.RevokeToken(ctx, token.ID, operator))
+	w.take(id, vps.TakeRequest{})
+	later := w.lastEvent()
+	w.close()
+	putBack()
+	w.open()
+	_, err = w.daemon.Authenticate(ctx, secret)
+	w.refuses(vps.CodeUnauthenticated, err)
+	for _, from := range []int64{inCopy, later} {
+		if !w.missedAfter(from) {
+			t.Errorf("who comes back behind event %d is not told that there is a gap", from)
+		}
+	}
+	if _, _, err := w.daemon.CreateToken(ctx, vps.TokenRequest{Name: "new", Scopes: []vps.Scope{vps.ScopeRead}}, operator); err != nil {
+		t.Error(err)
+	}
+	if w.close(); !strings.Contains(w.log.String(), "All tokens were revoked") {
+		t.Error("the log does not tell the operator")
+	}
+}
+
+// TestNewDatabaseGivesNewIds: also when everything was lost, who listens is told,
+// however many events there are by then.
+func TestNewDatabaseGivesNewIds(t *testing.T) {
+	w := newWorld(t, nil)
+	w.vps("web1", hypervisor.Running)
+	heard := w.lastEvent()
+	w.close()
+	w.must(os.RemoveAll(w.stateDir))
+	w.must(os.Mkdir(w.stateDir, 0o700))
+	w.open()
+	w.vps("web2", hypervisor.Running)
+	if first := w.lastEvent(); first <= heard {
+		t.Errorf("event %d came before, and %d now", heard, first)
+	}
+	if !w.missedAfter(heard) {
+		t.Error("who comes back is not told")
+	}
+}
+
+// missedAfter reads all events behind one, as a listener does, and says whether
+// they came with the news that some were missed.
+func (w *world) missedAfter(id int64) bool {
+	w.t.Helper()
+	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
+	for {
+		page, err := w.daemon.Events(ctx, id)
+		w.must(err)
+		if page.Missed {
+			return true
+		}
+		if len(page.Events) == 0 {
+			return false
+		}
+		id = page.Events[len(page.Events)-1].ID
+	}
+}

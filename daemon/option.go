@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"vpssnapd/daemon/store"
@@ -27,6 +29,12 @@ func (d *Daemon) Option(ctx context.Context, ref string) (vps.Option, error) {
 	return o, err
 }
 
+// OptionHistory returns one page of what has happened to the options of a VPS.
+func (d *Daemon) OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.OptionHistory, error) {
+	q.Limit = pageLimit(q.Limit)
+	return d.store.OptionHistory(ctx, q)
+}
+
 // PutOption orders or activates the option of a VPS, or changes its end. The
 // same order may be sent again without harm; an option that has ended is renewed
 // by an order with a new reference or a later end.
@@ -45,6 +53,10 @@ func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrde
 	var option vps.Option
 	var kept string
 	err = d.store.Write(ctx, func(tx *store.Tx) error {
+		// It may have been defined a moment ago: what is told of its option names it.
+		if err := tx.SawVPS(ctx, store.KnownVPS{ID: dom.ID, Name: dom.Name, LastSeen: d.now()}); err != nil {
+			return err
+		}
 		if option, err = d.putOption(ctx, tx, dom, order, actor); err != nil {
 			return err
 		}
@@ -138,15 +150,36 @@ func (d *Daemon) optionLeft(o vps.Option) vps.Option {
 	return o
 }
 
-// noteOf is what an option's history says of a change.
+// noteOf is what an option's history says of a change. The contact's address is
+// not repeated: it can be changed, and the history cannot.
 func noteOf(before, after vps.Option) string {
+	notes := []string{}
 	switch {
 	case before.ID == "":
-		return "ordered"
+		notes = append(notes, "ordered")
 	case before.State != after.State:
-		return string(before.State) + " → " + string(after.State)
+		notes = append(notes, string(before.State)+" → "+string(after.State))
 	}
-	return "changed"
+	if after.OrderRef != before.OrderRef {
+		notes = append(notes, "order_ref "+after.OrderRef)
+	}
+	if after.Price != before.Price {
+		notes = append(notes, fmt.Sprintf("price %d %s %s", after.Price.Amount, after.Price.Currency, after.Price.Period))
+	}
+	switch {
+	case after.EndsAt == before.EndsAt:
+	case after.EndsAt == nil:
+		notes = append(notes, "ends_at none")
+	default:
+		notes = append(notes, "ends_at "+after.EndsAt.Format(time.RFC3339))
+	}
+	if after.ContactEmail != before.ContactEmail {
+		notes = append(notes, "contact_email changed")
+	}
+	if after.Locale != before.Locale {
+		notes = append(notes, "locale "+after.Locale)
+	}
+	return strings.Join(notes, "; ")
 }
 
 // keepFromExpiry asks the deletion that the end of the option has begun to stop,
@@ -236,12 +269,12 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 	if err != nil {
 		return vps.Option{}, err
 	}
-	option, err := d.Option(ctx, id)
+	before, err := d.Option(ctx, id)
 	if err != nil {
-		return option, err
+		return before, err
 	}
 	now := d.now()
-	err = d.toGrace(ctx, id, actor, "cancelled", func(o *vps.Option) bool {
+	option, err := d.toGrace(ctx, id, actor, "cancelled", func(o *vps.Option) bool {
 		if o.CancelledAt == nil {
 			o.CancelledAt = &now
 		}
@@ -253,6 +286,12 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 		}
 		return true
 	})
+	if errors.Is(err, sql.ErrNoRows) { // another cancel has released it meanwhile
+		if option, err = d.store.OptionByID(ctx, before.ID); err == nil {
+			err = d.rememberAlone(ctx, option)
+		}
+		return option, err
+	}
 	if err != nil {
 		return option, err
 	}
@@ -261,43 +300,49 @@ func (d *Daemon) CancelOption(ctx context.Context, ref string, atOnce bool, acto
 	}
 	d.endGrace(onOurOwn(ctx), id)
 	d.deadlinesChanged()
-	if option, err = d.store.OptionByID(ctx, option.ID); err != nil {
-		return option, err
-	}
-	// In the place of what toGrace has kept. Between the two nothing was answered yet.
-	return option, d.rememberAlone(ctx, option)
+	return option, nil
 }
 
 // toGrace moves the open option of a VPS into its grace, until end says of it as
 // it is now, within the transaction: it may have been renewed a moment ago. end
-// returns false when it shall stay as it is.
-func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, note string, end func(o *vps.Option) bool) error {
-	return d.store.Write(ctx, func(tx *store.Tx) error {
+// returns false when it shall stay as it is. An option without a grace and without
+// a snapshot is released in the same transaction. It returns the option as it then
+// is; sql.ErrNoRows when there is none.
+func (d *Daemon) toGrace(ctx context.Context, vpsID string, actor vps.Actor, note string, end func(o *vps.Option) bool) (o vps.Option, err error) {
+	err = d.store.Write(ctx, func(tx *store.Tx) error {
 		have, err := tx.OpenOption(ctx, vpsID)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
 		if err := checkOptionMatch(ctx, have); err != nil {
 			return err
 		}
-		o := have
+		o = have
 		if !end(&o) {
+			o = have
 			return nil
 		}
-		if o.State = vps.OptionGrace; o == have {
-			return nil
+		if o.State = vps.OptionGrace; o != have {
+			o.UpdatedAt = d.now()
+			if err := d.saveGrace(ctx, tx, o, actor, note); err != nil {
+				return err
+			}
 		}
-		o.UpdatedAt = d.now()
-		if err := tx.SaveOption(ctx, o, actor, note); err != nil {
+		if err := d.release(ctx, tx, vpsID, false); err != nil {
 			return err
 		}
-		if err := d.remember(ctx, tx, o); err != nil {
+		if o, err = tx.OptionByID(ctx, o.ID); err != nil {
 			return err
 		}
-		return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,
-			Phrase: vps.PhraseOptionGrace, Params: map[string]string{"until": o.GraceUntil.Format(time.RFC3339)}})
+		return d.remember(ctx, tx, o)
 	})
+	return o, err
+}
+
+func (d *Daemon) saveGrace(ctx context.Context, tx *store.Tx, o vps.Option, actor vps.Actor, note string) error {
+	if err := tx.SaveOption(ctx, o, actor, note); err != nil {
+		return err
+	}
+	return d.say(ctx, tx, vps.Message{VPS: o.VPS, Kind: vps.MessageOptionChanged, Actor: actor,
+		Phrase: vps.PhraseOptionGrace, Params: map[string]string{"until": o.GraceUntil.Format(time.RFC3339)}})
 }

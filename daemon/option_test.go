@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -314,7 +316,7 @@ func TestOptionOutlivesItsVPS(t *testing.T) {
 		t.Errorf("at the first look the option is %+v, %v", o, err) // it may be defined anew just now
 	}
 	w.setClock(w.option(id).GraceUntil.Add(time.Hour))
-	if o, err := w.daemon.CancelOption(ctx, id, false, orders); err != nil || o.State != vps.OptionReleased { // it looks, too
+	if o, err := w.daemon.CancelOption(ctx, id, false, orders); err != nil || w.option(id).State != vps.OptionReleased { // it looks, too
 		t.Errorf("at the second look the option is %+v, %v", o, err)
 	}
 	if n := strings.Count(w.log.String(), "ended option not deleted"); n != 1 {
@@ -404,4 +406,45 @@ func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
 	close(goOn)
 	both.Wait()
 	w.eventually("the snapshot is deleted", func() bool { return !hasSnapshot(w, id) })
+}
+
+// TestOptionHistory: every change of every option of a VPS is there, with what it
+// was, who made it, and page by page.
+func TestOptionHistory(t *testing.T) {
+	w, id, now := newcomer(t)
+	price := vps.Price{Amount: 499, Currency: "CHF", Period: vps.PeriodYear}
+	w.put(id, vps.OptionOrder{State: vps.OptionOrdered, OrderRef: "A-1", ContactEmail: "jo@example.org"}, vps.OptionOrdered)
+	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", Price: &price, EndsAt: after(now, time.Hour)}, vps.OptionActive)
+	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1"}, vps.OptionActive) // changes nothing
+	first := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-2", EndsAt: after(now, 2*time.Hour), Locale: "fr"}, vps.OptionActive)
+	_, err := w.daemon.CancelOption(ctx, id, true, operator)
+	w.must(err)
+	second := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-3"}, vps.OptionActive)
+	var got []string
+	q := vps.OptionQuery{VPS: id, Limit: 4}
+	for {
+		page, err := w.daemon.OptionHistory(ctx, q)
+		w.must(err)
+		for _, c := range page.Changes {
+			if want := map[bool]string{true: second.ID, false: first.ID}[len(got) == 0]; c.Option != want {
+				t.Errorf("%s is of the option %s, want %s", c.Note, c.Option, want)
+			}
+			got = append(got, c.Actor.Name+" "+string(c.State)+": "+c.Note)
+		}
+		if q.Before = page.Next; page.Next == 0 {
+			break
+		}
+	}
+	end := func(d time.Duration) string { return now.Add(d).Format(time.RFC3339) }
+	want := []string{
+		"shop active: ordered; order_ref A-3; price 299 EUR month; locale en",
+		"vpssnapd released: released",
+		"test grace: cancelled",
+		"shop active: order_ref A-2; ends_at " + end(2*time.Hour) + "; locale fr",
+		"shop active: ordered → active; price 499 CHF year; ends_at " + end(time.Hour),
+		"shop ordered: ordered; order_ref A-1; price 299 EUR month; contact_email changed; locale en",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
 }

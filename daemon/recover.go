@@ -40,10 +40,10 @@ func (d *Daemon) recover(ctx context.Context) error {
 
 // parkOutdated leaves every operation of an old copy of the database to an
 // operator: it has ended long since, and gone on with it would repoint or exchange
-// the disks of a VPS that has another snapshot by now. All else is compared with the
-// host, whose word counts.
+// the disks of a VPS that has another snapshot by now. No token of it is believed.
+// All else is compared with the host, whose word counts.
 func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
-	d.Logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor", "operations", len(ops))
+	d.Logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create", "operations", len(ops))
 	err := d.store.Write(failpoint.Within(ctx, "daemon", "recover"), func(tx *store.Tx) error {
 		for _, op := range ops {
 			if op.Status == vps.StatusNeedsAttention {
@@ -55,8 +55,12 @@ func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
 				return err
 			}
 		}
+		// It would bring back those that were revoked since.
+		if err := tx.RevokeAll(ctx); err != nil {
+			return err
+		}
 		return d.say(ctx, tx, vps.Message{Kind: vps.MessageWarning, Actor: watchman, Phrase: vps.PhraseOldDatabase,
-			Detail: "an old copy was put back, or it was lost; what the host says counts"})
+			Detail: "an old copy was put back, or it was lost; what the host says counts; all tokens were revoked: make new ones"})
 	})
 	if err != nil {
 		return err

@@ -132,7 +132,7 @@ type ClientInterface interface {
 	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
-	// | `vpssnap_events_total` | | events since the database was made |
+	// | `vpssnap_events_total` | | events since the start |
 	// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
 	// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
 	// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
@@ -156,7 +156,9 @@ type ClientInterface interface {
 	// `Last-Event-ID` goes on behind that event, also after the daemon was
 	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
 	// ones gets an event of type `events.missed` first: read what you need to know
-	// with the other calls, and listen on.
+	// with the other calls, and listen on. So does who comes back when the daemon's
+	// database was made anew, or an old copy of it put back: ids of before are
+	// never given again.
 	//
 	// An event tells that something has changed, and how it was at that moment;
 	// what it is now, the other calls tell. Events of one VPS come in order.
@@ -188,6 +190,9 @@ type ClientInterface interface {
 	// metadata are put right, guests let go, records made of what is there and
 	// dropped of what is not, and files removed that a record of ours says are
 	// stale. A file that no record names is never touched.
+	//
+	// A repair looks again before each thing that it does. One that was cut short,
+	// and comes again with its `Idempotency-Key`, does what is left.
 	//
 	// Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
 	RepairHost(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -329,6 +334,14 @@ type ClientInterface interface {
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
 	PutOption(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListOptionHistory Read every change of the options of a VPS
+	//
+	// Also of those that are released, and of a VPS that is gone, by its id. What is
+	// over is never removed.
+	//
+	// Corresponds with GET /v1/vps/{vps}/option/history (the `ListOptionHistory` operationId).
+	ListOptionHistory(ctx context.Context, vps VPSRef, params *ListOptionHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	//
 	// Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
@@ -460,7 +473,7 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
-// | `vpssnap_events_total` | | events since the database was made |
+// | `vpssnap_events_total` | | events since the start |
 // | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
 // | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
 // | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
@@ -504,7 +517,9 @@ func (c *rest) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn)
 // `Last-Event-ID` goes on behind that event, also after the daemon was
 // restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
 // ones gets an event of type `events.missed` first: read what you need to know
-// with the other calls, and listen on.
+// with the other calls, and listen on. So does who comes back when the daemon's
+// database was made anew, or an old copy of it put back: ids of before are
+// never given again.
 //
 // An event tells that something has changed, and how it was at that moment;
 // what it is now, the other calls tell. Events of one VPS come in order.
@@ -566,6 +581,9 @@ func (c *rest) CheckHost(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 // metadata are put right, guests let go, records made of what is there and
 // dropped of what is not, and files removed that a record of ours says are
 // stale. A file that no record names is never touched.
+//
+// A repair looks again before each thing that it does. One that was cut short,
+// and comes again with its `Idempotency-Key`, does what is left.
 //
 // Corresponds with POST /v1/host/repair (the `RepairHost` operationId).
 func (c *rest) RepairHost(ctx context.Context, params *RepairHostParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -877,6 +895,24 @@ func (c *rest) PutOptionWithBody(ctx context.Context, vps VPSRef, params *PutOpt
 // Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
 func (c *rest) PutOption(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewPutOptionRequest(c.Server, vps, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListOptionHistory Read every change of the options of a VPS
+//
+// Also of those that are released, and of a VPS that is gone, by its id. What is
+// over is never removed.
+//
+// Corresponds with GET /v1/vps/{vps}/option/history (the `ListOptionHistory` operationId).
+func (c *rest) ListOptionHistory(ctx context.Context, vps VPSRef, params *ListOptionHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOptionHistoryRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2257,6 +2293,79 @@ func NewPutOptionRequestWithBody(server string, vps VPSRef, params *PutOptionPar
 	return req, nil
 }
 
+// NewListOptionHistoryRequest constructs an http.Request for the ListOptionHistory method
+func NewListOptionHistoryRequest(server string, vps VPSRef, params *ListOptionHistoryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "vps", vps, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vps/%s/option/history", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteSnapshotRequest constructs an http.Request for the DeleteSnapshot method
 func NewDeleteSnapshotRequest(server string, vps VPSRef, params *DeleteSnapshotParams) (*http.Request, error) {
 	var err error
@@ -2675,7 +2784,7 @@ type ClientWithResponsesInterface interface {
 	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
-	// | `vpssnap_events_total` | | events since the database was made |
+	// | `vpssnap_events_total` | | events since the start |
 	// | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
 	// | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
 	// | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
@@ -2703,7 +2812,9 @@ type ClientWithResponsesInterface interface {
 	// `Last-Event-ID` goes on behind that event, also after the daemon was
 	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
 	// ones gets an event of type `events.missed` first: read what you need to know
-	// with the other calls, and listen on.
+	// with the other calls, and listen on. So does who comes back when the daemon's
+	// database was made anew, or an old copy of it put back: ids of before are
+	// never given again.
 	//
 	// An event tells that something has changed, and how it was at that moment;
 	// what it is now, the other calls tell. Events of one VPS come in order.
@@ -2741,6 +2852,9 @@ type ClientWithResponsesInterface interface {
 	// metadata are put right, guests let go, records made of what is there and
 	// dropped of what is not, and files removed that a record of ours says are
 	// stale. A file that no record names is never touched.
+	//
+	// A repair looks again before each thing that it does. One that was cut short,
+	// and comes again with its `Idempotency-Key`, does what is left.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2909,6 +3023,16 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /v1/vps/{vps}/option (the `PutOption` operationId).
 	PutOptionWithResponse(ctx context.Context, vps VPSRef, params *PutOptionParams, body PutOptionJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOptionResponse, error)
+
+	// ListOptionHistoryWithResponse Read every change of the options of a VPS
+	//
+	// Also of those that are released, and of a VPS that is gone, by its id. What is
+	// over is never removed.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/vps/{vps}/option/history (the `ListOptionHistory` operationId).
+	ListOptionHistoryWithResponse(ctx context.Context, vps VPSRef, params *ListOptionHistoryParams, reqEditors ...RequestEditorFn) (*ListOptionHistoryResponse, error)
 
 	// DeleteSnapshotWithResponse Delete the snapshot; the VPS keeps running
 	//
@@ -4097,6 +4221,54 @@ func (r PutOptionResponse) ContentType() string {
 	return ""
 }
 
+type ListOptionHistoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OptionHistory
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOptionHistoryResponse) GetJSON200() *OptionHistory {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListOptionHistoryResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOptionHistoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOptionHistoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOptionHistoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOptionHistoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // DeleteSnapshotResponse202Headers the declared response headers of an HTTP 202 response for DeleteSnapshot
 type DeleteSnapshotResponse202Headers struct {
 	Location string
@@ -4484,7 +4656,7 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 // | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
-// | `vpssnap_events_total` | | events since the database was made |
+// | `vpssnap_events_total` | | events since the start |
 // | `vpssnap_deliveries_waiting` | `kind` | still to be delivered: `webhook`, `mail` |
 // | `vpssnap_delivery_oldest_seconds` | `kind` | age of the oldest of them; 0 without one |
 // | `vpssnap_deliveries_total` | `kind`, `outcome` | tries since the start: `delivered`, `failed` (tried again), `given_up` |
@@ -4524,7 +4696,9 @@ func (c *ClientWithResponses) ShowReadinessWithResponse(ctx context.Context, req
 // `Last-Event-ID` goes on behind that event, also after the daemon was
 // restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
 // ones gets an event of type `events.missed` first: read what you need to know
-// with the other calls, and listen on.
+// with the other calls, and listen on. So does who comes back when the daemon's
+// database was made anew, or an old copy of it put back: ids of before are
+// never given again.
 //
 // An event tells that something has changed, and how it was at that moment;
 // what it is now, the other calls tell. Events of one VPS come in order.
@@ -4580,6 +4754,9 @@ func (c *ClientWithResponses) CheckHostWithResponse(ctx context.Context, reqEdit
 // metadata are put right, guests let go, records made of what is there and
 // dropped of what is not, and files removed that a record of ours says are
 // stale. A file that no record names is never touched.
+//
+// A repair looks again before each thing that it does. One that was cut short,
+// and comes again with its `Idempotency-Key`, does what is left.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -4855,6 +5032,22 @@ func (c *ClientWithResponses) PutOptionWithResponse(ctx context.Context, vps VPS
 		return nil, err
 	}
 	return ParsePutOptionResponse(rsp)
+}
+
+// ListOptionHistoryWithResponse Read every change of the options of a VPS
+//
+// Also of those that are released, and of a VPS that is gone, by its id. What is
+// over is never removed.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/vps/{vps}/option/history (the `ListOptionHistory` operationId).
+func (c *ClientWithResponses) ListOptionHistoryWithResponse(ctx context.Context, vps VPSRef, params *ListOptionHistoryParams, reqEditors ...RequestEditorFn) (*ListOptionHistoryResponse, error) {
+	rsp, err := c.ListOptionHistory(ctx, vps, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOptionHistoryResponse(rsp)
 }
 
 // DeleteSnapshotWithResponse Delete the snapshot; the VPS keeps running
@@ -5780,6 +5973,39 @@ func ParsePutOptionResponse(rsp *http.Response) (*PutOptionResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListOptionHistoryResponse parses an HTTP response from a ListOptionHistoryWithResponse call
+func ParseListOptionHistoryResponse(rsp *http.Response) (*ListOptionHistoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOptionHistoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OptionHistory
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,13 +37,19 @@ func Unix(socket string) (*Client, error) {
 	return newClient(socket, "http://vpssnapd", transport, "")
 }
 
-// HTTP returns a client that talks to server, as in https://host1:8443, with a token.
-func HTTP(server, token string) (*Client, error) {
+// HTTP returns a client that talks to server, as in https://host1:8443, with a
+// token. c says which certificates are trusted and which is shown; nil: those that
+// the system trusts, and none.
+func HTTP(server, token string, c *tls.Config) (*Client, error) {
 	u, err := url.Parse(server)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("%q is no http or https URL", server)
 	}
-	return newClient(server, server, http.DefaultTransport, token)
+	transport := http.DefaultTransport
+	if c != nil {
+		transport = &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: c}
+	}
+	return newClient(server, server, transport, token)
 }
 
 func newClient(address, server string, transport http.RoundTripper, token string) (*Client, error) {
@@ -90,6 +97,11 @@ func (c *Client) PutOption(ctx context.Context, ref string, o api.OptionOrder) (
 // deletes the snapshot at once.
 func (c *Client) CancelOption(ctx context.Context, ref string, now bool) (api.Option, error) {
 	return read[api.Option](c)(c.rest.CancelOption(ctx, ref, &api.CancelOptionParams{Now: &now}))
+}
+
+// OptionHistory reads one page of the changes of a VPS's options.
+func (c *Client) OptionHistory(ctx context.Context, ref string, p api.ListOptionHistoryParams) (api.OptionHistory, error) {
+	return read[api.OptionHistory](c)(c.rest.ListOptionHistory(ctx, ref, &p))
 }
 
 func (c *Client) Snapshot(ctx context.Context, ref string) (api.Snapshot, error) {

@@ -74,7 +74,7 @@ func TestOddNames(t *testing.T) {
 		io.WriteString(w, "{}")
 	}))
 	defer web.Close()
-	c, err := client.HTTP(web.URL, "")
+	c, err := client.HTTP(web.URL, "", nil)
 	check(t, err)
 	for _, name := range []string{"web 1", "50%", "a?b#c", "é", "<x>&y;", "%2f"} {
 		got = nil
@@ -106,7 +106,7 @@ func TestAnswersOfOthers(t *testing.T) {
 	for path, code := range map[string]api.Code{
 		"/proxy/": api.CodeInternal, "/busy/": api.CodeHypervisorUnavailable, "/away/": api.CodeInternal, "/page/": "",
 	} {
-		c, err := client.HTTP(web.URL+path, "secret")
+		c, err := client.HTTP(web.URL+path, "secret", nil)
 		check(t, err)
 		_, err = c.ListVPS(t.Context())
 		if err == nil || client.CodeOf(err) != code {
@@ -131,7 +131,7 @@ func TestUnreachable(t *testing.T) {
 		t.Errorf("the error does not name the socket: %v", err)
 	}
 	for _, server := range []string{"", "host1:8443", "ftp://host1", "http://", "::"} {
-		if _, err := client.HTTP(server, ""); err == nil {
+		if _, err := client.HTTP(server, "", nil); err == nil {
 			t.Errorf("%q was accepted", server)
 		}
 	}

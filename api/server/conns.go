@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 )
 
@@ -50,7 +49,7 @@ func (l *connLimit) Accept() (net.Conn, error) {
 // owner is whom a connection counts for; "" for nobody in particular.
 func (l *connLimit) owner(c net.Conn) string {
 	if c.RemoteAddr().Network() == "unix" {
-		return "uid " + strconv.FormatUint(uint64(peerOf(c).uid), 10)
+		return peerOf(c).owner()
 	}
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {

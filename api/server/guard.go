@@ -77,14 +77,20 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 	return &caller{actor: vps.Actor{Name: token.Name, Way: token.Way}, id: "token:" + token.ID, token: token}, nil
 }
 
-// limitAddress holds every address on TCP to its number of calls, whatever it asks for.
-func (s *Server) limitAddress(next echo.HandlerFunc) echo.HandlerFunc {
+// limitOrigin holds every address on TCP, and every user on the Unix socket, to its
+// number of calls, whatever it asks for. Root could do worse than to call often.
+func (s *Server) limitOrigin(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		if _, ok := c.Request().Context().Value(peerKey{}).(peer); ok {
-			return next(c)
+		origin, why := "", "too many calls come from this address"
+		if p, ok := c.Request().Context().Value(peerKey{}).(peer); !ok {
+			origin = network(c.RealIP())
+		} else if p.uid != 0 || p.err != nil {
+			origin, why = p.owner(), "this user makes too many calls"
 		}
-		if err := tooMany(c, s.addresses.spend(network(c.RealIP())), "too many calls come from this address"); err != nil {
-			return err
+		if origin != "" {
+			if err := tooMany(c, s.origins.spend(origin), why); err != nil {
+				return err
+			}
 		}
 		return next(c)
 	}

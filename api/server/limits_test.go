@@ -70,6 +70,27 @@ func retryAfter(t *testing.T, a answer) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
+// A user on the Unix socket has the budget of an address; root has none.
+func TestCallsPerSecondOfAUser(t *testing.T) {
+	s := serveSite(t, server.Config{Service: servertest.New(), OperatorGroup: outsiders(t), PerSecond: 2})
+	refused := 0
+	for range 40 {
+		got := s.stranger("GET", "/v1/offers", "")
+		if got.StatusCode == 429 {
+			retryAfter(t, got)
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("40 calls of one user at once were all looked at")
+	}
+	for range 40 {
+		if got := s.operator("GET", "/v1/offers", ""); os.Geteuid() == 0 && got.StatusCode != 200 {
+			t.Fatalf("root got %s", got.Status)
+		}
+	}
+}
+
 // A token may make 2 calls per second and 4 at once, its address twice as many.
 func TestCallsPerSecond(t *testing.T) {
 	s := serveSite(t, server.Config{Service: servertest.New(), OperatorGroup: ownGroup(t), PerSecond: 2})

@@ -28,14 +28,11 @@ func (h *handlers) ListMessages(ctx context.Context, r ListMessagesRequestObject
 
 // messages reads one page, of all VPS when id is "".
 func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesParams) (api.MessageList, error) {
-	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(p.Kind)), Since: value(p.Since), Until: value(p.Until), Limit: limit(p.Limit)}
-	if text := value(p.Cursor); text != "" {
-		before, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || before < 1 {
-			return api.MessageList{}, invalid("the parameter cursor is not one that was given out")
-		}
-		q.Before = before
+	before, err := numbered(p.Cursor)
+	if err != nil {
+		return api.MessageList{}, err
 	}
+	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(p.Kind)), Since: value(p.Since), Until: value(p.Until), Before: before, Limit: limit(p.Limit)}
 	mine := callerOf(ctx).sees
 	operator, in := callerOf(ctx).operator(), preferred(p.AcceptLanguage)
 	list := api.MessageList{Messages: []api.Message{}}
@@ -49,13 +46,30 @@ func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesPa
 				list.Messages = append(list.Messages, wireMessage(m, operator, in))
 			}
 		}
-		list.Next, q.Before = "", page.Next
-		if page.Next != 0 {
-			list.Next = strconv.FormatInt(page.Next, 10)
-		}
+		list.Next, q.Before = numberOf(page.Next), page.Next
 		if len(list.Messages) > 0 || page.Next == 0 {
 			break
 		}
 	}
 	return list, nil
+}
+
+// numbered reads a cursor that is a number; 0 for the first page.
+func numbered(cursor *string) (int64, error) {
+	if value(cursor) == "" {
+		return 0, nil
+	}
+	before, err := strconv.ParseInt(*cursor, 10, 64)
+	if err != nil || before < 1 {
+		return 0, invalid("the parameter cursor is not one that was given out")
+	}
+	return before, nil
+}
+
+// numberOf is the cursor of the next page; "" when there is none.
+func numberOf(next int64) string {
+	if next == 0 {
+		return ""
+	}
+	return strconv.FormatInt(next, 10)
 }

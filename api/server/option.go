@@ -57,3 +57,27 @@ func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject
 	}
 	return CancelOption200JSONResponse{Body: wireOption(o), Headers: CancelOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
 }
+
+func (h *handlers) ListOptionHistory(ctx context.Context, r ListOptionHistoryRequestObject) (ListOptionHistoryResponseObject, error) {
+	id, err := h.find(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	before, err := numbered(r.Params.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	page, err := h.service.OptionHistory(ctx, vps.OptionQuery{VPS: id, Before: before, Limit: limit(r.Params.Limit)})
+	if err == nil && len(page.Changes) == 0 {
+		// Nothing is known of it: is there such a VPS at all?
+		_, err = h.service.ShowVPS(ctx, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ListOptionHistory200JSONResponse{Changes: each(page.Changes, wireChange), Next: numberOf(page.Next)}, nil
+}
+
+func wireChange(c vps.OptionChange) api.OptionChange {
+	return api.OptionChange{ID: c.ID, At: c.At.UTC(), Option: c.Option, State: api.OptionState(c.State), Actor: wireActor(c.Actor), Note: c.Note}
+}

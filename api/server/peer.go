@@ -18,6 +18,9 @@ type peer struct {
 	err      error
 }
 
+// owner names the user for limits.
+func (p peer) owner() string { return "uid " + strconv.FormatUint(uint64(p.uid), 10) }
+
 type peerKey struct{}
 
 // withPeer is the ConnContext of the Unix listener.

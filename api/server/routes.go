@@ -32,6 +32,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodGet, option, vps.ScopeRead, w.ShowOption},
 		{http.MethodPut, option, vps.ScopeOption, w.PutOption},
 		{http.MethodDelete, option, vps.ScopeOption, w.CancelOption},
+		{http.MethodGet, option + "/history", vps.ScopeRead, w.ListOptionHistory},
 
 		{http.MethodPost, snapshot, vps.ScopeSnapshot, w.TakeSnapshot},
 		{http.MethodGet, snapshot, vps.ScopeRead, w.ShowSnapshot},

@@ -91,6 +91,9 @@ type ServerInterface interface {
 	// PutOption Order or activate the option
 	// (PUT /v1/vps/{vps}/option)
 	PutOption(ctx echo.Context, vps VPSRef, params PutOptionParams) error
+	// ListOptionHistory Read every change of the options of a VPS
+	// (GET /v1/vps/{vps}/option/history)
+	ListOptionHistory(ctx echo.Context, vps VPSRef, params ListOptionHistoryParams) error
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	// (DELETE /v1/vps/{vps}/snapshot)
 	DeleteSnapshot(ctx echo.Context, vps VPSRef, params DeleteSnapshotParams) error
@@ -773,6 +776,38 @@ func (w *ServerInterfaceWrapper) PutOption(ctx echo.Context) error {
 	return err
 }
 
+// ListOptionHistory converts echo context to params.
+func (w *ServerInterfaceWrapper) ListOptionHistory(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vps" -------------
+	var vps VPSRef
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vps", ctx.Param("vps"), &vps, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListOptionHistoryParams
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListOptionHistory(ctx, vps, params)
+	return err
+}
+
 // DeleteSnapshot converts echo context to params.
 func (w *ServerInterfaceWrapper) DeleteSnapshot(ctx echo.Context) error {
 	var err error
@@ -1037,6 +1072,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/vps/:vps/option", wrapper.CancelOption, options.OperationMiddlewares["cancelOption"]...)
 	router.GET(options.BaseURL+"/v1/vps/:vps/option", wrapper.ShowOption, options.OperationMiddlewares["showOption"]...)
 	router.PUT(options.BaseURL+"/v1/vps/:vps/option", wrapper.PutOption, options.OperationMiddlewares["putOption"]...)
+	router.GET(options.BaseURL+"/v1/vps/:vps/option/history", wrapper.ListOptionHistory, options.OperationMiddlewares["listOptionHistory"]...)
 	router.DELETE(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.DeleteSnapshot, options.OperationMiddlewares["deleteSnapshot"]...)
 	router.GET(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.ShowSnapshot, options.OperationMiddlewares["showSnapshot"]...)
 	router.PATCH(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.DescribeSnapshot, options.OperationMiddlewares["describeSnapshot"]...)
@@ -2068,6 +2104,46 @@ func (response PutOptiondefaultApplicationProblemPlusJSONResponse) VisitPutOptio
 	return err
 }
 
+type ListOptionHistoryRequestObject struct {
+	VPS    VPSRef `json:"vps"`
+	Params ListOptionHistoryParams
+}
+
+type ListOptionHistoryResponseObject interface {
+	VisitListOptionHistoryResponse(w http.ResponseWriter) error
+}
+
+type ListOptionHistory200JSONResponse OptionHistory
+
+func (response ListOptionHistory200JSONResponse) VisitListOptionHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOptionHistorydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListOptionHistorydefaultApplicationProblemPlusJSONResponse) VisitListOptionHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteSnapshotRequestObject struct {
 	VPS    VPSRef `json:"vps"`
 	Params DeleteSnapshotParams
@@ -2404,6 +2480,9 @@ type StrictServerInterface interface {
 	// PutOption Order or activate the option
 	// (PUT /v1/vps/{vps}/option)
 	PutOption(ctx context.Context, request PutOptionRequestObject) (PutOptionResponseObject, error)
+	// ListOptionHistory Read every change of the options of a VPS
+	// (GET /v1/vps/{vps}/option/history)
+	ListOptionHistory(ctx context.Context, request ListOptionHistoryRequestObject) (ListOptionHistoryResponseObject, error)
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	// (DELETE /v1/vps/{vps}/snapshot)
 	DeleteSnapshot(ctx context.Context, request DeleteSnapshotRequestObject) (DeleteSnapshotResponseObject, error)
@@ -3063,6 +3142,32 @@ func (sh *strictHandler) PutOption(ctx echo.Context, vps VPSRef, params PutOptio
 		return err
 	} else if validResponse, ok := response.(PutOptionResponseObject); ok {
 		return validResponse.VisitPutOptionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListOptionHistory operation middleware
+func (sh *strictHandler) ListOptionHistory(ctx echo.Context, vps VPSRef, params ListOptionHistoryParams) error {
+	var request ListOptionHistoryRequestObject
+
+	request.VPS = vps
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListOptionHistory(ctx.Request().Context(), request.(ListOptionHistoryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListOptionHistory")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListOptionHistoryResponseObject); ok {
+		return validResponse.VisitListOptionHistoryResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

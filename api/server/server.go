@@ -32,7 +32,7 @@ type Config struct {
 	OperatorGroup string
 	Logger        *slog.Logger
 	// PerSecond is how many calls per second a token may make on TCP, and twice
-	// that an address; 0: DefaultPerSecond.
+	// that an address, or a user on the Unix socket; 0: DefaultPerSecond.
 	PerSecond int
 	// Proxies are the addresses whose X-Forwarded-For is believed; nobody else's is.
 	Proxies []netip.Prefix
@@ -46,11 +46,11 @@ type Server struct {
 	operatorGroup string
 	log           *slog.Logger
 	// failures counts the wrong tokens of each address, the other two all calls.
-	failures, addresses, tokens *limiter
-	calls                       inProgress
-	proxies                     []netip.Prefix
-	unix, tcp                   *http.Server
-	handlers                    *handlers
+	failures, origins, tokens *limiter
+	calls                     inProgress
+	proxies                   []netip.Prefix
+	unix, tcp                 *http.Server
+	handlers                  *handlers
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -66,7 +66,7 @@ func New(cfg Config) *Server {
 		operatorGroup: cfg.OperatorGroup,
 		log:           cfg.Logger,
 		failures:      newLimiter(failuresPerSecond, failureBurst),
-		addresses:     newLimiter(2*cfg.PerSecond, 4*cfg.PerSecond),
+		origins:       newLimiter(2*cfg.PerSecond, 4*cfg.PerSecond),
 		tokens:        newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
 		calls:         inProgress{ended: map[string]chan struct{}{}},
 		proxies:       cfg.Proxies,
@@ -130,7 +130,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = addressOf(s.proxies)
 	e.HTTPErrorHandler = s.fail
-	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitAddress,
+	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitOrigin,
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
 	spec := loadSpec()

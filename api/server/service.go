@@ -23,6 +23,7 @@ type Service interface {
 	Option(ctx context.Context, ref string) (vps.Option, error)
 	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
 	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
+	OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.OptionHistory, error)
 
 	Snapshot(ctx context.Context, ref string) (vps.Snapshot, error)
 	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +27,9 @@ type app struct {
 	socket    string
 	server    string
 	tokenFile string
-	output    choice
+	// ca, cert and key are files, for TLS that the system's CAs do not cover.
+	ca, cert, key string
+	output        choice
 
 	// started says that the command line was understood; errors before are usage errors.
 	started bool
@@ -57,13 +61,16 @@ A snapshot is a quick way back before a risky change. It is no backup.`,
 	flags.StringVar(&a.socket, "socket", envOr("VPSSNAP_SOCKET", defaultSocket), "the daemon's Unix socket (environment: VPSSNAP_SOCKET)")
 	flags.StringVar(&a.server, "server", "", "ask the daemon at this URL instead, with a token from the\nenvironment (VPSSNAP_TOKEN) or from --token-file")
 	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file")
+	flags.StringVar(&a.ca, "ca", "", "trust the CAs in this PEM file, and no others (with --server)")
+	flags.StringVar(&a.cert, "cert", "", "show the certificate in this PEM file (with --server)")
+	flags.StringVar(&a.key, "key", "", "the certificate's private key, a PEM file")
 	choose(root, flags, &a.output, "output", "o", "how to print: table, json or yaml")
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(
 		a.listCmd(), a.showCmd(),
 		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(),
-		a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(),
+		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	documentExits(root)
 	return root
@@ -88,6 +95,12 @@ func (a *app) checkConnection(cmd *cobra.Command) error {
 	if a.server == "" && a.tokenFile != "" {
 		return usagef("--token-file needs --server: on the socket no token is asked for")
 	}
+	if (a.cert == "") != (a.key == "") {
+		return usagef("give both --cert and --key")
+	}
+	if (a.ca != "" || a.cert != "") && !strings.HasPrefix(a.server, "https://") {
+		return usagef("--ca, --cert and --key need --server with an https URL")
+	}
 	return nil
 }
 
@@ -100,7 +113,11 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.HTTP(a.server, token)
+	certificates, err := a.certificates()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.HTTP(a.server, token, certificates)
 	if err != nil {
 		return nil, usagef("--server: %v", err)
 	}
@@ -121,6 +138,31 @@ func (a *app) token() (string, error) {
 		return "", usagef("--server needs a token: set VPSSNAP_TOKEN or use --token-file")
 	}
 	return token, nil
+}
+
+// certificates is what --ca, --cert and --key say; nil when they say nothing.
+func (a *app) certificates() (*tls.Config, error) {
+	if a.ca == "" && a.cert == "" {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if a.ca != "" {
+		text, err := os.ReadFile(a.ca)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the CAs: %w", err)
+		}
+		if c.RootCAs = x509.NewCertPool(); !c.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("there is no certificate of a CA in %s", a.ca)
+		}
+	}
+	if a.cert != "" {
+		pair, err := tls.LoadX509KeyPair(a.cert, a.key)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use the certificate %s with the key %s: %w", a.cert, a.key, err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // action is the RunE of a command that asks the daemon. Its first argument, if

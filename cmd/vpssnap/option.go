@@ -21,6 +21,7 @@ func (a *app) optionCmd() *cobra.Command {
 		a.optionOrderCmd("order", "Order the option; it must be activated before a snapshot can be taken", api.OptionOrderStateOrdered),
 		a.optionOrderCmd("activate", "Activate the option, so that a snapshot can be taken", api.OptionOrderStateActive),
 		a.optionCancelCmd(),
+		a.optionHistoryCmd(),
 	)
 	return cmd
 }

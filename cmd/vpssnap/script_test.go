@@ -66,18 +66,28 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return errors.Join(err, unix.Close())
 	}
-	ended := make(chan error, 2)
+	secure, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return errors.Join(err, unix.Close(), tcp.Close())
+	}
+	certificates, err := mutualTLS(env.WorkDir)
+	if err != nil {
+		return errors.Join(err, unix.Close(), tcp.Close(), secure.Close())
+	}
+	ended := make(chan error, 3)
 	go func() { ended <- s.ServeUnix(unix) }()
 	go func() { ended <- s.ServeTCP(tcp, nil) }()
+	go func() { ended <- s.ServeTCP(secure, certificates) }()
 	env.Defer(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := errors.Join(s.Shutdown(ctx), <-ended, <-ended); err != nil {
+		if err := errors.Join(s.Shutdown(ctx), <-ended, <-ended, <-ended); err != nil {
 			env.T().Fatal(err)
 		}
 	})
 	env.Setenv("VPSSNAP_SOCKET", filepath.Join(dir, "s"))
 	env.Setenv("URL", "http://"+tcp.Addr().String())
+	env.Setenv("TLS", "https://"+secure.Addr().String())
 	env.Setenv("TZ", "UTC")
 	return nil
 }

@@ -45,6 +45,17 @@ func (s queries) LastEvent(ctx context.Context) (int64, error) {
 	return id, err
 }
 
+// beginAnew makes the ids of events go on above every one that was given out
+// before, here or by a database that was lost: who listens and comes back with an
+// older one is then told that events were missed. The time serves, in milliseconds.
+func beginAnew(ctx context.Context, db *sql.DB) error {
+	now := time.Now().UnixMilli()
+	_, err1 := db.ExecContext(ctx, `UPDATE sqlite_sequence SET seq = max(seq + 1, ?) WHERE name = 'event'`, now)
+	_, err2 := db.ExecContext(ctx, `INSERT INTO sqlite_sequence (name, seq) SELECT 'event', ?
+		WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'event')`, now)
+	return errors.Join(err1, err2)
+}
+
 // Committed is told, without waiting, after every commit that added events.
 func (s *Store) Committed() <-chan struct{} { return s.committed }
 

@@ -58,15 +58,23 @@ func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note
 		o.ID, micros(o.UpdatedAt), o.State, actor.Name, actor.Way, note)
 }
 
-// OptionHistory returns the changes of an option, oldest first.
-func (s queries) OptionHistory(ctx context.Context, optionID string) ([]vps.OptionChange, error) {
-	rows, err := s.q.QueryContext(ctx,
-		`SELECT at, state, actor_name, actor_way, note FROM option_change WHERE option = ? ORDER BY id`, optionID)
-	return collect(rows, err, func(row scanner) (vps.OptionChange, error) {
+// OptionHistory returns one page of the changes of a VPS's options, released ones
+// too, newest first. Limit must be positive.
+func (s queries) OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.OptionHistory, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT c.id, c.at, c.option, c.state, c.actor_name, c.actor_way, c.note
+		FROM option_change c JOIN option o ON o.id = c.option
+		WHERE o.vps = ?1 AND (?2 = 0 OR c.id < ?2) ORDER BY c.id DESC LIMIT ?3`, q.VPS, q.Before, q.Limit+1)
+	all, err := collect(rows, err, func(row scanner) (vps.OptionChange, error) {
 		var c vps.OptionChange
-		err := row.Scan(moment{&c.At}, &c.State, &c.Actor.Name, &c.Actor.Way, &c.Note)
+		err := row.Scan(&c.ID, moment{&c.At}, &c.Option, &c.State, &c.Actor.Name, &c.Actor.Way, &c.Note)
 		return c, err
 	})
+	page := vps.OptionHistory{Changes: all}
+	if len(all) > q.Limit {
+		page.Changes = all[:q.Limit]
+		page.Next = all[q.Limit-1].ID
+	}
+	return page, err
 }
 
 // NextDeadline returns the earliest time at which an option or an undo ends; nil when none does.

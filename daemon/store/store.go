@@ -89,6 +89,11 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if s.mark, err = openMark(ctx, filepath.Join(filepath.Dir(path), markFile), s.queries); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if s.Outdated() {
+		if err := beginAnew(ctx, writer); err != nil {
+			return nil, errors.Join(fmt.Errorf("cannot use the database %s: %w", path, err), s.Close())
+		}
+	}
 	return s, nil
 }
 
@@ -152,7 +157,7 @@ func ensure(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(db.Close(), syncPath(fresh)); err != nil {
+	if err := errors.Join(beginAnew(ctx, db), db.Close(), syncPath(fresh)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, path); err != nil {

@@ -422,6 +422,10 @@ func TestEvents(t *testing.T) {
 		})
 	}
 	write(t, s, func(tx *Tx) error { return tx.SawVPS(ctx, KnownVPS{ID: "id-1", Name: "web1", LastSeen: now}) })
+	began, err := s.LastEvent(ctx)
+	if err != nil || time.Since(time.UnixMilli(began)) > time.Hour {
+		t.Fatalf("the ids begin at %d, not above those of an earlier database (%v)", began, err)
+	}
 	tell(1)
 	select {
 	case <-s.Committed():
@@ -429,18 +433,18 @@ func TestEvents(t *testing.T) {
 		t.Error("a commit with an event is not told")
 	}
 	givenUp := errors.New("given up")
-	err := s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.AddMessage(ctx, vps.Message{Text: "x"}), givenUp) })
+	err = s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.AddMessage(ctx, vps.Message{Text: "x"}), givenUp) })
 	if !errors.Is(err, givenUp) {
 		t.Fatal(err)
 	}
 	tell(1)
 	events, err := s.Events(ctx, 0, 10)
-	if err != nil || len(events) != 2 || events[1].ID != 2 || events[0].VPSName != "web1" || events[0].Message.ID != 7 {
+	if err != nil || len(events) != 2 || events[1].ID != began+2 || events[0].VPSName != "web1" || events[0].Message.ID != 7 {
 		t.Fatalf("events are %+v (%v)", events, err)
 	}
-	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `UPDATE event SET at = 0 WHERE id = 1`) })
+	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `UPDATE event SET at = 0 WHERE id = ?`, began+1) })
 	tell(pruneEvery)
-	if events, err = s.Events(ctx, 0, 1000); err != nil || events[0].ID != 2 {
+	if events, err = s.Events(ctx, 0, 1000); err != nil || events[0].ID != began+2 {
 		t.Errorf("an old event is still there: %+v (%v)", events[0], err)
 	}
 	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `DELETE FROM event`) })
@@ -448,11 +452,11 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, path)
-	if last, err := s.LastEvent(ctx); err != nil || last != pruneEvery+2 {
+	if last, err := s.LastEvent(ctx); err != nil || last != began+pruneEvery+2 {
 		t.Errorf("when all are pruned the last was %d (%v)", last, err)
 	}
 	tell(1)
-	if events, err = s.Events(ctx, 0, 10); err != nil || len(events) != 1 || events[0].ID != pruneEvery+3 {
+	if events, err = s.Events(ctx, 0, 10); err != nil || len(events) != 1 || events[0].ID != began+pruneEvery+3 {
 		t.Errorf("then comes %+v (%v)", events, err)
 	}
 }

@@ -90,6 +90,9 @@ func (t *Tx) RemoveToken(ctx context.Context, id string) error {
 	return t.execOne(ctx, `DELETE FROM token WHERE id = ?`, id)
 }
 
+// RevokeAll removes every token.
+func (t *Tx) RevokeAll(ctx context.Context) error { return t.exec(ctx, `DELETE FROM token`) }
+
 // RemoveExpired removes the tokens that expired before.
 func (t *Tx) RemoveExpired(ctx context.Context, before time.Time) error {
 	return t.exec(ctx, `DELETE FROM token WHERE expires_at < ?`, micros(before))

@@ -64,12 +64,27 @@ type Option struct {
 	UpdatedAt  time.Time
 }
 
-// OptionChange is one line of an option's history.
+// OptionChange is one line of the history of a VPS's options.
 type OptionChange struct {
-	At    time.Time
-	State OptionState
-	Actor Actor
-	Note  string
+	ID     int64
+	At     time.Time
+	Option string // its id
+	State  OptionState
+	Actor  Actor
+	Note   string
+}
+
+// OptionQuery selects changes of the options of one VPS, newest first.
+type OptionQuery struct {
+	VPS    string
+	Before int64 // cursor: ids below this; 0 for the newest
+	Limit  int
+}
+
+// OptionHistory is one page; Next is 0 on the last.
+type OptionHistory struct {
+	Changes []OptionChange
+	Next    int64
 }
 
 // OptionOrder is what an order system asks for. It is idempotent by OrderRef.

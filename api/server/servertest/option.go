@@ -27,6 +27,18 @@ func (s *Service) Option(_ context.Context, ref string) (vps.Option, error) {
 	return *v.Option, nil
 }
 
+// OptionHistory knows of each option what it became last.
+func (s *Service) OptionHistory(_ context.Context, q vps.OptionQuery) (vps.OptionHistory, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(q.VPS)
+	if err != nil || v.Option == nil || q.Before == 1 {
+		return vps.OptionHistory{}, err
+	}
+	return vps.OptionHistory{Changes: []vps.OptionChange{{ID: 1, At: Epoch, Option: v.Option.ID, State: v.Option.State,
+		Actor: vps.Actor{Name: "shop", Way: vps.WayOrder}, Note: "ordered"}}}, nil
+}
+
 func (s *Service) PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -19,7 +19,7 @@ func TestTokens(t *testing.T) {
 	ctx := t.Context()
 	url := h.listen()
 	as := func(secret string) *client.Client {
-		c, err := client.HTTP(url, secret)
+		c, err := client.HTTP(url, secret, nil)
 		h.must(err)
 		return c
 	}
