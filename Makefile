@@ -86,6 +86,10 @@ install: build
 	install -D -m 0755 build/vpssnapd $(DESTDIR)$(PREFIX)/sbin/vpssnapd
 	install -D -m 0755 build/vpssnap $(DESTDIR)$(PREFIX)/bin/vpssnap
 	install -D -m 0644 systemd/vpssnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vpssnapd.service
+	install -D -m 0644 packaging/dbus/org.vpssnapd1.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.vpssnapd1.conf
+	install -D -m 0644 systemd/bus/org.vpssnapd1.xml $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.vpssnapd1.xml
+	install -D -m 0644 packaging/polkit/org.vpssnapd1.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.vpssnapd1.policy
+	install -D -m 0644 packaging/polkit/org.vpssnapd1.rules $(DESTDIR)$(PREFIX)/share/polkit-1/rules.d/org.vpssnapd1.rules
 	install -D -m 0755 packaging/libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/vpssnapd
 	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
 

@@ -665,7 +665,10 @@ type Actions struct {
 // Actor Who asked, and by which way.
 type Actor struct {
 	Name string `json:"name"`
-	Way  Way    `json:"way"`
+
+	// Way By which way a change came. operator: from the host itself, over the Unix
+	// socket or D-Bus. expiry and recovery: the daemon did it by itself.
+	Way Way `json:"way"`
 }
 
 // AgentState Whether the QEMU guest agent has opened its channel; none means that there is no channel.
@@ -1264,7 +1267,10 @@ type Token struct {
 
 	// VPS The ids of the VPS that it is bound to; left out when it is bound to none.
 	VPS []string `json:"vps,omitempty,omitzero"`
-	Way Way      `json:"way"`
+
+	// Way By which way a change came. operator: from the host itself, over the Unix
+	// socket or D-Bus. expiry and recovery: the daemon did it by itself.
+	Way Way `json:"way"`
 }
 
 // TokenList defines model for TokenList.
@@ -1341,7 +1347,8 @@ type Verdict struct {
 	Reason string `json:"reason,omitempty,omitzero"`
 }
 
-// Way defines model for Way.
+// Way By which way a change came. operator: from the host itself, over the Unix
+// socket or D-Bus. expiry and recovery: the daemon did it by itself.
 type Way string
 
 // Cursor defines model for cursor.

@@ -41,6 +41,9 @@ func (d *Daemon) OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.Opti
 //
 // Codes: not_found, invalid, vps_changed, precondition_failed, hypervisor_unavailable.
 func (d *Daemon) PutOption(ctx context.Context, ref string, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
+	if err := order.Check(); err != nil {
+		return vps.Option{}, err
+	}
 	reading, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	dom, err := d.resolve(reading, ref)
@@ -83,7 +86,7 @@ func (d *Daemon) putOption(ctx context.Context, tx *store.Tx, dom hypervisor.Dom
 	if err := checkOptionMatch(ctx, have); err != nil || settled(have, order) {
 		return have, err
 	}
-	if err := d.checkOrder(order); err != nil {
+	if err := d.checkEnd(order); err != nil {
 		return have, err
 	}
 	option := d.ordered(have, dom.ID, order)
@@ -201,17 +204,12 @@ func keepFromExpiry(ctx context.Context, tx *store.Tx, vpsID string) (string, er
 	return op.ID, err
 }
 
-func (d *Daemon) checkOrder(o vps.OptionOrder) error {
+func (d *Daemon) checkEnd(o vps.OptionOrder) error {
 	switch {
-	case o.State != vps.OptionOrdered && o.State != vps.OptionActive:
-		return vps.Errorf(vps.CodeInvalid, "an option can be put to ordered or active, not to %q", o.State).
-			WithRemedy("cancel it with DELETE to end it")
 	case o.EndsAt != nil && !o.EndsAt.After(d.now()):
 		return vps.Errorf(vps.CodeInvalid, "ends_at lies in the past")
 	case o.EndsAt != nil && o.EndsAt.UTC().Year() > 9999:
 		return vps.Errorf(vps.CodeInvalid, "ends_at lies after the year 9999").WithRemedy("leave it out for an option that goes on until it is cancelled")
-	case o.Price != nil && (o.Price.Amount < 0 || len(o.Price.Currency) != 3):
-		return vps.Errorf(vps.CodeInvalid, "a price needs an amount of 0 or more in minor units and an ISO 4217 currency")
 	}
 	return nil
 }

@@ -18,9 +18,12 @@ import (
 // Take begins to take the snapshot of a VPS: every disk gets an overlay that
 // the VPS writes to from then on, and the images below stay as they are.
 //
-// Codes: not_found, option_required, snapshot_exists, operation_in_progress,
+// Codes: invalid, not_found, option_required, snapshot_exists, operation_in_progress,
 // unsupported_disk, insufficient_space, vps_changed, hypervisor_unavailable.
 func (d *Daemon) Take(ctx context.Context, ref string, r vps.TakeRequest, actor vps.Actor) (vps.Operation, error) {
+	if err := r.Check(); err != nil {
+		return vps.Operation{}, err
+	}
 	if r.Quiesce == "" {
 		r.Quiesce = vps.QuiescePrefer
 	}

@@ -51,6 +51,26 @@ func (d *Daemon) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	return d.view(ctx, dom, rec), nil
 }
 
+// KnownVPS returns one VPS as last known, without asking libvirt.
+// Codes: not_found, hypervisor_unavailable.
+func (d *Daemon) KnownVPS(ctx context.Context, ref string) (vps.VPS, error) {
+	dom, ok := d.inventory.find(ref)
+	switch {
+	case !d.inventory.ready():
+		return vps.VPS{}, errDisconnected()
+	case !ok:
+		return vps.VPS{}, errNoVPS()
+	}
+	if err := d.nameIsClear(ctx, ref, dom); err != nil {
+		return vps.VPS{}, err
+	}
+	rec, err := readRecord(ctx, d.store, dom.ID)
+	if err != nil {
+		return vps.VPS{}, err
+	}
+	return d.view(ctx, dom, rec), nil
+}
+
 // allRecords reads what is stored about every VPS, in three queries.
 func (d *Daemon) allRecords(ctx context.Context) (map[string]record, error) {
 	options, err1 := d.store.OpenOptions(ctx)
@@ -140,8 +160,11 @@ func (d *Daemon) Snapshot(ctx context.Context, ref string) (vps.Snapshot, error)
 	return d.measured(ctx, s), err
 }
 
-// DescribeSnapshot changes the description. Codes: not_found, precondition_failed.
+// DescribeSnapshot changes the description. Codes: invalid, not_found, precondition_failed.
 func (d *Daemon) DescribeSnapshot(ctx context.Context, ref, description string, _ vps.Actor) (vps.Snapshot, error) {
+	if err := vps.CheckDescription(description); err != nil {
+		return vps.Snapshot{}, err
+	}
 	id, err := d.idOf(ctx, ref)
 	if err != nil {
 		return vps.Snapshot{}, err

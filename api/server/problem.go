@@ -71,15 +71,11 @@ func problemOf(err error) api.Problem {
 	switch {
 	case errors.As(err, &fine):
 		return problem(fine.status, fine.err)
-	case errors.As(err, &plain):
-		return problem(api.Code(plain.Code).HTTPStatus(), plain)
-	case errors.As(err, &web):
+	case errors.As(err, &web) && !errors.As(err, &plain):
 		return problem(web.Code, webError(web))
-	case errors.Is(err, context.DeadlineExceeded):
-		e := vps.Errorf(vps.CodeHypervisorUnavailable, "it took too long").WithRemedy("try again")
-		return problem(http.StatusServiceUnavailable, e)
 	}
-	return problem(http.StatusInternalServerError, vps.Errorf(vps.CodeInternal, ""))
+	e := vps.Readable(err)
+	return problem(api.Code(e.Code).HTTPStatus(), e)
 }
 
 func problem(status int, e *vps.Error) api.Problem {

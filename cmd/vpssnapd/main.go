@@ -23,6 +23,7 @@ import (
 	"vpssnapd/hypervisor/libvirt"
 	"vpssnapd/hypervisor/qemuimg"
 	"vpssnapd/systemd"
+	"vpssnapd/systemd/bus"
 )
 
 // version is set at build time.
@@ -119,6 +120,7 @@ func run(path string) error {
 	}
 	defer closing(logger, "daemon", d.Close)
 
+	defer serveBus(ctx, d, logger)()
 	s := server.New(server.Config{
 		Service: d, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version,
 		PerSecond: c.CallsPerSecond, Proxies: c.TrustedProxies,
@@ -157,6 +159,20 @@ func serve(ctx context.Context, s *server.Server, c config, certificates *certif
 	shutdown, cancel := context.WithTimeout(context.Background(), shutdownLimit)
 	defer cancel()
 	return errors.Join(err, s.Shutdown(shutdown))
+}
+
+// serveBus answers on the system bus, if there is one, until ctx and stop end it.
+func serveBus(ctx context.Context, d *daemon.Daemon, logger *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		bus.Serve(ctx, bus.Config{Service: d, Logger: logger, Version: version})
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 func closing(logger *slog.Logger, what string, closer func() error) {

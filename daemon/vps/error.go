@@ -1,6 +1,7 @@
 package vps
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -81,6 +82,19 @@ func (e *Error) Because(err error) *Error {
 	c := *e
 	c.Err = err
 	return &c
+}
+
+// Readable is what a caller may read of err, whatever way the call came by: what
+// was not written for a caller becomes CodeInternal.
+func Readable(err error) *Error {
+	var e *Error
+	switch {
+	case errors.As(err, &e) && e.Code != CodeInternal:
+		return &Error{Code: e.Code, Detail: e.Detail, Remedy: e.Remedy}
+	case e == nil && errors.Is(err, context.DeadlineExceeded):
+		return Errorf(CodeHypervisorUnavailable, "it took too long").WithRemedy("try again")
+	}
+	return Errorf(CodeInternal, "something went wrong inside vpssnapd; its log says what")
 }
 
 // CodeOf returns the code of err, CodeInternal if it has none, "" for nil.

@@ -141,8 +141,10 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 	args := append(append([]string{}, s.options.Wrap...), filepath.Join(s.options.BinDir, "vpssnapd"), "-config", s.ConfigFile())
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
+	// It keeps away from the machine's own bus.
+	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS=unix:path="+filepath.Join(s.dir, "no-bus"))
 	if s.options.Env != nil {
-		cmd.Env = append(os.Environ(), s.options.Env()...)
+		cmd.Env = append(cmd.Env, s.options.Env()...)
 	}
 	p, err := start(cmd)
 	if err != nil {

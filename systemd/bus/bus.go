@@ -1,0 +1,152 @@
+// Package bus serves the daemon on the D-Bus system bus as org.vpssnapd1, for
+// Cockpit and scripts on the host. org.vpssnapd1.xml is the contract. The package
+// has no rule about snapshots: it asks polkit who may call, and the daemon for
+// everything else, as the REST server does.
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"vpssnapd/daemon/vps"
+)
+
+// name is what the daemon is called on the bus. The number is the version of the
+// interfaces, as in systemd's names.
+const name = "org.vpssnapd1"
+
+const (
+	// retryEvery is how often a bus is looked for while there is none.
+	retryEvery = time.Second
+	// connectWithin is how long a bus may take to answer.
+	connectWithin = 30 * time.Second
+	// endWithin is how long calls may go on when the daemon stops.
+	endWithin = 3 * time.Second
+)
+
+// Service is what is served; *daemon.Daemon is one. A ref is the id or the name
+// of a VPS. Errors that a caller may read are *vps.Error.
+type Service interface {
+	ListVPS(ctx context.Context) ([]vps.VPS, error)
+	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
+	// KnownVPS is ShowVPS without asking libvirt.
+	KnownVPS(ctx context.Context, ref string) (vps.VPS, error)
+
+	Option(ctx context.Context, ref string) (vps.Option, error)
+	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
+	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
+
+	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)
+	Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error)
+	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
+	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+
+	Operation(ctx context.Context, id string) (vps.Operation, error)
+	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)
+	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
+	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+
+	Events(ctx context.Context, after int64) (vps.EventPage, error)
+	Host(ctx context.Context) (vps.Host, error)
+}
+
+// Config says what is served.
+type Config struct {
+	Service Service
+	Logger  *slog.Logger
+	Version string
+}
+
+// server serves on one bus after the other.
+type server struct {
+	Config
+	calls *inFlight
+	// closing ends when the daemon stops; it ends waits.
+	closing context.Context
+}
+
+// Serve answers on the system bus until ctx ends. While there is no bus, or the
+// name cannot be had, it says so once and goes on trying; the rest of the daemon
+// does not depend on it.
+func Serve(ctx context.Context, c Config) {
+	s := &server{Config: c, calls: newInFlight(), closing: ctx}
+	said := ""
+	for ctx.Err() == nil {
+		served, err := s.session(ctx)
+		if served {
+			said = ""
+		}
+		if err != nil && err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			c.Logger.Warn("not on D-Bus for now; everything else works", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryEvery):
+		}
+	}
+}
+
+// session is one connection to a bus; served says that it had the name.
+func (s *server) session(ctx context.Context) (served bool, err error) {
+	// Not ctx: calls that are being answered when it ends get their answer.
+	life, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	conn, err := s.connect(ctx, life, cut)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	s.Logger.Info("on D-Bus", "name", name)
+	err = s.follow(ctx, conn)
+	if ctx.Err() != nil {
+		s.end(conn)
+		return true, nil
+	}
+	return true, err
+}
+
+// connect gives up after a while, or when ctx ends; the connection itself lives as
+// long as life.
+func (s *server) connect(ctx, life context.Context, cut func()) (*dbus.Conn, error) {
+	limit, done := context.WithTimeout(ctx, connectWithin)
+	defer done()
+	inTime := context.AfterFunc(limit, cut)
+	defer inTime()
+	objects := &objects{server: s}
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(life), dbus.WithHandler(objects))
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to the system bus: %w", err)
+	}
+	objects.conn.Store(conn)
+	reply, err := conn.RequestName(name, dbus.NameFlagDoNotQueue)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("cannot have the name %s (is its policy in dbus-1/system.d?): %w", name, err)
+	case reply != dbus.RequestNameReplyPrimaryOwner:
+		err = fmt.Errorf("cannot have the name %s: another vpssnapd has it", name)
+	default:
+		return conn, nil
+	}
+	return nil, errors.Join(err, conn.Close())
+}
+
+// end takes no more calls, and lets those in progress finish.
+func (s *server) end(conn *dbus.Conn) {
+	_, _ = conn.ReleaseName(name) // the bus does it, too, when the connection ends
+	select {
+	case <-s.calls.stop():
+	case <-time.After(endWithin):
+		s.Logger.Warn("D-Bus calls were cut off")
+	}
+}
+
+// errBusGone: the bus has ended, as when it is restarted.
+var errBusGone = errors.New("the system bus has gone")

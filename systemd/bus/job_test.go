@@ -1,0 +1,208 @@
+package bus_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+)
+
+type options = map[string]dbus.Variant
+
+func variant(v any) dbus.Variant { return dbus.MakeVariant(v) }
+
+const vpsI = "org.vpssnapd1.VPS"
+
+// TestMainJob is what Cockpit does for an operator: everything over the bus.
+func TestMainJob(t *testing.T) {
+	s := newSite(t)
+	root := s.as(0)
+	news := s.listen(root)
+
+	type listed struct {
+		Path                              dbus.ObjectPath
+		ID, Name, State, Option, Snapshot string
+	}
+	var list []listed
+	root.must(manager, "org.vpssnapd1.Manager.ListVPS", nil, &list)
+	if len(list) != 1 || list[0] != (listed{s.path, s.web1, "web1", "running", "", ""}) {
+		t.Fatalf("listed: %+v", list)
+	}
+	var found dbus.ObjectPath
+	root.must(manager, "org.vpssnapd1.Manager.GetVPS", []any{"web1"}, &found)
+	if found != s.path {
+		t.Errorf("web1 is %s, not %s", found, s.path)
+	}
+
+	if got := root.refused(s.path, vpsI+".Take", options{}); got != "org.vpssnapd1.Error.OptionRequired" {
+		t.Errorf("a take without the option: %s", got)
+	}
+	option := options{}
+	root.must(s.path, vpsI+".SetOption", []any{"active", options{
+		"order_ref": variant("A-1"), "locale": variant("fr"), "ends_at": variant("2099-01-31T00:00:00Z"),
+		"price": variant(options{"amount": variant(int64(500)), "currency": variant("CHF"), "period": variant("year")}),
+	}}, &option)
+	price, _ := option["price"].Value().(map[string]dbus.Variant)
+	if option["state"].Value() != "active" || option["ends_at"].Value() != "2099-01-31T00:00:00Z" || price["amount"].Value() != int64(500) {
+		t.Errorf("the option: %v", option)
+	}
+
+	var operation dbus.ObjectPath
+	root.must(s.path, vpsI+".Take", []any{options{"description": variant("before the upgrade"), "quiesce": variant("require")}}, &operation)
+	if got := root.finish(operation); got != "succeeded" {
+		t.Fatalf("the take: %s", got)
+	}
+	if got := root.refused(s.path, vpsI+".Take", options{}); got != "org.vpssnapd1.Error.SnapshotExists" {
+		t.Errorf("a second take: %s", got)
+	}
+	snapshot, _ := root.property(s.path, "VPS", "Snapshot").Value().(map[string]dbus.Variant)
+	if snapshot["state"].Value() != "available" || snapshot["description"].Value() != "before the upgrade" {
+		t.Errorf("the snapshot: %v", snapshot)
+	}
+	root.must(s.path, vpsI+".Describe", []any{"another"})
+
+	err := root.call(s.path, vpsI+".Restore", "", options{}).Err
+	if err == nil || !strings.Contains(err.Error(), "web1") {
+		t.Errorf("a restore that was not confirmed does not say what would be lost: %v", err)
+	}
+	if got := root.refused(s.path, vpsI+".Restore", "", options{}); got != "org.vpssnapd1.Error.ConfirmationRequired" {
+		t.Errorf("a restore that was not confirmed: %s", got)
+	}
+	root.must(s.path, vpsI+".Restore", []any{snapshot["id"].Value(), options{"power_after": variant("running")}}, &operation)
+	if got := root.finish(operation); got != "succeeded" {
+		t.Fatalf("the restore: %s", got)
+	}
+	root.must(s.path, vpsI+".UndoRestore", nil, &operation)
+	if got := root.finish(operation); got != "succeeded" {
+		t.Fatalf("the undo: %s", got)
+	}
+	root.must(s.path, vpsI+".Delete", nil, &operation)
+	if got := root.finish(operation); got != "succeeded" {
+		t.Fatalf("the delete: %s", got)
+	}
+	if p := root.property(operation, "Operation", "Percent").Value(); p != uint32(100) {
+		t.Errorf("%v %% of what is done", p)
+	}
+	root.must(s.path, vpsI+".CancelOption", []any{true}, &option)
+	if option["state"].Value() != "released" {
+		t.Errorf("the option that was cancelled: %v", option)
+	}
+
+	// The journal has it as done by root, an operator.
+	page, err := s.daemon.Messages(t.Context(), vps.MessageQuery{VPS: s.web1})
+	check(t, err)
+	for _, m := range page.Messages {
+		if m.Kind == vps.MessageOperationStarted && (m.Actor != vps.Actor{Name: "root", Way: vps.WayOperator}) {
+			t.Errorf("%s by %+v", m.Text, m.Actor)
+		}
+	}
+	// And those who listen have heard of it.
+	news.until(t, "delete succeeded")
+	for _, want := range []string{"take pending", "take running", "take succeeded", "restore succeeded", "undo_restore succeeded"} {
+		if !slices.Contains(news.seen, want) {
+			t.Errorf("no signal of %q in %q", want, news.seen)
+		}
+	}
+	news.until(t, "VPS without snapshot")
+	for _, want := range []string{"VPS available", "operation 100 %"} {
+		if !slices.Contains(news.seen, want) {
+			t.Errorf("no change of properties %q in %q", want, news.seen)
+		}
+	}
+}
+
+// listener hears the signals of the daemon.
+type listener struct {
+	signals chan *dbus.Signal
+	seen    []string
+	last    string
+}
+
+func (s *site) listen(c *caller) *listener {
+	s.t.Helper()
+	check(s.t, c.conn.AddMatchSignal(dbus.WithMatchSender(serverName)))
+	l := &listener{signals: make(chan *dbus.Signal, 1000)}
+	c.conn.Signal(l.signals)
+	return l
+}
+
+// until reads signals up to the one that is wanted.
+func (l *listener) until(t *testing.T, want string) {
+	t.Helper()
+	for limit := time.After(20 * time.Second); !slices.Contains(l.seen, want); {
+		select {
+		case sig := <-l.signals:
+			l.note(sig)
+		case <-limit:
+			t.Fatalf("no signal %q; there were %q", want, l.seen)
+		}
+	}
+}
+
+func (l *listener) note(sig *dbus.Signal) {
+	switch sig.Name {
+	case "org.vpssnapd1.Manager.OperationChanged":
+		l.seen = append(l.seen, sig.Body[3].(string)+" "+sig.Body[4].(string))
+	case "org.vpssnapd1.Manager.SpaceAlarm":
+		l.seen = append(l.seen, "space "+sig.Body[0].(string)+" "+sig.Body[1].(string))
+	case "org.freedesktop.DBus.Properties.PropertiesChanged":
+		changed := sig.Body[1].(map[string]dbus.Variant)
+		if sig.Body[0] == vpsI {
+			snapshot := changed["Snapshot"].Value().(map[string]dbus.Variant)
+			word, ok := snapshot["state"].Value().(string)
+			if !ok {
+				word = "without snapshot"
+			}
+			l.seen = append(l.seen, "VPS "+word)
+		} else if p := changed["Percent"].Value(); p == uint32(100) {
+			l.seen = append(l.seen, "operation 100 %")
+		}
+	default:
+		l.seen = append(l.seen, sig.Name)
+	}
+}
+
+func TestSpaceAlarm(t *testing.T) {
+	s := &site{host: newHost(t), bus: newBus(t)}
+	extra := make(chan vps.Event, 1)
+	s.serve(alarming{s.daemon, extra})
+	s.ready()
+	news := s.listen(s.as(0))
+	extra <- vps.Event{Type: vps.EventSpaceCritical, EventData: vps.EventData{
+		Space: &vps.SpaceEvent{Level: vps.SpaceCritical, Path: "/srv/images", TotalBytes: 100, FreeBytes: 1, FullInSeconds: 60}}}
+	s.activate()
+	news.until(t, "space critical /srv/images")
+}
+
+// activate activates the option of web1.
+func (h *host) activate() {
+	h.t.Helper()
+	_, err := h.daemon.PutOption(h.t.Context(), h.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Name: "test", Way: vps.WayOrder})
+	check(h.t, err)
+}
+
+// alarming adds to the daemon's events one of a file system.
+type alarming struct {
+	*daemon.Daemon
+	extra chan vps.Event
+}
+
+// Events gives an extra event out once, with the id of the last one.
+func (a alarming) Events(ctx context.Context, after int64) (vps.EventPage, error) {
+	page, err := a.Daemon.Events(ctx, after)
+	if err == nil && len(page.Events) == 0 {
+		select {
+		case e := <-a.extra:
+			e.ID = page.After
+			page.Events = []vps.Event{e}
+		default:
+		}
+	}
+	return page, err
+}

@@ -1,0 +1,97 @@
+package bus
+
+import (
+	"github.com/godbus/dbus/v5"
+
+	"vpssnapd/daemon/vps"
+)
+
+// mostListed is how many operations are listed at once.
+const mostListed = 500
+
+type listedVPS struct {
+	Path                              dbus.ObjectPath
+	ID, Name, State, Option, Snapshot string
+}
+
+func (s *server) listVPS(c *call) ([]any, error) {
+	all, err := s.Service.ListVPS(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []listedVPS{}
+	for _, v := range all {
+		one := listedVPS{Path: vpsPath(v.ID), ID: v.ID, Name: text(v.Name), State: string(v.State)}
+		if v.Option != nil {
+			one.Option = string(v.Option.State)
+		}
+		if v.Snapshot != nil {
+			one.Snapshot = string(v.Snapshot.State)
+		}
+		list = append(list, one)
+	}
+	return []any{list}, nil
+}
+
+func (s *server) getVPS(c *call) ([]any, error) {
+	v, err := s.Service.ShowVPS(c.ctx, c.args[0].(string))
+	return []any{vpsPath(v.ID)}, err
+}
+
+type listedOperation struct {
+	Path                  dbus.ObjectPath
+	ID                    string
+	VPS                   dbus.ObjectPath
+	VPSName, Kind, Status string
+}
+
+func (s *server) listOperations(c *call) ([]any, error) {
+	limit := c.args[2].(uint32)
+	if limit < 1 || limit > mostListed {
+		return nil, invalid("limit must be 1 to %d", mostListed)
+	}
+	page, err := s.Service.Operations(c.ctx, vps.OperationQuery{
+		VPS: c.args[0].(string), Status: vps.Status(c.args[1].(string)), Limit: int(limit),
+	})
+	if err != nil {
+		return nil, err
+	}
+	list := []listedOperation{}
+	for _, op := range page.Operations {
+		list = append(list, listedOperation{operationPath(op.ID), op.ID, vpsPath(op.VPS), text(op.VPSName), string(op.Kind), string(op.Status)})
+	}
+	return []any{list}, nil
+}
+
+func (s *server) getOperation(c *call) ([]any, error) {
+	op, err := s.Service.Operation(c.ctx, c.args[0].(string))
+	return []any{operationPath(op.ID)}, err
+}
+
+type listedStorage struct {
+	Path        string
+	Total, Free uint64
+	Level       string
+	FullIn      uint64
+}
+
+func (s *server) listStorage(c *call) ([]any, error) {
+	host, err := s.Service.Host(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []listedStorage{}
+	for _, dir := range host.Storage {
+		list = append(list, listedStorage{text(dir.Path), bytes(dir.TotalBytes), bytes(dir.FreeBytes), string(dir.Level), bytes(dir.FullInSeconds)})
+	}
+	return []any{list}, nil
+}
+
+func (s *server) introspect(c *call) ([]any, error) {
+	described, err := c.introspect(c.ctx, func() bool {
+		silent := c.from
+		silent.interactive = false
+		return s.authorize(c.ctx, c.objects.conn.Load(), silent, actionRead) == nil
+	})
+	return []any{described}, err
+}

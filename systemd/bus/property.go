@@ -1,0 +1,64 @@
+package bus
+
+import (
+	"context"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// properties reads those of an object, as last known: clients read them often.
+func (o *object) properties(ctx context.Context) (dict, error) {
+	s := o.objects.server
+	switch o.iface {
+	case vpsInterface:
+		v, err := s.Service.KnownVPS(ctx, o.id)
+		if err != nil {
+			return nil, err
+		}
+		return vpsProperties(v), nil
+	case operationInterface:
+		op, err := s.Service.Operation(ctx, o.id)
+		if err != nil {
+			return nil, err
+		}
+		return operationProperties(op), nil
+	}
+	return dict{"Version": dbus.MakeVariant(s.Version)}, nil
+}
+
+func (s *server) getAll(c *call) ([]any, error) {
+	switch iface := c.args[0].(string); iface {
+	case c.iface, "":
+		all, err := c.properties(c.ctx)
+		return []any{all}, err
+	case propertiesInterface, introspectInterface:
+		return []any{dict{}}, nil // they have none
+	default:
+		return nil, noInterface(iface)
+	}
+}
+
+func (s *server) get(c *call) ([]any, error) {
+	iface, wanted := c.args[0].(string), c.args[1].(string)
+	if iface != c.iface && iface != "" {
+		return nil, noInterface(iface)
+	}
+	all, err := c.properties(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, ok := all[wanted]
+	if !ok {
+		return nil, dbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", []any{"there is no property " + text(wanted)})
+	}
+	return []any{v}, nil
+}
+
+func noInterface(iface string) error {
+	e := dbus.MakeUnknownInterfaceError(text(iface))
+	return &e
+}
+
+func (s *server) set(*call) ([]any, error) {
+	return nil, dbus.NewError("org.freedesktop.DBus.Error.PropertyReadOnly", []any{"no property can be set; there are methods for what can be changed"})
+}

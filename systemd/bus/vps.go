@@ -1,0 +1,106 @@
+package bus
+
+import (
+	"github.com/godbus/dbus/v5"
+
+	"vpssnapd/daemon/vps"
+)
+
+func (s *server) show(c *call) ([]any, error) {
+	v, err := s.Service.ShowVPS(c.ctx, c.id)
+	if err != nil {
+		return nil, err
+	}
+	return []any{vpsProperties(v)}, nil
+}
+
+func (s *server) take(c *call) ([]any, error) {
+	var r vps.TakeRequest
+	var quiesce string
+	err := options(c.args[0].(map[string]dbus.Variant), map[string]any{"description": &r.Description, "quiesce": &quiesce, "replace": &r.Replace})
+	if err != nil {
+		return nil, err
+	}
+	r.Quiesce = vps.Quiesce(quiesce)
+	return c.begun(s.Service.Take(c.ctx, c.id, r, c.actor))
+}
+
+func (s *server) restore(c *call) ([]any, error) {
+	var power string
+	if err := options(c.args[1].(map[string]dbus.Variant), map[string]any{"power_after": &power}); err != nil {
+		return nil, err
+	}
+	r := vps.RestoreRequest{Confirm: c.args[0].(string), PowerAfter: vps.PowerAfter(power)}
+	return c.begun(s.Service.Restore(c.ctx, c.id, r, c.actor))
+}
+
+func (s *server) undoRestore(c *call) ([]any, error) {
+	return c.begun(s.Service.UndoRestore(c.ctx, c.id, c.actor))
+}
+
+func (s *server) delete(c *call) ([]any, error) {
+	return c.begun(s.Service.Delete(c.ctx, c.id, c.actor))
+}
+
+func (s *server) describe(c *call) ([]any, error) {
+	_, err := s.Service.DescribeSnapshot(c.ctx, c.id, c.args[0].(string), c.actor)
+	return nil, err
+}
+
+func (s *server) getOption(c *call) ([]any, error) {
+	o, err := s.Service.Option(c.ctx, c.id)
+	return []any{optionDict(&o)}, err
+}
+
+func (s *server) setOption(c *call) ([]any, error) {
+	order, err := orderOf(c.args[0].(string), c.args[1].(map[string]dbus.Variant))
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.Service.PutOption(c.ctx, c.id, order, c.actor)
+	return []any{optionDict(&o)}, err
+}
+
+func (s *server) cancelOption(c *call) ([]any, error) {
+	o, err := s.Service.CancelOption(c.ctx, c.id, c.args[0].(bool), c.actor)
+	return []any{optionDict(&o)}, err
+}
+
+type listedDisk struct {
+	Target, Format string
+	Size           uint64
+	Included       bool
+	Reason         string
+}
+
+type verdict struct {
+	Allowed      bool
+	Code, Reason string
+}
+
+func verdictOf(v vps.Verdict) verdict { return verdict{v.Allowed, string(v.Code), text(v.Reason)} }
+
+func vpsProperties(v vps.VPS) dict {
+	disks := []listedDisk{}
+	for _, d := range v.Disks {
+		disks = append(disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason)})
+	}
+	operation := nowhere
+	if v.Operation != nil {
+		operation = operationPath(v.Operation.ID)
+	}
+	return dict{
+		"ID":    dbus.MakeVariant(v.ID),
+		"Name":  dbus.MakeVariant(text(v.Name)),
+		"State": dbus.MakeVariant(string(v.State)),
+		"Agent": dbus.MakeVariant(string(v.Agent)),
+		"Disks": dbus.MakeVariant(disks),
+		"Actions": dbus.MakeVariant(map[string]verdict{
+			"take": verdictOf(v.Actions.Take), "restore": verdictOf(v.Actions.Restore),
+			"undo_restore": verdictOf(v.Actions.UndoRestore), "delete": verdictOf(v.Actions.Delete),
+		}),
+		"Option":    dbus.MakeVariant(optionDict(v.Option)),
+		"Snapshot":  dbus.MakeVariant(snapshotDict(v.Snapshot)),
+		"Operation": dbus.MakeVariant(operation),
+	}
+}
