@@ -175,7 +175,8 @@ func (d *Daemon) mergeOff(ctx context.Context, r *operation.Run, dom hypervisor.
 		if set.merged(dom, disk) {
 			continue
 		}
-		err := d.Config.Host.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat},
+		m := hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat, BytesPerSecond: set.bandwidth}
+		err := d.Config.Host.MergeOffline(ctx, m,
 			func(done, total int64) { r.Progress(int64(i)*total+done, int64(len(set.snap.Disks))*total) })
 		if errors.Is(err, hypervisor.ErrNoSpace) {
 			space, _ := d.Config.Host.Space(ctx, filepath.Dir(disk.Base))

@@ -121,7 +121,8 @@ type Images interface {
 	// Copy makes dst an exact copy of src, exclusive, mode and owner as src, durable.
 	Copy(ctx context.Context, src, dst string) (File, error)
 	// MergeOffline copies what overlay holds into its base, which nobody else
-	// may have open (ErrBusy). The overlay is left as it is. May be repeated after any
+	// may have open (ErrBusy). The overlay is left as it is. When ctx ends, the work
+	// has ended and both files are free when it returns. May be repeated after any
 	// failure. progress may be nil.
 	MergeOffline(ctx context.Context, m OfflineMerge, progress func(done, total int64)) error
 	// Rebase makes overlay's header name a new backing file, without copying.
@@ -330,6 +331,8 @@ type OfflineMerge struct {
 	Overlay    string
 	Base       string
 	BaseFormat string
+	// BytesPerSecond limits the copying; 0: unlimited.
+	BytesPerSecond int64
 }
 
 // File identifies a file and tells how much it holds.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -15,55 +16,106 @@ import (
 )
 
 // MergeOffline copies what overlay holds into its base and leaves the overlay
-// as it is: it stays the authority until the caller has recorded the merge, so
-// qemu-img must not empty it (-d).
+// as it is: it stays the authority until the caller has recorded the merge.
+//
+// qemu-img commit would do, but copies 64 KiB around each 4 KiB that was written,
+// most of it from the base to itself. convert takes what the overlay itself holds
+// and nothing else, many requests at a time: five times as fast where a guest
+// wrote here and there.
 func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
 	what := fmt.Sprintf("cannot merge %q into %q", m.Overlay, m.Base)
-	if err := errors.Join(checkPath(m.Overlay), checkNames(m.Base, m.BaseFormat)); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	image, err := i.Inspect(ctx, m.Overlay, "qcow2")
+	overlay, err := i.checkMerge(ctx, m)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if image.Backing != m.Base || image.BackingFormat != m.BaseFormat {
-		return fmt.Errorf("%s: %w: its header names %q (%s)", what, hypervisor.ErrReplaced, image.Backing, image.BackingFormat)
-	}
-	if err := i.checkChain(ctx, m.Overlay, "qcow2"); err != nil {
+	if err := i.growBase(ctx, m, overlay.VirtualSize); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	cache, err := cacheMode(m.Overlay, m.Base)
+	direct, err := allowDirect(m.Overlay, m.Base)
 	if err != nil {
 		return fileError(what, err)
 	}
-	report := &progressReader{total: image.VirtualSize, report: progress}
-	if err := i.run(ctx, report, "commit", "-p", "-f", "qcow2", "-t", cache, "-d", m.Overlay); err != nil {
+	// What the file takes up is a good guess of what is to be copied.
+	total := min(overlay.VirtualSize, overlay.AllocatedSize)
+	report := &progressReader{total: total, report: progress}
+	if err := i.runLong(ctx, report, copyDown(m, direct)...); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if err := syncPath(m.Base); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if progress != nil {
-		progress(image.VirtualSize, image.VirtualSize)
+		progress(total, total)
 	}
 	return nil
 }
 
-// cacheMode is "none", which keeps a merge out of the page cache, or
-// "writeback" where a file system (tmpfs, some FUSE) cannot do direct I/O. The
+// checkMerge makes sure that the overlay lies on the base, and on nothing strange.
+func (i *Images) checkMerge(ctx context.Context, m hypervisor.OfflineMerge) (overlay hypervisor.Image, err error) {
+	if err := errors.Join(checkPath(m.Overlay), checkNames(m.Base, m.BaseFormat)); err != nil {
+		return overlay, err
+	}
+	if overlay, err = i.Inspect(ctx, m.Overlay, "qcow2"); err != nil {
+		return overlay, err
+	}
+	if overlay.Backing != m.Base || overlay.BackingFormat != m.BaseFormat {
+		return overlay, fmt.Errorf("%w: its header names %q (%s)", hypervisor.ErrReplaced, overlay.Backing, overlay.BackingFormat)
+	}
+	return overlay, i.checkChain(ctx, m.Overlay, "qcow2")
+}
+
+// growBase makes a base as large as its overlay, if it is smaller. What is added
+// reads as zeroes, as it did through the overlay.
+func (i *Images) growBase(ctx context.Context, m hypervisor.OfflineMerge, size int64) error {
+	base, err := i.Inspect(ctx, m.Base, m.BaseFormat)
+	if err != nil || base.VirtualSize >= size {
+		return err
+	}
+	return i.run(ctx, io.Discard, "resize", "-q", "-f", m.BaseFormat, m.Base, strconv.FormatInt(size, 10))
+}
+
+// copyDown is what qemu-img is told, so that it copies what the overlay holds,
+// zeroes included, and skips what it does not hold:
+//
+//   - With -B a part that the overlay leaves to its backing file is skipped.
+//     Without it, convert would read that part from the base and write it back.
+//   - Below the overlay the base is opened a second time, without locks, only for
+//     its size. The locks of the overlay and of the target keep everybody out.
+//   - Without -S 0, zeroes take no room in the base.
+func copyDown(m hypervisor.OfflineMerge, direct bool) []string {
+	cache, aio := "writeback", "threads"
+	if direct {
+		cache, aio = "none", "native"
+	}
+	overlay, base := optionValue(m.Overlay), optionValue(m.Base)
+	args := []string{"convert", "-p", "-n", "-W", "-m", "16", "-t", cache, "-T", cache, "-B", m.Base, "-F", m.BaseFormat}
+	if m.BytesPerSecond > 0 {
+		args = append(args, "-r", strconv.FormatInt(m.BytesPerSecond, 10))
+	}
+	return append(args, "--image-opts", "--target-image-opts",
+		fmt.Sprintf("driver=qcow2,file.driver=file,file.filename=%s,file.aio=%s,backing.driver=%s,backing.file.driver=file,backing.file.filename=%s,backing.file.locking=off",
+			overlay, aio, m.BaseFormat, base),
+		fmt.Sprintf("driver=%s,file.driver=file,file.filename=%s,file.aio=%s", m.BaseFormat, base, aio))
+}
+
+// optionValue writes a value as QEMU's option lists want it.
+func optionValue(value string) string { return strings.ReplaceAll(value, ",", ",,") }
+
+// allowDirect says whether all files can be opened for direct I/O, which keeps a
+// merge out of the page cache. Some file systems cannot (tmpfs, some FUSE). The
 // base is synced afterwards either way.
-func cacheMode(paths ...string) (string, error) {
+func allowDirect(paths ...string) (bool, error) {
 	for _, path := range paths {
 		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 		if errors.Is(err, unix.EINVAL) {
-			return "writeback", nil
+			return false, nil
 		}
 		if err != nil {
-			return "", err
+			return false, err
 		}
 		file.Close()
 	}
-	return "none", nil
+	return true, nil
 }
 
 // progressReader reads qemu-img's "(12.34/100%)" and reports bytes of the total.

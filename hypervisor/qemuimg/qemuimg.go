@@ -44,6 +44,10 @@ const (
 // Images implements hypervisor.Images. It holds no state.
 type Images struct {
 	binary string
+	// Confine is told the process id of every qemu-img that works for long, to
+	// keep it from taking what guests need; nil: nobody is told. A failure of its
+	// own is its own affair: the work is done all the same.
+	Confine func(ctx context.Context, pid int)
 }
 
 var _ hypervisor.Images = (*Images)(nil)
@@ -63,6 +67,15 @@ func New() (*Images, error) {
 // ctx and with the daemon: a merge that goes on unattended would keep the image
 // lock and with it the recovery waiting.
 func (i *Images) run(ctx context.Context, read io.Writer, args ...string) error {
+	return i.runWith(ctx, read, nil, args)
+}
+
+// runLong runs qemu-img for work that may take long, confined.
+func (i *Images) runLong(ctx context.Context, read io.Writer, args ...string) error {
+	return i.runWith(ctx, read, i.Confine, args)
+}
+
+func (i *Images) runWith(ctx context.Context, read io.Writer, confine func(context.Context, int), args []string) error {
 	// The death signal is tied to the thread that starts the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -70,7 +83,13 @@ func (i *Images) run(ctx context.Context, read io.Writer, args ...string) error 
 	cmd := command(ctx, i.binary, args...)
 	cmd.Stdout = read
 	cmd.Stderr = stderr
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		if confine != nil {
+			confine(ctx, cmd.Process.Pid)
+		}
+		err = cmd.Wait()
+	}
 	if err == nil {
 		return nil
 	}
