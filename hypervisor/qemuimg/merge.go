@@ -31,14 +31,14 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 	if err := i.growBase(ctx, m, overlay.VirtualSize); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	direct, err := allowDirect(m.Overlay, m.Base)
+	cache, err := cacheMode(m.Overlay, m.Base)
 	if err != nil {
 		return fileError(what, err)
 	}
 	// What the file takes up is a good guess of what is to be copied.
 	total := min(overlay.VirtualSize, overlay.AllocatedSize)
 	report := &progressReader{total: total, report: progress}
-	if err := i.runLong(ctx, report, copyDown(m, direct)...); err != nil {
+	if err := i.runLong(ctx, report, copyDown(m, cache)...); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if err := syncPath(m.Base); err != nil {
@@ -82,10 +82,10 @@ func (i *Images) growBase(ctx context.Context, m hypervisor.OfflineMerge, size i
 //   - Below the overlay the base is opened a second time, without locks, only for
 //     its size. The locks of the overlay and of the target keep everybody out.
 //   - Without -S 0, zeroes take no room in the base.
-func copyDown(m hypervisor.OfflineMerge, direct bool) []string {
-	cache, aio := "writeback", "threads"
-	if direct {
-		cache, aio = "none", "native"
+func copyDown(m hypervisor.OfflineMerge, cache string) []string {
+	aio := "threads"
+	if cache == "none" {
+		aio = "native" // which wants direct I/O, and has no threads that could be too few
 	}
 	overlay, base := optionValue(m.Overlay), optionValue(m.Base)
 	args := []string{"convert", "-p", "-n", "-W", "-m", "16", "-t", cache, "-T", cache, "-B", m.Base, "-F", m.BaseFormat}
@@ -101,21 +101,21 @@ func copyDown(m hypervisor.OfflineMerge, direct bool) []string {
 // optionValue writes a value as QEMU's option lists want it.
 func optionValue(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
-// allowDirect says whether all files can be opened for direct I/O, which keeps a
-// merge out of the page cache. Some file systems cannot (tmpfs, some FUSE). The
-// base is synced afterwards either way.
-func allowDirect(paths ...string) (bool, error) {
+// cacheMode is "none", which keeps a long work out of the page cache, or
+// "writeback" where a file system (tmpfs, some FUSE) cannot do direct I/O. The
+// base of a merge is synced afterwards either way.
+func cacheMode(paths ...string) (string, error) {
 	for _, path := range paths {
 		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 		if errors.Is(err, unix.EINVAL) {
-			return false, nil
+			return "writeback", nil
 		}
 		if err != nil {
-			return false, err
+			return "", err
 		}
 		file.Close()
 	}
-	return true, nil
+	return "none", nil
 }
 
 // progressReader reads qemu-img's "(12.34/100%)" and reports bytes of the total.
