@@ -7,6 +7,7 @@
 # make fuzz          every fuzz target in turn (TIME=1m for each)
 # make build         the programs, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
+# make packages      .deb and .rpm, into build/packages (packaging/build-packages)
 # make generate      api/*.gen.go anew from api/openapi.yaml
 # make lint          golangci-lint, which is slow to build the first time
 
@@ -92,6 +93,10 @@ install: build
 	install -D -m 0644 packaging/polkit/org.vpssnapd1.rules $(DESTDIR)$(PREFIX)/share/polkit-1/rules.d/org.vpssnapd1.rules
 	install -D -m 0755 packaging/libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/vpssnapd
 	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
+
+.PHONY: packages
+packages: deps
+	GO=$(GO) packaging/build-packages build/packages
 
 clean:
 	rm -rf build

@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -105,5 +107,23 @@ func TestDeliveryMigration(t *testing.T) {
 	}
 	if queues, err := s.DeliveryQueues(t.Context()); err != nil || len(queues) != 0 {
 		t.Errorf("waiting: %+v (%v)", queues, err)
+	}
+}
+
+// Packages read the version of the database beside it; it is put right at each opening.
+func TestSchemaIsNoted(t *testing.T) {
+	path := before(t, 1, `SELECT 1`)
+	note := filepath.Join(filepath.Dir(path), "schema")
+	names, err := fs.Glob(migrations, "migration/*.sql")
+	must(t, err)
+	want := strconv.Itoa(len(names)) + "\n"
+	for range 2 {
+		s, err := Open(t.Context(), path)
+		must(t, err)
+		must(t, s.Close())
+		if got, err := os.ReadFile(note); err != nil || string(got) != want {
+			t.Errorf("noted is %q (%v), want %q", got, err, want)
+		}
+		must(t, os.WriteFile(note, []byte("0\n"), 0o600))
 	}
 }

@@ -226,8 +226,14 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 		return err
 	}
 	sources := provider.ListSources()
-	if known := sources[len(sources)-1].Version; have > known {
+	known := sources[len(sources)-1].Version
+	if have > known {
 		return fmt.Errorf("%w: it has schema version %d, this program knows %d; install that version again", ErrNewer, have, known)
+	}
+	// Before the database changes: a package may then be refused for nothing, but
+	// is never installed over a database that it does not know.
+	if err := noteSchema(filepath.Dir(path), known); err != nil {
+		return err
 	}
 	_, err = provider.Up(ctx)
 	return err
