@@ -91,6 +91,8 @@ install: build
 	install -D -m 0644 systemd/bus/org.vpssnapd1.xml $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.vpssnapd1.xml
 	install -D -m 0644 packaging/polkit/org.vpssnapd1.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.vpssnapd1.policy
 	install -D -m 0644 packaging/polkit/org.vpssnapd1.rules $(DESTDIR)$(PREFIX)/share/polkit-1/rules.d/org.vpssnapd1.rules
+	install -d $(DESTDIR)$(PREFIX)/share/vpssnapd/mail
+	install -m 0644 daemon/mail/template/*.tmpl $(DESTDIR)$(PREFIX)/share/vpssnapd/mail
 	install -D -m 0755 packaging/libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/vpssnapd
 	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
 

@@ -24,9 +24,10 @@ const deadlineCheck = time.Minute
 // the grace begins when the customer can read of it, and not in the past.
 const noticedLate = time.Hour
 
-// watchDeadlines does what time brings: options end, graces end, undos end. All
-// deadlines are stored as points in time, so it does not matter when the daemon
-// was down, and a clock that goes backwards only makes everything last longer.
+// watchDeadlines does what time brings: options end, graces end, undos end, and
+// customers are reminded of it. All deadlines are stored as points in time, so it
+// does not matter when the daemon was down, and a clock that goes backwards only
+// makes everything last longer.
 func (d *Daemon) watchDeadlines(ctx context.Context) {
 	for {
 		d.meetDeadlines(ctx)
@@ -75,6 +76,7 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		}
 		d.workApart("end the grace of", o.VPS, func() { d.endGrace(ctx, o.VPS) })
 	}
+	d.remindAll(ctx)
 	snapshots, err := d.store.Snapshots(ctx)
 	if err != nil {
 		d.Logger.Error("snapshots not read", "error", err)

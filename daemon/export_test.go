@@ -39,3 +39,6 @@ func (d *Daemon) AddDelivery(ctx context.Context, what vps.Delivery) error {
 func (d *Daemon) Queues(ctx context.Context) ([]vps.DeliveryQueue, error) {
 	return d.store.DeliveryQueues(ctx)
 }
+
+// MeetDeadlines does what is due once, as watchDeadlines does by itself.
+func (d *Daemon) MeetDeadlines(ctx context.Context) { d.meetDeadlines(ctx) }

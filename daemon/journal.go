@@ -30,14 +30,19 @@ var journalKinds = map[vps.Status]vps.MessageKind{
 	vps.StatusNeedsAttention: vps.MessageNeedsAttention,
 }
 
-// journalOperation writes the message of a change of status, in the transaction of that change.
+// journalOperation writes the message of a change of status, and the mail about it,
+// in the transaction of that change.
 func (d *Daemon) journalOperation(ctx context.Context, tx *store.Tx, op vps.Operation) error {
 	kind, ok := journalKinds[op.Status]
 	if !ok {
 		return nil
 	}
-	return d.say(ctx, tx, vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: kind, Actor: op.Actor, Operation: op.ID,
+	err := d.say(ctx, tx, vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: kind, Actor: op.Actor, Operation: op.ID,
 		Phrase: vps.PhraseOf(op.Kind, op.Status), Params: map[string]string{"result": op.Result}, Detail: detailOf(op)})
+	if err != nil {
+		return err
+	}
+	return d.postOperation(ctx, tx, op)
 }
 
 func detailOf(op vps.Operation) string {

@@ -96,6 +96,11 @@ func (d *Daemon) putOption(ctx context.Context, tx *store.Tx, dom hypervisor.Dom
 	if err := tx.SaveOption(ctx, option, actor, noteOf(have, option)); err != nil {
 		return have, err
 	}
+	if option.State == vps.OptionActive && have.State != vps.OptionActive {
+		if err := d.postActivated(ctx, tx, option); err != nil {
+			return have, err
+		}
+	}
 	return option, d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
 		Phrase: vps.Phrase("option_" + string(option.State))})
 }

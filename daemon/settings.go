@@ -23,6 +23,9 @@ type Settings struct {
 	Merge MergePolicy
 	// Headroom is how many bytes must be free for a take.
 	Headroom int64
+	// RemindBefore is how long before an option ends, or its snapshot is removed,
+	// the customer is told by e-mail.
+	RemindBefore time.Duration
 }
 
 // Apply lets other settings count from now on. What was decided by the old ones

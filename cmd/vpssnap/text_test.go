@@ -6,6 +6,7 @@ import (
 	"unicode/utf8"
 
 	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
 )
 
 func TestPrice(t *testing.T) {
@@ -19,6 +20,13 @@ func TestPrice(t *testing.T) {
 	} {
 		if got := price(p); got != want {
 			t.Errorf("%+v is printed as %q, want %q", p, got, want)
+		}
+	}
+	// The daemon writes it in its mails, by a list of currencies of its own.
+	for currency := range digits {
+		p := api.Price{Amount: 1234567, Currency: currency, Period: "month"}
+		if mailed := (vps.Price{Amount: 1234567, Currency: currency, Period: vps.PeriodMonth}).In(vps.English); price(p) != mailed {
+			t.Errorf("%s is printed and mailed as %s", price(p), mailed)
 		}
 	}
 }

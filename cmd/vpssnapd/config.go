@@ -17,6 +17,7 @@ import (
 
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -58,6 +59,7 @@ type config struct {
 		Period      vps.Period `toml:"period"`
 		Conditions  []string   `toml:"conditions"`
 	} `toml:"offer"`
+	Mail mailConfig `toml:"mail"`
 }
 
 // duration is written as in "1h30m".
@@ -102,6 +104,8 @@ func defaults() config {
 	c.Offer.Description = "One snapshot of the VPS: a quick way back before a risky change. It is no backup."
 	c.Offer.Currency = "EUR"
 	c.Offer.Period = vps.PeriodMonth
+	c.Mail.TLS = mail.StartTLS
+	c.Mail.RemindBefore = duration(72 * time.Hour)
 	return c
 }
 
@@ -172,7 +176,7 @@ func (c config) check() error {
 	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
 		return errors.New(`offer.period must be "month", "year" or "once"`)
 	}
-	return c.checkListen()
+	return errors.Join(c.Mail.check(), c.checkListen())
 }
 
 // checkListen keeps a port without TLS on loopback: tokens must not cross a network in the clear.
@@ -203,7 +207,7 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 	return daemon.Config{Host: host, StateDir: c.StateDir, Version: version, Logger: logger, Settings: c.settings()}
 }
 
-// settings are what [snapshot], [merge] and [offer] say.
+// settings are what [snapshot], [merge] and [offer] say, and when [mail] reminds.
 func (c config) settings() daemon.Settings {
 	return daemon.Settings{
 		Offer: vps.Offer{
@@ -215,5 +219,6 @@ func (c config) settings() daemon.Settings {
 		MergeLimit: c.Snapshot.MergeLimit, Headroom: int64(c.Snapshot.Headroom),
 		Merge: daemon.MergePolicy{Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
 			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)},
+		RemindBefore: time.Duration(c.Mail.RemindBefore),
 	}
 }

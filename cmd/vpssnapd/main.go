@@ -109,12 +109,18 @@ func run(path string) error {
 	if err != nil {
 		return err
 	}
+	mailer, err := c.Mail.open()
+	if err != nil {
+		return err
+	}
 	host, err := openHost(ctx, c, logger)
 	if err != nil {
 		return err
 	}
 	defer closing(logger, "libvirt", host.Close)
-	d, err := daemon.Open(ctx, c.daemon(host, logger))
+	parts := c.daemon(host, logger)
+	parts.Senders = senders(mailer)
+	d, err := daemon.Open(ctx, parts)
 	if err != nil {
 		return err
 	}

@@ -127,3 +127,31 @@ func TestSchemaIsNoted(t *testing.T) {
 		must(t, os.WriteFile(note, []byte("0\n"), 0o600))
 	}
 }
+
+// A record from before 00007 keeps its options, and can have reminders: one for each end.
+func TestReminderMigration(t *testing.T) {
+	path := before(t, 6, `
+		INSERT INTO option VALUES ('opt-1', 'id-1', 'active', 'A-1', 299, 'EUR', 'month', 'a@example.org', 'fr', 1000000, 1000000, 9000000, NULL, NULL, NULL, 1000000);`)
+	s, err := Open(t.Context(), path)
+	must(t, err)
+	defer s.Close()
+	if o, err := s.OpenOption(t.Context(), "id-1"); err != nil || o.ContactEmail != "a@example.org" {
+		t.Errorf("the option is %+v (%v)", o, err)
+	}
+	for _, c := range []struct {
+		kind  string
+		end   int64
+		first bool
+	}{{"a", 9, true}, {"a", 9, false}, {"b", 9, true}, {"a", 10, true}, {"a", 10, false}} {
+		told, err := s.Reminded(t.Context(), "opt-1", c.kind, time.UnixMicro(c.end))
+		must(t, err)
+		var first bool
+		must(t, s.Write(t.Context(), func(tx *Tx) error {
+			first, err = tx.AddReminder(t.Context(), "opt-1", c.kind, time.UnixMicro(c.end))
+			return err
+		}))
+		if first != c.first || told == c.first {
+			t.Errorf("%s for %d: told before %v, first %v", c.kind, c.end, told, first)
+		}
+	}
+}

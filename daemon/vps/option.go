@@ -1,6 +1,10 @@
 package vps
 
-import "time"
+import (
+	"fmt"
+	"strings"
+	"time"
+)
 
 // OptionState is where the paid option of a VPS stands.
 type OptionState string
@@ -33,6 +37,37 @@ type Price struct {
 	Amount   int64
 	Currency string
 	Period   Period
+}
+
+// decimals is the number of digits of a currency's minor unit where it is not two.
+// (That of ISO 4217, in which prices are: the CLDR has another one for some.)
+var decimals = map[string]int{
+	"BIF": 0, "CLP": 0, "DJF": 0, "GNF": 0, "ISK": 0, "JPY": 0, "KMF": 0, "KRW": 0, "PYG": 0,
+	"RWF": 0, "UGX": 0, "VND": 0, "VUV": 0, "XAF": 0, "XOF": 0, "XPF": 0,
+	"BHD": 3, "IQD": 3, "JOD": 3, "KWD": 3, "LYD": 3, "OMR": 3, "TND": 3,
+}
+
+// periods is how a period follows an amount.
+var periods = map[Period]map[Language]string{
+	PeriodMonth: {English: " per month", French: " par mois"},
+	PeriodYear:  {English: " per year", French: " par an"},
+	PeriodOnce:  {English: " once", French: " en une fois"},
+}
+
+// In writes a price for a human, as in 2.99 EUR per month.
+func (p Price) In(l Language) string {
+	n, ok := decimals[p.Currency]
+	if !ok {
+		n = 2
+	}
+	amount := fmt.Sprintf("%0*d", n+1, p.Amount)
+	if n > 0 {
+		amount = amount[:len(amount)-n] + "." + amount[len(amount)-n:]
+	}
+	if l == French {
+		amount = strings.Replace(amount, ".", ",", 1)
+	}
+	return amount + " " + p.Currency + periods[p.Period][l]
 }
 
 // Offer is an option on sale, from the configuration.

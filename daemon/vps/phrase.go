@@ -154,7 +154,9 @@ func (p Phrase) say(l Language, params map[string]string, otherwise string) stri
 		case name == "result" && l == French:
 			value = frenchResult(value)
 		case name == "until" && l == French:
-			value = frenchTime(value)
+			if at, err := time.Parse(time.RFC3339, value); err == nil {
+				value = l.Time(at)
+			}
 		}
 		said[name] = value
 		replace = append(replace, "{"+name+"}", value)
@@ -193,10 +195,10 @@ func frenchResult(english string) string {
 	return strings.Join(parts, " ; ")
 }
 
-func frenchTime(rfc3339 string) string {
-	at, err := time.Parse(time.RFC3339, rfc3339)
-	if err != nil {
-		return rfc3339
+// Time writes a time for a human, in UTC.
+func (l Language) Time(t time.Time) string {
+	if l == French {
+		return t.UTC().Format("02/01/2006 à 15:04 UTC")
 	}
-	return at.UTC().Format("02/01/2006 à 15:04 UTC")
+	return t.UTC().Format("2 January 2006, 15:04 UTC")
 }

@@ -78,3 +78,37 @@ func TestMessageIn(t *testing.T) {
 		}
 	}
 }
+
+// Every code has a reason for customers, in every language.
+func TestEveryReason(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "error.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := 0
+	ast.Inspect(file, func(n ast.Node) bool {
+		if v, ok := n.(*ast.ValueSpec); ok && strings.HasPrefix(v.Names[0].Name, "Code") {
+			text, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
+			if codes++; err != nil || Code(text).In(English) == "" || Code(text).In(French) == "" {
+				t.Errorf("%s has no reason (%v)", text, err)
+			}
+		}
+		return true
+	})
+	if codes != len(reasons) || codes < 16 {
+		t.Errorf("%d codes, %d reasons", codes, len(reasons))
+	}
+}
+
+func TestPriceIn(t *testing.T) {
+	for want, p := range map[[2]string]Price{
+		{"2.99 EUR per month", "2,99 EUR par mois"}:       {Amount: 299, Currency: "EUR", Period: PeriodMonth},
+		{"500 JPY per year", "500 JPY par an"}:            {Amount: 500, Currency: "JPY", Period: PeriodYear},
+		{"0.005 KWD once", "0,005 KWD en une fois"}:       {Amount: 5, Currency: "KWD", Period: PeriodOnce},
+		{"12345.67 SEK once", "12345,67 SEK en une fois"}: {Amount: 1234567, Currency: "SEK", Period: PeriodOnce},
+	} {
+		if p.In(English) != want[0] || p.In(French) != want[1] {
+			t.Errorf("%+v is %q, %q", p, p.In(English), p.In(French))
+		}
+	}
+}

@@ -53,6 +53,7 @@ var ours = []struct {
 	{"vpssnapd/daemon/failpoint", nil, "every part of the daemon has points"},
 	{"vpssnapd/daemon/store", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/failpoint"}, "the record knows the nouns, not what is done with them"},
 	{"vpssnapd/daemon/operation", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/store", "vpssnapd/daemon/failpoint"}, "the runner knows no step's meaning"},
+	{"vpssnapd/daemon/mail", []string{"vpssnapd/daemon/vps"}, "mails are written from the nouns, whatever becomes of them"},
 	{"vpssnapd/daemon", []string{"vpssnapd/daemon/...", "vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2"}, "the product speaks to a host through the interface only"},
 	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
@@ -81,6 +82,7 @@ var foreign = map[string]struct {
 	"database/sql":                            {"vpssnapd/daemon", "no row leaves the daemon"},
 	"github.com/labstack/echo/v4":             {"vpssnapd/api/server", "one package serves HTTP"},
 	"github.com/spf13/cobra":                  {"vpssnapd/cmd/vpssnap", "one program has commands"},
+	"github.com/wneessen/go-mail":             {"vpssnapd/daemon/mail", "one package sends mail"},
 	"github.com/godbus/dbus/v5":               {"vpssnapd/systemd", "one package speaks D-Bus"},
 	"github.com/coreos/go-systemd/v22/daemon": {"vpssnapd/systemd", "one package speaks to systemd"},
 }

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/mail"
+	"vpssnapd/daemon/vps"
+)
+
+// mailConfig is [mail]. Without a host there is no mail.
+type mailConfig struct {
+	Host         string   `toml:"host"`
+	Port         int      `toml:"port"`
+	TLS          mail.TLS `toml:"tls"`
+	Username     string   `toml:"username"`
+	PasswordFile string   `toml:"password_file"`
+	CA           string   `toml:"ca"`
+	From         string   `toml:"from"`
+	ReplyTo      string   `toml:"reply_to"`
+	Templates    string   `toml:"templates"`
+	RemindBefore duration `toml:"remind_before"`
+}
+
+func (c mailConfig) check() error {
+	if c.RemindBefore < 0 {
+		return errors.New("mail.remind_before must not be negative")
+	}
+	if c.Host == "" {
+		return nil
+	}
+	if (c.Username == "") != (c.PasswordFile == "") {
+		return errors.New("[mail] needs both username and password_file, or neither")
+	}
+	for key, path := range map[string]string{"ca": c.CA, "templates": c.Templates} {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("mail.%s = %q is no absolute path", key, path)
+		}
+	}
+	if strings.Contains(c.PasswordFile, "/") && !filepath.IsAbs(c.PasswordFile) {
+		return fmt.Errorf("mail.password_file = %q is neither an absolute path nor the name of a credential", c.PasswordFile)
+	}
+	if err := c.settings().Check(); err != nil {
+		return fmt.Errorf("[mail]: %w", err)
+	}
+	return nil
+}
+
+// settings are what needs no file to be read.
+func (c mailConfig) settings() mail.Config {
+	return mail.Config{Host: c.Host, Port: c.Port, TLS: c.TLS, Username: c.Username, From: c.From, ReplyTo: c.ReplyTo, Templates: c.Templates}
+}
+
+// load reads the password and the authorities.
+func (c mailConfig) load() (mail.Config, error) {
+	settings := c.settings()
+	var err error
+	if c.PasswordFile != "" {
+		if settings.Password, err = readPassword(c.PasswordFile); err != nil {
+			return settings, fmt.Errorf("[mail]: %w", err)
+		}
+	}
+	if c.CA != "" {
+		text, err := os.ReadFile(c.CA)
+		if err != nil {
+			return settings, fmt.Errorf("cannot read the CA of the mail server: %w", err)
+		}
+		settings.CA = x509.NewCertPool()
+		if !settings.CA.AppendCertsFromPEM(text) {
+			return settings, fmt.Errorf("there is no certificate of a CA in %s", c.CA)
+		}
+	}
+	return settings, nil
+}
+
+// readPassword reads a file, or a credential that systemd has for us.
+func readPassword(name string) (string, error) {
+	path := name
+	if !filepath.IsAbs(name) {
+		dir := os.Getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" {
+			return "", fmt.Errorf("password_file = %q is no absolute path, and systemd has no credentials for us (LoadCredential=)", name)
+		}
+		path = filepath.Join(dir, name)
+	}
+	if err := private(path); err != nil {
+		return "", fmt.Errorf("refusing the password file %s: %w", path, err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	password := strings.TrimRight(string(text), "\r\n")
+	if password == "" || strings.ContainsAny(password, "\x00\r\n") {
+		return "", fmt.Errorf("the password file %s must hold one line, the password", path)
+	}
+	return password, nil
+}
+
+// open makes what sends mail; nil without a host.
+func (c mailConfig) open() (*mail.Mailer, error) {
+	if c.Host == "" {
+		return nil, nil
+	}
+	settings, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	return mail.New(settings)
+}
+
+// senders are what carries news outside.
+func senders(mailer *mail.Mailer) map[vps.DeliveryKind]daemon.Sender {
+	all := map[vps.DeliveryKind]daemon.Sender{}
+	if mailer != nil {
+		all[vps.DeliveryMail] = mailer
+	}
+	return all
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMailConfiguration(t *testing.T) {
+	for text, says := range map[string]string{
+		"[mail]\nremind_before = '1h'":                                                                                     "",
+		"[mail]\nhost = 'mail.example.org'\nfrom = 'Example <a@example.org>'":                                              "",
+		"[mail]\nhost = '::1'\ntls = 'none'\nport = 25\nfrom = 'a@example.org'\nreply_to = 'b@example.org'":                "",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nusername = 'u'\npassword_file = 'mail'\nca = '/ca'\ntemplates = '/t'": "",
+		"[mail]\nhost = 'm'": "from",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\ntls = 'x'":                                        "tls",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\ntls = 'none'":                                     "loopback",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nport = 70000":                                     "port",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nusername = 'u'":                                   "both",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nusername = 'u'\npassword_file = 'x/y'":            "password_file",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\ntemplates = 'x'":                                  "templates",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nca = 'x'":                                         "ca",
+		"[mail]\nremind_before = '-1h'":                                                                "remind_before",
+		"[mail]\nhost = 'm'\nfrom = 'a@example.org'\nusername = 'u'\npassword = 'it must not be here'": "unknown",
+	} {
+		_, err := parseConfig(strings.NewReader(text))
+		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if c := defaults(); c.settings().RemindBefore != 72*time.Hour {
+		t.Errorf("reminded %s before", c.settings().RemindBefore)
+	}
+}
+
+func TestMailPassword(t *testing.T) {
+	dir := t.TempDir()
+	c := mailConfig{Host: "mail.example.org", TLS: "starttls", From: "a@example.org", Username: "u", PasswordFile: filepath.Join(dir, "file")}
+	write := func(text string, mode os.FileMode) {
+		must(t, os.RemoveAll(c.PasswordFile))
+		must(t, os.WriteFile(c.PasswordFile, []byte(text), mode))
+	}
+	write(" kühle Biere \n", 0o640)
+	if settings, err := c.load(); err != nil || settings.Password != " kühle Biere " {
+		t.Errorf("the password is %q (%v)", settings.Password, err)
+	}
+	for text, mode := range map[string]os.FileMode{"": 0o600, "\n": 0o600, "one\nsecret": 0o600, "secret": 0o604} {
+		write(text, mode)
+		if _, err := c.open(); err == nil || !strings.Contains(err.Error(), c.PasswordFile) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q with mode %o: %v", text, mode, err)
+		}
+	}
+	write("secret", 0o400)
+	credential := c
+	credential.PasswordFile = "file"
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	if _, err := credential.open(); err == nil || !strings.Contains(err.Error(), "LoadCredential") {
+		t.Errorf("without credentials: %v", err)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	if settings, err := credential.load(); err != nil || settings.Password != "secret" {
+		t.Errorf("the credential is %q (%v)", settings.Password, err)
+	}
+	c.CA = c.PasswordFile
+	if _, err := c.open(); err == nil || !strings.Contains(err.Error(), "CA") {
+		t.Errorf("no CA: %v", err)
+	}
+	c.CA, c.Templates = "", filepath.Join(dir, "templates")
+	must(t, os.Mkdir(c.Templates, 0o700))
+	broken := filepath.Join(c.Templates, "option_ending.en.tmpl")
+	must(t, os.WriteFile(broken, []byte("\n{{"), 0o600))
+	if _, err := c.open(); err == nil || !strings.Contains(err.Error(), broken+":2") {
+		t.Errorf("a template that does not parse: %v", err)
+	}
+	if mailer, err := (mailConfig{}).open(); mailer != nil || err != nil || len(senders(mailer)) != 0 {
+		t.Errorf("without a host: %v, %v", mailer, err)
+	}
+}
