@@ -1,6 +1,7 @@
 # make demo          the main job on a real VPS (KEEP=1 leaves it up)
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
+# make test-client   a client in Perl, generated from the API's document, does the main job
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make mutants       the product is broken on purpose, and must be found out
@@ -44,6 +45,10 @@ torture: build
 .PHONY: histories
 histories:
 	$(GO) test -v -count=1 -timeout 0 -run '^TestHistories$$' ./daemon -args -histories $(MINUTES)m -history-seed $(SEED)
+
+.PHONY: test-client
+test-client: deps
+	$(GO) test -v -count=1 -run '^TestForeignClient$$' ./cmd/internal/site
 
 # How many cuts for each layout of file systems; 0: after every write.
 CUTS ?= 60

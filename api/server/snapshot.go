@@ -81,7 +81,10 @@ func (h *handlers) begin(ctx context.Context, ref string, start func(id string, 
 		return AcceptedJSONResponse{}, err
 	}
 	op, err := start(id, callerOf(ctx).actor)
-	return accepted(ctx, op), err
+	if err != nil {
+		return AcceptedJSONResponse{}, err
+	}
+	return accepted(ctx, op), nil
 }
 
 func location(op vps.Operation) string { return "/v1/operations/" + op.ID }
