@@ -654,6 +654,81 @@ func (e Way) Valid() bool {
 	}
 }
 
+// Defines values for WebhookEventType.
+const (
+	WebhookEventTypeOperationCancelled      WebhookEventType = "operation.cancelled"
+	WebhookEventTypeOperationFailed         WebhookEventType = "operation.failed"
+	WebhookEventTypeOperationNeedsAttention WebhookEventType = "operation.needs_attention"
+	WebhookEventTypeOperationPending        WebhookEventType = "operation.pending"
+	WebhookEventTypeOperationRunning        WebhookEventType = "operation.running"
+	WebhookEventTypeOperationSucceeded      WebhookEventType = "operation.succeeded"
+	WebhookEventTypeOptionActive            WebhookEventType = "option.active"
+	WebhookEventTypeOptionChanged           WebhookEventType = "option.changed"
+	WebhookEventTypeOptionGrace             WebhookEventType = "option.grace"
+	WebhookEventTypeOptionOrdered           WebhookEventType = "option.ordered"
+	WebhookEventTypeOptionReleased          WebhookEventType = "option.released"
+	WebhookEventTypeSnapshotAvailable       WebhookEventType = "snapshot.available"
+	WebhookEventTypeSnapshotBroken          WebhookEventType = "snapshot.broken"
+	WebhookEventTypeSnapshotChanged         WebhookEventType = "snapshot.changed"
+	WebhookEventTypeSnapshotCreating        WebhookEventType = "snapshot.creating"
+	WebhookEventTypeSnapshotDeleting        WebhookEventType = "snapshot.deleting"
+	WebhookEventTypeSnapshotGone            WebhookEventType = "snapshot.gone"
+	WebhookEventTypeSnapshotRestoring       WebhookEventType = "snapshot.restoring"
+	WebhookEventTypeSpaceCritical           WebhookEventType = "space.critical"
+	WebhookEventTypeSpaceOk                 WebhookEventType = "space.ok"
+	WebhookEventTypeSpaceWarning            WebhookEventType = "space.warning"
+)
+
+// Valid indicates whether the value is a known member of the WebhookEventType enum.
+func (e WebhookEventType) Valid() bool {
+	switch e {
+	case WebhookEventTypeOperationCancelled:
+		return true
+	case WebhookEventTypeOperationFailed:
+		return true
+	case WebhookEventTypeOperationNeedsAttention:
+		return true
+	case WebhookEventTypeOperationPending:
+		return true
+	case WebhookEventTypeOperationRunning:
+		return true
+	case WebhookEventTypeOperationSucceeded:
+		return true
+	case WebhookEventTypeOptionActive:
+		return true
+	case WebhookEventTypeOptionChanged:
+		return true
+	case WebhookEventTypeOptionGrace:
+		return true
+	case WebhookEventTypeOptionOrdered:
+		return true
+	case WebhookEventTypeOptionReleased:
+		return true
+	case WebhookEventTypeSnapshotAvailable:
+		return true
+	case WebhookEventTypeSnapshotBroken:
+		return true
+	case WebhookEventTypeSnapshotChanged:
+		return true
+	case WebhookEventTypeSnapshotCreating:
+		return true
+	case WebhookEventTypeSnapshotDeleting:
+		return true
+	case WebhookEventTypeSnapshotGone:
+		return true
+	case WebhookEventTypeSnapshotRestoring:
+		return true
+	case WebhookEventTypeSpaceCritical:
+		return true
+	case WebhookEventTypeSpaceOk:
+		return true
+	case WebhookEventTypeSpaceWarning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Actions What may be done now, or why not.
 type Actions struct {
 	Delete      Verdict `json:"delete"`
@@ -864,6 +939,15 @@ type NewToken struct {
 	// Example: vpssnap_3f2a9c01b7de_ABCDEFGHIJKLMNOPQRSTUVWXYZ
 	Secret string `json:"secret"`
 	Token  Token  `json:"token"`
+}
+
+// NewWebhook defines model for NewWebhook.
+type NewWebhook struct {
+	// Secret What its messages are signed with. It cannot be read again.
+	//
+	// Example: whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=
+	Secret  string  `json:"secret"`
+	Webhook Webhook `json:"webhook"`
 }
 
 // Offer defines model for Offer.
@@ -1351,6 +1435,102 @@ type Verdict struct {
 // socket or D-Bus. expiry and recovery: the daemon did it by itself.
 type Way string
 
+// Webhook defines model for Webhook.
+type Webhook struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// DeliveredAt When it took a message last. Left out when it never did.
+	DeliveredAt *time.Time `json:"delivered_at,omitempty"`
+
+	// Disabled Its receiver has answered 410. It is told of nothing until a test succeeds.
+	Disabled bool `json:"disabled"`
+
+	// FailedAt When it last did not. Left out when that never happened.
+	FailedAt *time.Time `json:"failed_at,omitempty"`
+
+	// ID Example: wh-5b21e0c9d4f7
+	ID string `json:"id"`
+
+	// LastError Why it did not; left out when it has taken one since.
+	LastError string `json:"last_error,omitempty,omitzero"`
+
+	// Types The events that it is told of; left out when it is told of all in WebhookEventType.
+	Types []WebhookEventType `json:"types,omitempty,omitzero"`
+	URL   string             `json:"url"`
+
+	// Waiting How many messages are still to be delivered to it.
+	Waiting int `json:"waiting"`
+}
+
+// WebhookData Of operation, option, snapshot and space it has the one that the type begins with; a test has none.
+type WebhookData struct {
+	EventID EventID `json:"event_id,omitempty,omitzero"`
+
+	// Host The name of the host that sends it.
+	//
+	// Example: kvm7
+	Host string `json:"host"`
+
+	// Operation An operation as it was then.
+	Operation *OperationEvent `json:"operation,omitempty"`
+
+	// Option An option as it was then.
+	Option *OptionEvent `json:"option,omitempty"`
+
+	// Snapshot A snapshot as it was then.
+	Snapshot *SnapshotEvent `json:"snapshot,omitempty"`
+
+	// Space A file system of the host as it was then.
+	Space *SpaceEvent `json:"space,omitempty"`
+
+	// VPS The id of the VPS; left out when it concerns the host.
+	VPS string `json:"vps,omitempty,omitzero"`
+
+	// VPSName The name of the VPS at that time; left out when it was not known yet.
+	VPSName string `json:"vps_name,omitempty,omitzero"`
+}
+
+// WebhookEventType As in EventType, but for what is too much for a webhook.
+type WebhookEventType string
+
+// WebhookList defines model for WebhookList.
+type WebhookList struct {
+	Webhooks []Webhook `json:"webhooks"`
+}
+
+// WebhookMessage What is sent to a webhook. Its headers are `webhook-id`, of its own and the
+// same when it is sent again; `webhook-timestamp`, of this try; and
+// `webhook-signature`.
+type WebhookMessage struct {
+	// Data Of operation, option, snapshot and space it has the one that the type begins with; a test has none.
+	Data WebhookData `json:"data"`
+
+	// Timestamp When it happened.
+	Timestamp time.Time `json:"timestamp"`
+
+	// Type A WebhookEventType, or `webhook.test`. More may come.
+	//
+	// Example: operation.succeeded
+	Type string `json:"type"`
+}
+
+// WebhookRequest defines model for WebhookRequest.
+type WebhookRequest struct {
+	// Types What it is to be told of; left out for all in WebhookEventType.
+	Types []WebhookEventType `json:"types,omitempty,omitzero"`
+
+	// URL Without user, password and fragment.
+	URL string `json:"url"`
+}
+
+// WebhookTest defines model for WebhookTest.
+type WebhookTest struct {
+	Delivered bool `json:"delivered"`
+
+	// Error Why it was not; left out when it was.
+	Error string `json:"error,omitempty,omitzero"`
+}
+
 // Cursor defines model for cursor.
 type Cursor = string
 
@@ -1377,6 +1557,9 @@ type Since = time.Time
 
 // Until defines model for until.
 type Until = time.Time
+
+// WebhookID defines model for webhook_id.
+type WebhookID = string
 
 // Accepted defines model for Accepted.
 type Accepted = Operation
@@ -1556,6 +1739,24 @@ type UndoRestoreParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// CreateWebhookParams defines parameters for CreateWebhook.
+type CreateWebhookParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteWebhookParams defines parameters for DeleteWebhook.
+type DeleteWebhookParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// TestWebhookParams defines parameters for TestWebhook.
+type TestWebhookParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest
 
@@ -1570,3 +1771,6 @@ type TakeSnapshotJSONRequestBody = TakeRequest
 
 // RestoreSnapshotJSONRequestBody defines body for RestoreSnapshot for application/json ContentType.
 type RestoreSnapshotJSONRequestBody = RestoreRequest
+
+// CreateWebhookJSONRequestBody defines body for CreateWebhook for application/json ContentType.
+type CreateWebhookJSONRequestBody = WebhookRequest

@@ -21,6 +21,7 @@ import (
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
 )
 
@@ -35,8 +36,12 @@ type Config struct {
 	Version  string
 	// Settings are those of the start.
 	Settings Settings
-	// Senders carry what is to be told outside, by kind. What was recorded for one
-	// that is missing waits for it, and is given up after a day.
+	// Webhook says where webhooks may lead to, and WebhookBody makes what is sent to
+	// them; nil: it cannot be made.
+	Webhook     webhook.Config
+	WebhookBody func(e vps.Event, host string) ([]byte, error)
+	// Senders carry what else is to be told outside, by kind. What was recorded for
+	// one that is missing waits for it, and is given up after a day.
 	Senders map[vps.DeliveryKind]Sender
 	Logger  *slog.Logger
 	// Now tells the time; nil means time.Now.
@@ -67,7 +72,8 @@ type Daemon struct {
 	metrics     *metrics
 	settings    atomic.Pointer[Settings] // those in force
 	used        chan string              // ids of tokens whose use is to be noted
-	held        sync.Map                 // by outboxKey, until when a target wants to be left alone
+	poster      *webhook.Poster
+	held        sync.Map // by outboxKey, until when a target wants to be left alone
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -77,6 +83,10 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.WebhookBody == nil {
+		c.WebhookBody = func(vps.Event, string) ([]byte, error) { return nil, errors.New("there is no form for webhooks") }
+	}
+	c.Webhook.Version = c.Version
 	c.Host = withFailpoints(c.Host)
 	lock, err := lockState(c.StateDir)
 	if err != nil {
@@ -115,7 +125,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 		return nil, err
 	}
 	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), names: newNames(known),
-		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64)}
+		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64), poster: webhook.New(c.Webhook)}
 	d.settings.Store(&c.Settings)
 	d.metrics = newMetrics(d)
 	d.ctx, d.stop = context.WithCancel(context.Background())

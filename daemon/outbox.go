@@ -56,12 +56,15 @@ type Sender interface {
 
 // send hands a delivery to the sender of its kind.
 func (d *Daemon) send(ctx context.Context, what vps.Delivery) error {
+	ctx, cancel := context.WithTimeout(ctx, tryWithin)
+	defer cancel()
+	if what.Kind == vps.DeliveryWebhook {
+		return d.tellWebhook(ctx, what)
+	}
 	sender := d.Senders[what.Kind]
 	if sender == nil {
 		return errors.New("the configuration has nothing to send it with any more")
 	}
-	ctx, cancel := context.WithTimeout(ctx, tryWithin)
-	defer cancel()
 	return sender.Send(ctx, what)
 }
 
@@ -151,6 +154,11 @@ func (d *Daemon) deliver(ctx context.Context, what vps.Delivery) error {
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		if what.Outcome == vps.DeliveryGivenUp {
 			if err := d.sayGivenUp(ctx, tx, what); err != nil {
+				return err
+			}
+		}
+		if what.Kind == vps.DeliveryWebhook {
+			if err := d.noteWebhook(ctx, tx, what.Target, failed, now); err != nil {
 				return err
 			}
 		}

@@ -178,6 +178,28 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return err
 }
 
+// Webhooks lists who is told of events. For operators.
+func (c *Client) Webhooks(ctx context.Context) ([]api.Webhook, error) {
+	list, err := read[api.WebhookList](c)(c.rest.ListWebhooks(ctx))
+	return list.Webhooks, err
+}
+
+// CreateWebhook has a URL told of events. Its secret is in the answer, and nowhere else.
+func (c *Client) CreateWebhook(ctx context.Context, r api.WebhookRequest) (api.NewWebhook, error) {
+	return read[api.NewWebhook](c)(c.rest.CreateWebhook(ctx, nil, r))
+}
+
+// DeleteWebhook ends a webhook, by its id. For operators.
+func (c *Client) DeleteWebhook(ctx context.Context, id string) error {
+	_, err := read[struct{}](c)(c.rest.DeleteWebhook(ctx, id, nil))
+	return err
+}
+
+// TestWebhook sends one message to a webhook now. For operators.
+func (c *Client) TestWebhook(ctx context.Context, id string) (api.WebhookTest, error) {
+	return read[api.WebhookTest](c)(c.rest.TestWebhook(ctx, id, nil))
+}
+
 func (c *Client) Host(ctx context.Context) (api.Host, error) {
 	return read[api.Host](c)(c.rest.ShowHost(ctx))
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
 )
@@ -69,6 +71,7 @@ func (w *wholeSite) open(t *testing.T) {
 			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
 		},
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
+		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, WebhookBody: server.WebhookBody,
 	})
 	check(t, err)
 	w.host = host
@@ -76,7 +79,8 @@ func (w *wholeSite) open(t *testing.T) {
 
 func (w *wholeSite) serve(t *testing.T) {
 	t.Helper()
-	w.site = serveSite(t, server.Config{Service: w.daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit})
+	w.site = serveSite(t, server.Config{Service: w.daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit,
+		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 }
 
 // restart ends the daemon and starts it again, with a server of its own.

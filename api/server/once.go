@@ -49,6 +49,10 @@ func keep(result any) ([]byte, error) {
 		k.Status, body = http.StatusOK, wireReport(r)
 	case vps.Token:
 		k.Status, k.Renew, body = http.StatusCreated, r.ID, wireToken(r)
+	case vps.Webhook:
+		k.Status, body = http.StatusCreated, wireNewWebhook(r)
+	case vps.WebhookTest:
+		k.Status, body = http.StatusOK, wireWebhookTest(r)
 	case nil:
 		k.Status = http.StatusNoContent
 	default:

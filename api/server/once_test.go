@@ -104,6 +104,13 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 		t.Errorf("the revoked token came back: %s", got.Status)
 	}
 
+	hook := decode[api.NewWebhook](t, twice("createWebhook", "POST", "/v1/webhooks", `{"url":"https://127.0.0.1:1/"}`, 201))
+	if all := decode[api.WebhookList](t, w.call(w.admin, "GET", "/v1/webhooks", "")).Webhooks; len(all) != 1 || hook.Secret == "" {
+		t.Errorf("one call twice made %+v", all)
+	}
+	twice("testWebhook", "POST", "/v1/webhooks/"+hook.Webhook.ID+"/test", "", 200)
+	twice("deleteWebhook", "DELETE", "/v1/webhooks/"+hook.Webhook.ID, "", 204)
+
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)
 	check(t, err)
 	for path, item := range spec.Paths.Map() {

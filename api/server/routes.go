@@ -23,6 +23,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		option   = one + "/option"
 		snapshot = one + "/snapshot"
 		op       = "/v1/operations/{id}"
+		hook     = "/v1/webhooks/{webhook}"
 	)
 	return []route{
 		{http.MethodGet, "/v1/vps", vps.ScopeRead, w.ListVPS},
@@ -54,6 +55,12 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodGet, "/v1/tokens", vps.ScopeAdmin, w.ListTokens},
 		{http.MethodPost, "/v1/tokens", vps.ScopeRead, w.CreateToken},
 		{http.MethodDelete, "/v1/tokens/{token}", vps.ScopeAdmin, w.RevokeToken},
+
+		{http.MethodGet, "/v1/webhooks", vps.ScopeAdmin, w.ListWebhooks},
+		{http.MethodPost, "/v1/webhooks", vps.ScopeAdmin, w.CreateWebhook},
+		{http.MethodGet, hook, vps.ScopeAdmin, w.ShowWebhook},
+		{http.MethodDelete, hook, vps.ScopeAdmin, w.DeleteWebhook},
+		{http.MethodPost, hook + "/test", vps.ScopeAdmin, w.TestWebhook},
 
 		{http.MethodGet, "/v1/host", vps.ScopeAdmin, w.ShowHost},
 		{http.MethodGet, "/v1/host/checks", vps.ScopeAdmin, w.CheckHost},

@@ -44,6 +44,12 @@ type Service interface {
 	RenewSecret(ctx context.Context, id string) (secret string, err error)
 	RevokeToken(ctx context.Context, id string, a vps.Actor) error
 
+	Webhooks(ctx context.Context) ([]vps.Webhook, error)
+	Webhook(ctx context.Context, id string) (vps.Webhook, error)
+	CreateWebhook(ctx context.Context, url string, types []vps.EventType, a vps.Actor) (vps.Webhook, error)
+	DeleteWebhook(ctx context.Context, id string, a vps.Actor) error
+	TestWebhook(ctx context.Context, id string) (vps.WebhookTest, error)
+
 	// Answered returns what was kept of an answer (vps.Call), and the call's sum.
 	Answered(ctx context.Context, client, key string) (answer []byte, sum [sha256.Size]byte, err error)
 

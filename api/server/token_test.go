@@ -185,7 +185,7 @@ func TestEveryCallByEveryRole(t *testing.T) {
 		roles[string(s)+" bound to it"] = w.token(vps.TokenRequest{Name: "web1-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web1}})
 		roles[string(s)+" bound to another"] = w.token(vps.TokenRequest{Name: "web2-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web2}})
 	}
-	fill := strings.NewReplacer("{vps}", w.web1, "{token}", "tok-000000000000")
+	fill := strings.NewReplacer("{vps}", w.web1, "{token}", "tok-000000000000", "{webhook}", "wh-000000000000")
 	n := 0
 	for path, item := range spec.Paths.Map() {
 		for method, op := range item.Operations() {
@@ -196,7 +196,8 @@ func TestEveryCallByEveryRole(t *testing.T) {
 				if strings.Contains(path, "{id}") {
 					at = strings.ReplaceAll(at, "{id}", w.ended(w.takeAnew()).ID)
 				}
-				got := w.call(secret, method, at, bodies[op.OperationID])
+				// Each from an address of its own, so that the wrong tokens are not too many for one.
+				got := w.with(secret, method, at, bodies[op.OperationID], "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n%250))
 				w.judgeRole(fmt.Sprintf("%s %s by %s", method, path, role), got, need, role, strings.Contains(path, "{vps}") || strings.Contains(path, "/operations/{id}"))
 			}
 			at := strings.ReplaceAll(fill.Replace(path), "{id}", "op-404")
@@ -216,7 +217,7 @@ func TestEveryCallByEveryRole(t *testing.T) {
 // bodies are what calls that need a body get.
 var bodies = map[string]string{
 	"putOption": `{"state":"active"}`, "describeSnapshot": `{"description":"x"}`, "restoreSnapshot": `{"confirm":"0"}`,
-	"createToken": `{"name":"x","scopes":["read"],"vps":["web1"]}`,
+	"createToken": `{"name":"x","scopes":["read"],"vps":["web1"]}`, "createWebhook": `{"url":"https://panel.example.net/"}`,
 }
 
 // takeAnew begins an operation of web1, whatever state it is in.

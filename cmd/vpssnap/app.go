@@ -70,7 +70,7 @@ A snapshot is a quick way back before a risky change. It is no backup.`,
 	root.AddCommand(
 		a.listCmd(), a.showCmd(),
 		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(),
-		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(),
+		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	documentExits(root)
 	return root

@@ -19,6 +19,7 @@ import (
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
 )
 
@@ -51,6 +52,11 @@ type config struct {
 		Help         bool     `toml:"help"`
 		LongestStop  duration `toml:"longest_stop"`
 	} `toml:"merge"`
+	Webhook struct {
+		// Allow lists the addresses that webhooks may lead to although they are not public.
+		Allow     []netip.Prefix `toml:"allow"`
+		AllowHTTP bool           `toml:"allow_http"`
+	} `toml:"webhook"`
 	Offer struct {
 		Name        string     `toml:"name"`
 		Description string     `toml:"description"`
@@ -204,7 +210,8 @@ func (c config) checkListen() error {
 const mostCallsPerSecond = 1_000_000
 
 func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config {
-	return daemon.Config{Host: host, StateDir: c.StateDir, Version: version, Logger: logger, Settings: c.settings()}
+	return daemon.Config{Host: host, StateDir: c.StateDir, Version: version, Logger: logger, Settings: c.settings(),
+		Webhook: webhook.Config{Allow: c.Webhook.Allow, AllowHTTP: c.Webhook.AllowHTTP}, WebhookBody: server.WebhookBody}
 }
 
 // settings are what [snapshot], [merge] and [offer] say, and when [mail] reminds.

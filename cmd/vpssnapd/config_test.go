@@ -28,6 +28,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("[libvirt]\nuri = 'test:///default'\n[snapshot]\ngrace = '0s'\nundo_keep = '1h30m'\nfreeze_limit = '10s'\nmerge_limit = 1\nheadroom = '1.5 TB'\n")
 	f.Add("[offer]\nname = 'S'\namount = 299\ncurrency = 'CHF'\nperiod = 'once'\nconditions = ['a', \"b\\u0000\"]\n")
 	f.Add("snapshot.headroom = '9 EiB'\nsnapshot.freeze_limit = '-1ns'\n")
+	f.Add("[webhook]\nallow = ['10.20.0.0/16', 'fd00::/8']\nallow_http = true\n")
 	f.Add("[snapshot]\ngrace = 5\n[[offer]]\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := parseConfig(strings.NewReader(text))

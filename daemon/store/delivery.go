@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
 	"time"
 
 	"vpssnapd/daemon/vps"
@@ -42,7 +41,7 @@ func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
 	}
 	t.queued = true
 	return t.exec(ctx, `INSERT INTO delivery (id, kind, target, vps, payload, created_at, next_at) VALUES (?,?,?,?,?,?,?)`,
-		"msg-"+rand.Text(), d.Kind, d.Target, d.VPS, d.Payload, micros(d.CreatedAt), micros(d.CreatedAt))
+		vps.NewDeliveryID(), d.Kind, d.Target, d.VPS, d.Payload, micros(d.CreatedAt), micros(d.CreatedAt))
 }
 
 // DueDelivery returns the delivery to a target that is to be tried next;

@@ -67,21 +67,42 @@ func (t *Tx) AddEvent(ctx context.Context, e vps.Event) error {
 		return err
 	}
 	now := time.Now()
-	res, err := t.tx.ExecContext(ctx, `INSERT INTO event (at, type, vps, vps_name, data)
-		VALUES (?1, ?2, ?3, CASE ?4 WHEN '' THEN coalesce((SELECT name FROM vps WHERE id = ?3), '') ELSE ?4 END, ?5)`,
-		micros(now), e.Type, e.VPS, e.VPSName, string(data))
+	err = t.q.QueryRowContext(ctx, `INSERT INTO event (at, type, vps, vps_name, data)
+		VALUES (?1, ?2, ?3, CASE ?4 WHEN '' THEN coalesce((SELECT name FROM vps WHERE id = ?3), '') ELSE ?4 END, ?5)
+		RETURNING id, vps_name`, micros(now), e.Type, e.VPS, e.VPSName, string(data)).Scan(&e.ID, &e.VPSName)
 	if err != nil {
 		return err
 	}
-	id, err := res.LastInsertId()
-	if err != nil {
+	t.event, e.At = e.ID, now.UTC().Truncate(time.Microsecond)
+	if err := t.tellWebhooks(ctx, e); err != nil || e.ID%pruneEvery != 0 {
 		return err
 	}
-	t.event = id
-	if id%pruneEvery != 0 {
+	return t.exec(ctx, `DELETE FROM event WHERE id <= ? OR at < ?`, e.ID-eventsKept, micros(now.Add(-eventAge)))
+}
+
+// tellWebhooks records the deliveries of an event.
+func (t *Tx) tellWebhooks(ctx context.Context, e vps.Event) error {
+	if !e.Type.ForWebhooks() {
 		return nil
 	}
-	return t.exec(ctx, `DELETE FROM event WHERE id <= ? OR at < ?`, id-eventsKept, micros(now.Add(-eventAge)))
+	hooks, err := t.enabledWebhooks(ctx)
+	if err != nil || len(hooks) == 0 {
+		return err
+	}
+	payload, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if !h.Wants(e.Type) {
+			continue
+		}
+		err := t.AddDelivery(ctx, vps.Delivery{Kind: vps.DeliveryWebhook, Target: h.ID, VPS: e.VPS, Payload: payload, CreatedAt: e.At})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tellOperation adds the event of a change from what is stored.

@@ -1,6 +1,9 @@
 package vps
 
-import "time"
+import (
+	"crypto/rand"
+	"time"
+)
 
 // DeliveryKind is by which way something is sent.
 type DeliveryKind string
@@ -46,6 +49,10 @@ type Delivery struct {
 	Outcome   DeliveryOutcome
 	EndedAt   *time.Time
 }
+
+// NewDeliveryID makes an id that no other host makes: receivers know by it what
+// they have got already.
+func NewDeliveryID() string { return "msg_" + rand.Text() }
 
 // DeliveryQueue is what waits for one target.
 type DeliveryQueue struct {

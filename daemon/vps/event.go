@@ -1,6 +1,10 @@
 package vps
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // EventType names what has happened; stable, for filters and for programs.
 type EventType string
@@ -46,7 +50,21 @@ const (
 	// EventMissed is not stored: it tells a listener that events it asked for are
 	// kept no more, and that it has to look for itself how things stand.
 	EventMissed EventType = "events.missed"
+
+	// EventWebhookTest is not stored: it tells a webhook that it works.
+	EventWebhookTest EventType = "webhook.test"
 )
+
+// ForWebhooks says that webhooks are told of events of this type. Steps are too many,
+// and the journal tells of webhooks itself.
+func (t EventType) ForWebhooks() bool {
+	switch t {
+	case EventOperationStep, EventMessage, EventMissed, EventWebhookTest:
+		return false
+	}
+	family, _, _ := strings.Cut(string(t), ".")
+	return slices.Contains([]string{"operation", "option", "snapshot", "space"}, family)
+}
 
 // Event is something that has happened.
 type Event struct {

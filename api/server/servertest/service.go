@@ -67,6 +67,7 @@ type Service struct {
 	changed  chan struct{}
 	calls    []string
 	tokens   map[string]vps.Token // by their secrets
+	webhooks []vps.Webhook
 	waiting  atomic.Int32
 }
 

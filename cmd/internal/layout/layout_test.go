@@ -54,6 +54,7 @@ var ours = []struct {
 	{"vpssnapd/daemon/store", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/failpoint"}, "the record knows the nouns, not what is done with them"},
 	{"vpssnapd/daemon/operation", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/store", "vpssnapd/daemon/failpoint"}, "the runner knows no step's meaning"},
 	{"vpssnapd/daemon/mail", []string{"vpssnapd/daemon/vps"}, "mails are written from the nouns, whatever becomes of them"},
+	{"vpssnapd/daemon/webhook", []string{"vpssnapd/daemon/vps"}, "what is posted, and of what, is the daemon's business"},
 	{"vpssnapd/daemon", []string{"vpssnapd/daemon/...", "vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2"}, "the product speaks to a host through the interface only"},
 	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
