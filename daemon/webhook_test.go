@@ -120,6 +120,7 @@ func told(all []posted) string {
 
 func TestWebhooksOfALife(t *testing.T) {
 	w, p := newHooks(t)
+	start := w.lastEvent()
 	all := w.hook(p, "/all")
 	some := w.hook(p, "/some", vps.EventOperationSucceeded, vps.EventSpaceCritical)
 	id := w.vps("web1", hypervisor.Running)
@@ -128,14 +129,14 @@ func TestWebhooksOfALife(t *testing.T) {
 	if got := told(p.at("/all")); got != "operation.pending operation.running operation.succeeded option.active snapshot.available snapshot.creating" {
 		t.Errorf("told: %s", got)
 	}
-	events := w.heard(0)
+	events := w.heard(start)
 	seen := map[string]bool{}
 	for _, m := range p.at("/all") {
 		if seen[m.id] || !strings.HasPrefix(m.id, "msg_") {
 			t.Errorf("the id %q is not of its own", m.id)
 		}
 		seen[m.id] = true
-		if e := events[m.ID-1]; e.Type != m.Type || !e.At.Equal(m.At) || m.VPS != id {
+		if e := events[m.ID-start-1]; e.Type != m.Type || !e.At.Equal(m.At) || m.VPS != id {
 			t.Errorf("told %+v of the event %+v", m.Event, e)
 		}
 	}
