@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
@@ -38,20 +37,35 @@ type app struct {
 // root builds the command tree.
 func (a *app) root() *cobra.Command {
 	a.output = choice{value: "table", of: []string{"table", "json", "yaml"}}
+	showVersion := false
 	root := &cobra.Command{
 		Use:   "vpssnap",
 		Short: "One snapshot per VPS: take it, restore it, delete it",
 		Long: `vpssnap asks vpssnapd, the daemon on this host, to take, restore and delete
 the snapshot of a VPS. There is one snapshot per VPS. VPS is its name or its id.
 
-A snapshot is a quick way back before a risky change. It is no backup.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          needsCommand,
+A snapshot is a quick way back before a risky change. It is no backup.
+
+Root and the members of the group vpssnap may use it on the host itself; with
+--server and a token it works from elsewhere.`,
+		Example: `  vpssnap list
+  vpssnap take web1 --description "before the upgrade"
+  vpssnap restore web1
+  vpssnap delete web1`,
+		// Packages install the scripts: vpssnap docs.
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if showVersion {
+				return a.versionCmd().RunE(cmd, args)
+			}
+			return needsCommand(cmd, args)
+		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
-			if !isTerminal(a.stdout) || os.Getenv("NO_COLOR") != "" {
+			if !isTerminal(a.stdout) || isDumb() || os.Getenv("NO_COLOR") != "" {
 				text.DisableColors()
 			}
 			return a.checkConnection(cmd)
@@ -65,20 +79,17 @@ A snapshot is a quick way back before a risky change. It is no backup.`,
 	flags.StringVar(&a.cert, "cert", "", "show the certificate in this PEM file (with --server)")
 	flags.StringVar(&a.key, "key", "", "the certificate's private key, a PEM file")
 	choose(root, flags, &a.output, "output", "o", "how to print: table, json or yaml")
+	root.Flags().BoolVar(&showVersion, "version", false, "print the versions, as the command version does")
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(
 		a.listCmd(), a.showCmd(),
 		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(),
-		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(),
+		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(), a.docsCmd(),
 	)
 	documentExits(root)
+	explainUsage(root)
 	return root
-}
-
-// needsCommand is what a command does that only holds others.
-func needsCommand(cmd *cobra.Command, _ []string) error {
-	return usagef("say what to do: see %s --help", cmd.CommandPath())
 }
 
 func envOr(name, otherwise string) string {
@@ -181,28 +192,8 @@ func (a *app) action(do func(ctx context.Context, c *client.Client, args []strin
 	}
 }
 
-// completeVPS offers the names of the VPS to the shell.
-func (a *app) completeVPS(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	const none = cobra.ShellCompDirectiveNoFileComp
-	if len(args) > 0 {
-		return nil, none
-	}
-	c, err := a.client()
-	if err != nil {
-		return nil, none
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
-	defer cancel()
-	list, err := c.ListVPS(ctx)
-	if err != nil {
-		return nil, none
-	}
-	var names []string
-	for _, v := range list {
-		names = append(names, clean(v.Name))
-	}
-	return names, none
-}
+// isDumb says that the terminal knows no colours, and cannot draw over a line.
+func isDumb() bool { return os.Getenv("TERM") == "dumb" }
 
 func isTerminal(f any) bool {
 	file, ok := f.(*os.File)

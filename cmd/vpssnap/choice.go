@@ -29,8 +29,5 @@ func (c *choice) Set(s string) error {
 // choose adds a choice to the flags of cmd, and teaches the shell its words.
 func choose(cmd *cobra.Command, flags *pflag.FlagSet, c *choice, name, short, usage string) {
 	flags.VarP(c, name, short, usage)
-	words := cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)
-	if err := cmd.RegisterFlagCompletionFunc(name, words); err != nil {
-		panic("the flag was added just now: " + err.Error())
-	}
+	completeFlag(cmd, name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp))
 }

@@ -15,7 +15,11 @@ func (a *app) deleteCmd() *cobra.Command {
 		Use:   "delete VPS",
 		Short: "Delete the snapshot of a VPS",
 		Long: `Delete the snapshot of a VPS. The VPS keeps running, with all that it has
-written; it can no longer be put back to the snapshot.`,
+written; it can no longer be put back to the snapshot. What the VPS has written is
+merged into its disks, which may take a while.`,
+		Example: `  vpssnap delete web1
+  vpssnap delete web1 --yes --no-wait     # for scripts`,
+		SuggestFor:        []string{"remove", "rm", "drop"},
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

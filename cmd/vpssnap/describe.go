@@ -12,6 +12,7 @@ func (a *app) describeCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:               "describe VPS TEXT",
 		Short:             "Change what the snapshot of a VPS is said to be for",
+		Long:              "Change what the snapshot of a VPS is said to be for: one line of at most 500 characters.",
 		Example:           "  vpssnap describe web1 \"before the upgrade to 13\"",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeVPS,

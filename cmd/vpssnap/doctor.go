@@ -25,7 +25,10 @@ With --repair the daemon puts right what it can without any risk, and nothing
 else; what is left is printed.
 
 The exit code is 0 when all is well, and 10 when something is left to be done.`,
-		Args: cobra.NoArgs,
+		Example: `  vpssnap doctor
+  vpssnap doctor --repair`,
+		SuggestFor: []string{"check", "fsck", "repair"},
+		Args:       cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			ask := c.Checks
 			if repair {

@@ -29,20 +29,22 @@ const (
 	exitInterrupted    = 130
 )
 
+// Its lines are indented so far that they are a table in the man pages, too.
 const exitHelp = `Exit codes:
-    0  done
-    1  another error
-    2  the command line or the request is not valid, or a confirmation is missing
-    3  no such VPS, snapshot, option or operation
-    4  refused in the present state: no active option, a snapshot exists, another
-       operation runs, the VPS changed, a disk is not supported, no space
-    5  not permitted
-    6  the daemon or the hypervisor is not available; try again later
-    7  the operation failed; the disks are whole
-    8  the operation was cancelled, or you did not confirm
-    9  the operation needs an operator
-   10  doctor found something that is not as recorded
-  130  interrupted; an operation that was begun goes on`
+
+      0  done
+      1  another error
+      2  the command line or the request is not valid, or a confirmation is missing
+      3  no such VPS, snapshot, option or operation
+      4  refused in the present state: no active option, a snapshot exists, another
+         operation runs, the VPS changed, a disk is not supported, no space
+      5  not permitted
+      6  the daemon or the hypervisor is not available; try again later
+      7  the operation failed; the disks are whole
+      8  the operation was cancelled, or you did not confirm
+      9  the operation needs an operator
+     10  doctor found something that is not as recorded
+    130  interrupted; an operation that was begun goes on`
 
 // exits says which code of the API leads to which exit code.
 var exits = map[api.Code]int{
@@ -73,15 +75,6 @@ func documentExits(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		documentExits(sub)
 	}
-}
-
-// usageError is a mistake on the command line.
-type usageError struct{ text string }
-
-func (e *usageError) Error() string { return e.text }
-
-func usagef(format string, args ...any) error {
-	return &usageError{fmt.Sprintf(format, args...)}
 }
 
 // errNotConfirmed: the user was asked, and did not say yes.
@@ -184,12 +177,15 @@ func (a *app) complain(err error) {
 
 func (a *app) remedy(err error) []string {
 	var (
+		usage       *usageError
 		outcome     *outcomeError
 		interrupted *interruptedError
 		refused     *client.Error
 		unreachable *client.UnreachableError
 	)
 	switch {
+	case errors.As(err, &usage):
+		return usage.remedy
 	case errors.As(err, &outcome):
 		return outcomeRemedy(outcome.op)
 	case errors.As(err, &interrupted):
@@ -202,7 +198,11 @@ func (a *app) remedy(err error) []string {
 	case errors.As(err, &unreachable) && errors.Is(err, fs.ErrPermission):
 		return []string{"become root or a member of the operators' group (vpssnap)"}
 	case errors.As(err, &unreachable):
-		return []string{"start it:  systemctl start vpssnapd", "see why it stopped:  journalctl -u vpssnapd"}
+		return []string{
+			"start it:            systemctl start vpssnapd",
+			"see why it stopped:  journalctl -u vpssnapd",
+			"Meanwhile the VPSes run on, and what was begun goes on when it is back.",
+		}
 	}
 	return nil
 }

@@ -17,7 +17,12 @@ func (a *app) hostCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "host",
 		Short: "Show this host: versions, counts and the room for snapshots",
-		Args:  cobra.NoArgs,
+		Long: `Show this host: versions, whether libvirt answers, how many VPS and snapshots there
+are, and for each directory with disks the room that is left, what is kept free for
+the VPS themselves ([snapshot] headroom), what the snapshots take, and when it will be
+full at the present rate.`,
+		Example: "  vpssnap host",
+		Args:    cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			h, err := c.Host(ctx)
 			if err != nil {

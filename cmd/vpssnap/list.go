@@ -15,7 +15,12 @@ func (a *app) listCmd() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the VPS of this host and their snapshots",
-		Args:    cobra.NoArgs,
+		Long: `List the VPS of this host: state, option, snapshot, how much was written since,
+and the operation that is not finished.`,
+		Example: `  vpssnap list
+  vpssnap list -o json`,
+		SuggestFor: []string{"status", "ps"},
+		Args:       cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := c.ListVPS(ctx)
 			if err != nil {

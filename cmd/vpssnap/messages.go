@@ -13,8 +13,13 @@ import (
 func (a *app) messagesCmd() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
-		Use:               "messages [VPS]",
-		Short:             "Read what was done to a VPS, or to all, newest first",
+		Use:   "messages [VPS]",
+		Short: "Read what was done to a VPS, or to all, newest first",
+		Long: `Read the journal that customers read, too: when, who asked for what, and how it
+ended. Operators see what it was about in detail, in brackets.`,
+		Example: `  vpssnap messages web1
+  vpssnap messages --limit 200`,
+		SuggestFor:        []string{"log", "logs", "journal", "history"},
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

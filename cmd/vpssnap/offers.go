@@ -15,7 +15,10 @@ func (a *app) offersCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "offers",
 		Short: "List the options on sale on this host, with price and conditions",
-		Args:  cobra.NoArgs,
+		Long: `List the options on sale on this host, as [offer] in the configuration has them. What
+an option was sold for is kept with it: vpssnap option show.`,
+		Example: "  vpssnap offers",
+		Args:    cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := c.Offers(ctx)
 			if err != nil {

@@ -14,6 +14,9 @@ func (a *app) operationsCmd() *cobra.Command {
 	cmd := a.operationsListCmd()
 	cmd.Use = "operations"
 	cmd.Short = "List, show, cancel or resume operations"
+	cmd.Long = `List, show, cancel or resume operations: the takes, restores, undos and deletions, each
+of which goes on by itself, also when nobody waits for it or the daemon is restarted.
+Without a command it lists them.`
 	cmd.AddCommand(a.operationsListCmd(), a.operationsShowCmd(), a.operationsCancelCmd(), a.operationsResumeCmd())
 	return cmd
 }
@@ -27,7 +30,10 @@ func (a *app) operationsListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List operations, newest first",
-		Args:  cobra.NoArgs,
+		Long:  "List operations, newest first, with what each of them is doing or why it failed.",
+		Example: `  vpssnap operations list --vps web1
+  vpssnap operations list --status needs_attention`,
+		Args: cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := readPages(limit, func(size int, cursor *string) ([]api.Operation, string, error) {
 				params := api.ListOperationsParams{Limit: &size, Cursor: cursor}
@@ -47,6 +53,7 @@ func (a *app) operationsListCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVar(&ref, "vps", "", "only those of this VPS")
+	completeFlag(cmd, "vps", a.namesOfVPS)
 	choose(cmd, cmd.Flags(), &status, "status", "", "only those in this status")
 	limitFlag(cmd, &limit)
 	return cmd

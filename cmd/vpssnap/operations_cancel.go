@@ -19,7 +19,10 @@ no return it can only be finished.
 
 It is done (exit code 0) when the operation was cancelled; when it ended in
 another way first, the exit code tells which.`,
-		Args: cobra.ExactArgs(1),
+		Example:           "  vpssnap operations cancel op-019a1b2c3d4e5f607182",
+		SuggestFor:        []string{"stop", "abort"},
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeOperation(func(op api.Operation) bool { return op.Cancellable }),
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			op, err := c.CancelOperation(ctx, args[0])
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vpssnapd/api"
 	"vpssnapd/api/client"
 )
 
@@ -15,7 +16,12 @@ func (a *app) operationsResumeCmd() *cobra.Command {
 		Short: "Take up an operation that needed an operator",
 		Long: `Take up an operation that was parked because it needed an operator, after its
 cause was cured. What was done already is not done again.`,
-		Args: cobra.ExactArgs(1),
+		Example:    "  vpssnap operations resume op-019a1b2c3d4e5f607182",
+		SuggestFor: []string{"continue", "retry"},
+		Args:       cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeOperation(func(op api.Operation) bool {
+			return op.Status == api.OperationStatusNeedsAttention
+		}),
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			op, err := c.ResumeOperation(ctx, args[0])
 			if err != nil {

@@ -13,7 +13,11 @@ func (a *app) operationsShowCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ID",
 		Short: "Show an operation",
-		Args:  cobra.ExactArgs(1),
+		Long: `Show an operation: who asked for it, what it is doing, how far it is, and whether it
+can be cancelled; or how it ended, and what to do if it failed.`,
+		Example:           "  vpssnap operations show op-019a1b2c3d4e5f607182",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeOperation(func(api.Operation) bool { return true }),
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			op, err := c.Operation(ctx, args[0])
 			if err != nil {

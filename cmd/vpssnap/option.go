@@ -13,8 +13,10 @@ func (a *app) optionCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "option",
 		Short: "Order, activate or cancel the snapshot option of a VPS",
-		Args:  cobra.NoArgs,
-		RunE:  needsCommand,
+		Long: `Order, activate or cancel the snapshot option of a VPS. Only a VPS with an active
+option can take a snapshot. An order system does the same by the API.`,
+		Args: cobra.NoArgs,
+		RunE: needsCommand,
 	}
 	cmd.AddCommand(
 		a.optionShowCmd(),
@@ -30,6 +32,8 @@ func (a *app) optionShowCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:               "show VPS",
 		Short:             "Show the option of a VPS as it was sold",
+		Long:              "Show the option of a VPS: its state, the price as it was sold, and when it ends.",
+		Example:           "  vpssnap option show web1",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

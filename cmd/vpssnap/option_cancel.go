@@ -16,6 +16,8 @@ func (a *app) optionCancelCmd() *cobra.Command {
 		Long: `Cancel the option of a VPS. It goes into grace: no more snapshots can be taken,
 but restore and delete still work until the grace ends. Then the snapshot is
 deleted. With --now that happens at once.`,
+		Example: `  vpssnap option cancel web1
+  vpssnap option cancel web1 --now`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

@@ -13,8 +13,11 @@ import (
 func (a *app) optionHistoryCmd() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
-		Use:               "history VPS",
-		Short:             "Read every change of the options of a VPS, newest first",
+		Use:   "history VPS",
+		Short: "Read every change of the options of a VPS, newest first",
+		Long: `Read every change of the options of a VPS, newest first: when, by whom, and from
+which state to which. Options that are over are among them.`,
+		Example:           "  vpssnap option history web1 --limit 10",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

@@ -23,6 +23,9 @@ func (a *app) restoreCmd() *cobra.Command {
 		Long: `Put a VPS back to its snapshot. It is powered off, and started again if it was
 running. Everything written since the snapshot is lost, unless the restore is
 undone in time (vpssnap undo-restore). The snapshot stays.`,
+		Example: `  vpssnap restore web1
+  vpssnap restore web1 --yes --power-after off`,
+		SuggestFor:        []string{"revert", "rollback"},
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 			"drift":   drift,
 			"told":    told,
 			"signals": signals,
+			"deaf":    deaf,
 		},
 	})
 }
@@ -141,6 +142,13 @@ func drift(ts *testscript.TestScript, _ bool, _ []string) {
 			{Code: vps.CheckMetadataMissing, VPS: servertest.Web3, VPSName: "web3", Disk: "vda", Detail: "the copy is missing", Repairable: true},
 		}
 	})
+}
+
+// deaf PATH listens on a socket, and never answers.
+func deaf(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(l.Close()) })
 }
 
 // told TEXT checks that the daemon was told to do something; with ! that it was not.

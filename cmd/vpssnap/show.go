@@ -13,8 +13,12 @@ import (
 
 func (a *app) showCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:               "show VPS",
-		Short:             "Show a VPS, its snapshot, and what can be done with it",
+		Use:   "show VPS",
+		Short: "Show a VPS, its snapshot, and what can be done with it",
+		Long: `Show a VPS, its disks, option and snapshot, and which actions are possible now; of
+the others it says why not.`,
+		Example:           "  vpssnap show web1",
+		SuggestFor:        []string{"info", "get"},
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

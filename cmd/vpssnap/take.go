@@ -22,7 +22,10 @@ func (a *app) takeCmd() *cobra.Command {
 
 A snapshot is no backup: it lies on the same storage as the VPS and is lost with
 it. Use it as a quick way back before a risky change, and delete it afterwards.`,
-		Example:           "  vpssnap take web1 --description \"before the upgrade\"",
+		Example: `  vpssnap take web1 --description "before the upgrade"
+  vpssnap take web1 --quiesce require     # fail if the guest cannot be frozen
+  vpssnap take web1 --replace             # the new one instead of the present one`,
+		SuggestFor:        []string{"create", "snapshot", "snap"},
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

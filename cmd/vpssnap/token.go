@@ -18,8 +18,10 @@ func (a *app) tokenCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Make, list and revoke the access tokens of panels and order systems",
-		Args:  cobra.NoArgs,
-		RunE:  needsCommand,
+		Long: `Make, list and revoke the access tokens of panels and order systems, who show them at
+the daemon's TCP address. On this host's own socket nobody needs a token.`,
+		Args: cobra.NoArgs,
+		RunE: needsCommand,
 	}
 	cmd.AddCommand(a.tokenCreateCmd(), a.tokenListCmd(), a.tokenRevokeCmd())
 	return cmd
@@ -30,6 +32,9 @@ func (a *app) tokenListCmd() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the tokens; their secrets are not known",
+		Long: `List the tokens: what each may do, the VPS that it is bound to, when it expires and
+when it was last used (noted once an hour). The daemon keeps no secret, only its hash.`,
+		Example: "  vpssnap token list",
 		Args:    cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := c.Tokens(ctx)
@@ -68,7 +73,12 @@ func (a *app) tokenRevokeCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke ID",
 		Short: "Revoke a token, and those that it has made, at once",
-		Args:  cobra.ExactArgs(1),
+		Long: `Revoke a token, and those that it has made. The next call with one of them is refused,
+and listeners to events are cut off within 15 seconds.`,
+		Example:           "  vpssnap token revoke tok-3f2a9c01b7de",
+		SuggestFor:        []string{"delete", "remove", "rm"},
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeToken,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			return c.RevokeToken(ctx, args[0])
 		}),
@@ -90,13 +100,15 @@ seen as the author of what is done with it.
 
 Scopes: read; snapshot (take, restore, delete); option (order and cancel, for
 order systems); admin (everything).`,
-		Example: `  vpssnap token create panel --scope read,snapshot
+		SuggestFor: []string{"add", "make", "new"},
+		Example: `  vpssnap token create panel --scope read,snapshot > panel.token
   vpssnap token create shop --scope read,option --way order --expires-in 8760h`,
 		Args: cobra.ExactArgs(1),
 	}
 	flags := cmd.Flags()
 	flags.StringSliceVar(&scopes, "scope", nil, "what it may do: read, snapshot, option, admin; several with commas")
 	flags.StringSliceVar(&bound, "vps", nil, "bind it to this VPS; may be repeated. All others do not exist for it")
+	completeFlag(cmd, "vps", a.namesOfVPS)
 	flags.DurationVar(&life, "expires-in", 0, "when it expires, as in 720h; without it is valid until revoked")
 	choose(cmd, flags, &way, "way", "", "what the journal says that its changes came by: panel or order")
 	cmd.RunE = a.action(func(ctx context.Context, c *client.Client, args []string) error {

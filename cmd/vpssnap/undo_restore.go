@@ -15,6 +15,8 @@ func (a *app) undoRestoreCmd() *cobra.Command {
 		Short: "Put a VPS back to before its last restore",
 		Long: `Put a VPS back to before its last restore, while that is kept. What was written
 since the restore is given up.`,
+		Example:           "  vpssnap undo-restore web1",
+		SuggestFor:        []string{"undo"},
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVPS,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {

@@ -47,7 +47,7 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWa
 		return op, nil
 	}
 	seen, interval, stop := a.lines(), 2*time.Second, func() {}
-	if isTerminal(a.stderr) {
+	if isTerminal(a.stderr) && !isDumb() {
 		interval = 500 * time.Millisecond
 		seen, stop = a.bar(op)
 	}
