@@ -98,6 +98,18 @@ func (a *app) completeToken(cmd *cobra.Command, args []string, typed string) ([]
 	}))(cmd, args, typed)
 }
 
+// completeWebhook offers the ids of webhooks.
+func (a *app) completeWebhook(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return first(a.words(func(ctx context.Context, c *client.Client) ([]string, error) {
+		list, err := c.Webhooks(ctx)
+		var ids []string
+		for _, w := range list {
+			ids = append(ids, word(w.ID, w.URL))
+		}
+		return ids, err
+	}))(cmd, args, typed)
+}
+
 // completeFlag teaches the shell the words of a flag that was added just now.
 func completeFlag(cmd *cobra.Command, name string, offer completion) {
 	if err := cmd.RegisterFlagCompletionFunc(name, offer); err != nil {

@@ -17,8 +17,10 @@ func (a *app) webhookCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "webhook",
 		Short: "Have panels told of events over HTTPS",
-		Args:  cobra.NoArgs,
-		RunE:  needsCommand,
+		Long: `Have panels told of events over HTTPS: the daemon sends each a signed message, and
+tries again while it does not arrive.`,
+		Args: cobra.NoArgs,
+		RunE: needsCommand,
 	}
 	cmd.AddCommand(a.webhookCreateCmd(), a.webhookListCmd(), a.webhookDeleteCmd(), a.webhookTestCmd())
 	return cmd
@@ -69,6 +71,9 @@ func (a *app) webhookListCmd() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the webhooks, what waits for them and why",
+		Long: `List the webhooks: what each is told of, how many messages wait for it, when one was
+delivered last, and why the last one was not.`,
+		Example: "  vpssnap webhook list",
 		Args:    cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := c.Webhooks(ctx)
@@ -105,9 +110,13 @@ func typesOf(w api.Webhook) string {
 
 func (a *app) webhookDeleteCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "delete ID",
-		Short: "Delete a webhook; what waits for it is not sent",
-		Args:  cobra.ExactArgs(1),
+		Use:               "delete ID",
+		Short:             "Delete a webhook; what waits for it is not sent",
+		Long:              "Delete a webhook. It is told of nothing more, and what waits for it is not sent.",
+		Example:           "  vpssnap webhook delete wh-5b21e0c9d4f7",
+		SuggestFor:        []string{"remove", "rm", "revoke"},
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeWebhook,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			return c.DeleteWebhook(ctx, args[0])
 		}),
@@ -118,7 +127,11 @@ func (a *app) webhookTestCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "test ID",
 		Short: "Send a webhook a message now",
-		Args:  cobra.ExactArgs(1),
+		Long: `Send a webhook a message of the type webhook.test now, once, and say whether it was
+accepted, or why not.`,
+		Example:           "  vpssnap webhook test wh-5b21e0c9d4f7",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeWebhook,
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			got, err := c.TestWebhook(ctx, args[0])
 			if err != nil {
