@@ -198,6 +198,7 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 // operationEnded gives back what a run held, and follows it up.
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
+	d.hasStarted(op.VPS)
 	d.count(op)
 	d.letGo(d.ctx, op.VPS)
 	d.definitionChanged(d.ctx, op.VPS) // by somebody, while it was left to the operation

@@ -223,15 +223,9 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 		return err
 	}
 	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}, bandwidth: d.present().Merge.Bandwidth}
-	done, err := d.mergeRunning(ctx, r, set)
-	if done || err != nil {
-		return err
-	}
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
-	if err != nil {
-		return err
-	}
-	return d.mergeOverlaysOff(ctx, r, dom, set)
+	return d.mergeEitherWay(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
+		return d.mergeOverlaysOff(ctx, r, dom, set)
+	})
 }
 
 func (d *Daemon) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {

@@ -65,6 +65,7 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 		if dom.State == hypervisor.Off {
 			return false, nil
 		}
+		d.hasStarted(r.Op.VPS)
 		for _, snap := range set.next {
 			if err := d.repairDefinition(ctx, dom, snap); err != nil {
 				return false, err

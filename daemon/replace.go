@@ -55,11 +55,9 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 	}
 	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return d.middleGone(ctx, dom, snap, disk) }
 	set := mergeSet{snap: old, merged: merged, next: []vps.Snapshot{snap, basedOn(snap, old)}, bandwidth: d.present().Merge.Bandwidth}
-	done, err := d.mergeRunning(ctx, r, set)
-	if done || err != nil {
-		return err
-	}
-	return d.mergeOldOff(ctx, r, snap, set)
+	return d.mergeEitherWay(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
+		return d.mergeOldOff(ctx, r, dom, snap, set)
+	})
 }
 
 // basedOn is a snapshot as it will be when the layer below it is merged away.
@@ -132,11 +130,7 @@ func overlayOf(snap vps.Snapshot, target string) string {
 }
 
 // mergeOldOff does the same with qemu-img and then makes the new overlay name the base.
-func (d *Daemon) mergeOldOff(ctx context.Context, r *operation.Run, snap vps.Snapshot, set mergeSet) error {
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
-	if err != nil {
-		return err
-	}
+func (d *Daemon) mergeOldOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, set mergeSet) error {
 	onBase := map[string]bool{}
 	for _, disk := range snap.Disks {
 		img, err := d.Config.Host.Inspect(ctx, disk.Overlay, "qcow2")

@@ -53,6 +53,9 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	if refusal, ok := errors.AsType[*vps.Error](err); ok {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
 	}
+	if err == nil {
+		err = daemon.MakeWay(ctx, c.StateDir, d.UUID)
+	}
 	if err != nil {
 		// A record that cannot be read must not keep every VPS of the host down.
 		fmt.Fprintf(os.Stderr, "vpssnapd: %s starts unchecked: %v\n", d.Name, err)

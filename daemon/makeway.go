@@ -1,0 +1,171 @@
+package daemon
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// While a merge copies with the VPS off it holds the images, and a QEMU that is
+// started then ends with an error about locks. So libvirt's hook and the merge
+// agree by a file: the merge holds its lock for as long as it copies; the hook
+// writes into it, and then waits for the lock. The merge sees that, ends, and goes
+// on once the VPS runs. Whichever comes first, one of them sees the other.
+
+const (
+	// startLook is how often a merge looks whether its VPS is about to start.
+	startLook = 100 * time.Millisecond
+	// startWait is how long a VPS may take from the hook's word until it is on.
+	startWait = 30 * time.Second
+)
+
+// errStarting: the VPS is about to start, and the merge has let go of its images.
+var errStarting = errors.New("the VPS is being started")
+
+func mergingFile(stateDir, id string) string { return filepath.Join(stateDir, "merging-"+id) }
+
+// MakeWay asks a merge to let go of the images of a VPS that is about to start, and
+// returns when nothing holds them. Like RefuseStart it is asked by libvirt's hook.
+func MakeWay(ctx context.Context, stateDir, vpsID string) error {
+	path := filepath.Join(stateDir, databaseFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := store.OpenReadOnly(path)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	op, err := db.ActiveOperation(ctx, vpsID)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && op.Kind != vps.KindDelete && op.Kind != vps.KindTake {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the record cannot be read: %w", err)
+	}
+	f, err := os.OpenFile(mergingFile(stateDir, op.VPS), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteString("start"); err != nil {
+		return err
+	}
+	return lockWithin(ctx, f, unix.LOCK_SH)
+}
+
+// lockWithin takes the lock of a file, as soon as it is free.
+func lockWithin(ctx context.Context, f *os.File, how int) error {
+	for unix.Flock(int(f.Fd()), how|unix.LOCK_NB) != nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not let go of: %w", f.Name(), ctx.Err())
+		case <-time.After(startLook / 5):
+		}
+	}
+	return nil
+}
+
+// makingWay copies with the VPS off. errStarting: the copying was ended, or not
+// begun, because the VPS is being started.
+func (d *Daemon) makingWay(ctx context.Context, id string, copying func(context.Context) error) error {
+	f, err := os.OpenFile(mergingFile(d.StateDir, id), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("merge not begun: %w", err)
+	}
+	defer f.Close()
+	if err := lockWithin(ctx, f, unix.LOCK_EX); err != nil {
+		return err
+	}
+	working, stop := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for !asked(f) {
+			select {
+			case <-working.Done():
+				return
+			case <-time.After(startLook):
+			}
+		}
+		stop(errStarting)
+	}()
+	if asked(f) {
+		err = errStarting
+	} else {
+		err = copying(working)
+	}
+	started := err != nil && asked(f)
+	stop(nil)
+	<-watched
+	if !started {
+		return err
+	}
+	return errors.Join(errStarting, f.Truncate(0))
+}
+
+// asked says whether the hook has written into the file, and not too long ago: it
+// asks for its VPS at each start, also when nothing is copied.
+func asked(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Size() > 0 && time.Since(info.ModTime()) < startWait
+}
+
+// hasStarted forgets what the hook wrote: the VPS is on, and when it goes off again
+// it is not being started any more. Mostly there is no such file.
+func (d *Daemon) hasStarted(id string) { _ = os.Remove(mergingFile(d.StateDir, id)) }
+
+// mergeEitherWay merges while QEMU runs, or with the VPS off as off does it, and
+// goes from the one to the other as the VPS does.
+func (d *Daemon) mergeEitherWay(ctx context.Context, r *operation.Run, set mergeSet, off func(context.Context, hypervisor.Domain) error) error {
+	for {
+		done, err := d.mergeRunning(ctx, r, set)
+		if done || err != nil {
+			return err
+		}
+		dom, err := d.inventory.domain(ctx, r.Op.VPS)
+		if err != nil {
+			return err
+		}
+		err = d.makingWay(ctx, r.Op.VPS, func(ctx context.Context) error { return off(ctx, dom) })
+		if !errors.Is(err, errStarting) {
+			return err
+		}
+		d.Logger.Info("merge makes way for the VPS, which is being started", "operation", r.Op.ID, "vps", r.Op.VPSName)
+		if err := d.awaitStart(ctx, r.Op.VPS); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitStart returns when the VPS is on, or has had time enough for it.
+func (d *Daemon) awaitStart(ctx context.Context, id string) error {
+	late := time.NewTimer(startWait)
+	defer late.Stop()
+	for {
+		changed := d.inventory.changes()
+		dom, err := d.inventory.domain(ctx, id)
+		if err != nil || dom.State != hypervisor.Off {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late.C:
+			return nil
+		case <-changed:
+		}
+	}
+}
