@@ -6,7 +6,7 @@
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make mutants       the product is broken on purpose, and must be found out
 # make fuzz          every fuzz target in turn (TIME=1m for each)
-# make build         the programs, into build/
+# make build         the programs, man pages and completions, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
 # make packages      .deb and .rpm, into build/packages (packaging/build-packages)
 # make generate      api/*.gen.go anew from api/openapi.yaml
@@ -25,6 +25,7 @@ SEED    ?= 0
 
 build: deps
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/ ./cmd/...
+	VERSION='$(VERSION)' GO='$(GO)' packaging/build-docs build/share
 
 demo: build
 	build/vpssnap-demo -bin build $(if $(KEEP),-keep)
@@ -92,6 +93,13 @@ install: build
 	install -D -m 0755 build/vpssnapd $(DESTDIR)$(PREFIX)/sbin/vpssnapd
 	install -D -m 0755 build/vpssnap $(DESTDIR)$(PREFIX)/bin/vpssnap
 	install -D -m 0644 systemd/vpssnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vpssnapd.service
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/man/,man1 man5 man8)
+	install -m 0644 build/share/man1/* $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 build/share/man5/* $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 0644 build/share/man8/* $(DESTDIR)$(PREFIX)/share/man/man8
+	install -D -m 0644 build/share/vpssnap.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vpssnap
+	install -D -m 0644 build/share/_vpssnap $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vpssnap
+	install -D -m 0644 build/share/vpssnap.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vpssnap.fish
 	install -D -m 0644 packaging/dbus/org.vpssnapd1.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.vpssnapd1.conf
 	install -D -m 0644 systemd/bus/org.vpssnapd1.xml $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.vpssnapd1.xml
 	install -D -m 0644 packaging/polkit/org.vpssnapd1.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.vpssnapd1.policy
