@@ -198,6 +198,24 @@ func (e Consistency) Valid() bool {
 	}
 }
 
+// Defines values for DownloadRequestFormat.
+const (
+	DownloadRequestFormatQcow2 DownloadRequestFormat = "qcow2"
+	DownloadRequestFormatRaw   DownloadRequestFormat = "raw"
+)
+
+// Valid indicates whether the value is a known member of the DownloadRequestFormat enum.
+func (e DownloadRequestFormat) Valid() bool {
+	switch e {
+	case DownloadRequestFormatQcow2:
+		return true
+	case DownloadRequestFormatRaw:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EventType.
 const (
 	EventTypeEventsMissed            EventType = "events.missed"
@@ -282,8 +300,27 @@ func (e EventType) Valid() bool {
 	}
 }
 
+// Defines values for ImageFormat.
+const (
+	ImageFormatQcow2 ImageFormat = "qcow2"
+	ImageFormatRaw   ImageFormat = "raw"
+)
+
+// Valid indicates whether the value is a known member of the ImageFormat enum.
+func (e ImageFormat) Valid() bool {
+	switch e {
+	case ImageFormatQcow2:
+		return true
+	case ImageFormatRaw:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MessageKind.
 const (
+	MessageKindDownload           MessageKind = "download"
 	MessageKindMoved              MessageKind = "moved"
 	MessageKindNeedsAttention     MessageKind = "needs_attention"
 	MessageKindOperationCancelled MessageKind = "operation_cancelled"
@@ -299,6 +336,8 @@ const (
 // Valid indicates whether the value is a known member of the MessageKind enum.
 func (e MessageKind) Valid() bool {
 	switch e {
+	case MessageKindDownload:
+		return true
 	case MessageKindMoved:
 		return true
 	case MessageKindNeedsAttention:
@@ -784,6 +823,50 @@ type Disk struct {
 	Target string `json:"target"`
 }
 
+// Download defines model for Download.
+type Download struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// Disk The guest-side name, as in vda.
+	Disk string `json:"disk"`
+
+	// Etag The ETag of the image.
+	Etag      string    `json:"etag"`
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// FileName A name for the file.
+	FileName string      `json:"file_name"`
+	Format   ImageFormat `json:"format"`
+	ID       string      `json:"id"`
+
+	// Sha256 Of the image, in hexadecimal. Left out until it is known, which is some
+	// time after it was downloaded to its end once; `Repr-Digest` tells it then.
+	Sha256 string `json:"sha256,omitempty,omitzero"`
+
+	// SizeBytes Of the image.
+	SizeBytes  int64  `json:"size_bytes"`
+	SnapshotID string `json:"snapshot_id"`
+
+	// URL The link, relative to the address that this call was sent to. A secret:
+	// whoever has it can read the disk.
+	URL string `json:"url"`
+
+	// VPS The id of the VPS.
+	VPS string `json:"vps"`
+}
+
+// DownloadRequest defines model for DownloadRequest.
+type DownloadRequest struct {
+	// Disk The guest-side name, as in vda. May be left out when the snapshot has one disk.
+	Disk string `json:"disk,omitempty,omitzero"`
+
+	// Format qcow2 when left out.
+	Format DownloadRequestFormat `json:"format,omitempty,omitzero"`
+}
+
+// DownloadRequestFormat qcow2 when left out.
+type DownloadRequestFormat string
+
 // Event Something that has happened. Of operation, option, snapshot, message and space it has the one that its type begins with; events.missed has none.
 type Event struct {
 	At time.Time `json:"at"`
@@ -892,6 +975,9 @@ type Host struct {
 	Version  string `json:"version"`
 	VPSCount int    `json:"vps_count"`
 }
+
+// ImageFormat defines model for ImageFormat.
+type ImageFormat string
 
 // Message defines model for Message.
 type Message struct {
@@ -1540,6 +1626,12 @@ type IdempotencyKey = string
 // IfMatch defines model for if_match.
 type IfMatch = string
 
+// IfNoneMatch defines model for if_none_match.
+type IfNoneMatch = string
+
+// IfRange defines model for if_range.
+type IfRange = string
+
 // Kind defines model for kind.
 type Kind = MessageKind
 
@@ -1552,6 +1644,9 @@ type Limit = int
 // OperationID defines model for operation_id.
 type OperationID = string
 
+// Range defines model for range.
+type Range = string
+
 // Since defines model for since.
 type Since = time.Time
 
@@ -1563,6 +1658,21 @@ type WebhookID = string
 
 // Accepted defines model for Accepted.
 type Accepted = Operation
+
+// DownloadParams defines parameters for Download.
+type DownloadParams struct {
+	// Range The part that is wanted, as in `bytes=1048576-`.
+	Range *Range `json:"Range,omitempty"`
+
+	// IfRange Send the part only if this is still the `ETag`, and else the whole.
+	IfRange *IfRange `json:"If-Range,omitempty"`
+
+	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IfNoneMatch Send it only if none of these is its `ETag`.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
 
 // ListenEventsParams defines parameters for ListenEvents.
 type ListenEventsParams struct {
@@ -1727,6 +1837,18 @@ type TakeSnapshotParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// MakeDownloadParams defines parameters for MakeDownload.
+type MakeDownloadParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RevokeDownloadParams defines parameters for RevokeDownload.
+type RevokeDownloadParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // RestoreSnapshotParams defines parameters for RestoreSnapshot.
 type RestoreSnapshotParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
@@ -1768,6 +1890,9 @@ type DescribeSnapshotJSONRequestBody = SnapshotPatch
 
 // TakeSnapshotJSONRequestBody defines body for TakeSnapshot for application/json ContentType.
 type TakeSnapshotJSONRequestBody = TakeRequest
+
+// MakeDownloadJSONRequestBody defines body for MakeDownload for application/json ContentType.
+type MakeDownloadJSONRequestBody = DownloadRequest
 
 // RestoreSnapshotJSONRequestBody defines body for RestoreSnapshot for application/json ContentType.
 type RestoreSnapshotJSONRequestBody = RestoreRequest

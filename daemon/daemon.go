@@ -74,6 +74,8 @@ type Daemon struct {
 	used        chan string              // ids of tokens whose use is to be noted
 	poster      *webhook.Poster
 	held        sync.Map // by outboxKey, until when a target wants to be left alone
+	downloads   *readers
+	sums        chan vps.Download // images to sum up
 }
 
 // Open opens the record, recovers what an earlier process left behind, and
@@ -110,6 +112,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	d.background(d.watchSpace)
 	d.background(d.watchDrift)
 	d.background(d.noteUses)
+	d.background(d.sumImages)
 	d.background(d.runOutbox)
 	return d, nil
 }
@@ -125,7 +128,8 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 		return nil, err
 	}
 	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), names: newNames(known),
-		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64), poster: webhook.New(c.Webhook)}
+		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64), poster: webhook.New(c.Webhook),
+		downloads: newReaders(), sums: make(chan vps.Download, 16)}
 	d.settings.Store(&c.Settings)
 	d.metrics = newMetrics(d)
 	d.ctx, d.stop = context.WithCancel(context.Background())
@@ -155,6 +159,7 @@ func openStore(ctx context.Context, stateDir string) (*store.Store, error) {
 // Close stops working and leaves every operation resumable. Guests run on.
 func (d *Daemon) Close() error {
 	d.stop()
+	d.downloads.cut(func(*reading) bool { return true }, "the daemon stops")
 	d.runner.Close()
 	d.wg.Wait()
 	return errors.Join(d.store.Close(), d.lock.Close())

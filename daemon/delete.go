@@ -218,6 +218,9 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err := d.enterMerges(ctx, r); err != nil {
 		return err
 	}
+	if err := d.cutReaders(ctx, r); err != nil {
+		return err
+	}
 	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
 	if err != nil {
 		return err

@@ -28,6 +28,9 @@ func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap 
 		snap.State, snap.Heals, phrase, params = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed, nil
 	}
 	d.Logger.Warn("snapshot judged anew", "vps", dom.Name, "snapshot", snap.ID, "state", snap.State, "reason", reason)
+	if reason != "" {
+		defer d.cutReadersOf(snap.VPS, "the snapshot is broken")
+	}
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		if err := tx.SaveSnapshot(ctx, snap); err != nil {
 			return err

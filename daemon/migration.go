@@ -37,6 +37,7 @@ func (d *Daemon) departed(ctx context.Context, id string) error {
 	}
 	name := d.names.name(id)
 	d.Logger.Info("VPS was migrated to another host and is let go", "vps", name, "snapshots", len(snapshots))
+	defer d.cutReadersOf(id, "the VPS was migrated to another host") // which may merge the snapshot
 	err = d.store.Write(failpoint.Within(ctx, "daemon", "departed"), func(tx *store.Tx) error {
 		for _, snap := range snapshots {
 			if err := tx.LetGoOfSnapshot(ctx, snap.ID, d.now()); err != nil {

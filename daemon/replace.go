@@ -46,6 +46,9 @@ func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 	if err := d.enterMerges(ctx, r); err != nil {
 		return err
 	}
+	if err := d.cutReaders(ctx, r); err != nil {
+		return err
+	}
 	snap, old, err := d.replaceState(ctx, r)
 	if err != nil {
 		return err

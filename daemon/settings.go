@@ -21,6 +21,8 @@ type Settings struct {
 	MergeLimit int
 	// Merge says what is done about merges that guests outrun; its zero value: nothing.
 	Merge MergePolicy
+	// Download limits downloads; its zero value: there are none.
+	Download DownloadPolicy
 	// Headroom is how many bytes must be free for a take.
 	Headroom int64
 	// RemindBefore is how long before an option ends, or its snapshot is removed,

@@ -65,6 +65,7 @@ func (w *world) tryOpen() error {
 		Settings: daemon.Settings{
 			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
 			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
+			Download: daemon.DownloadPolicy{AtOnce: 3},
 		},
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
 	}

@@ -149,6 +149,30 @@ type ClientInterface interface {
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
 	ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// Download Download a disk of a snapshot
+	//
+	// No token: the link is the permission. One that is forged, expired, revoked,
+	// or of a snapshot that is gone, is 404.
+	//
+	// Ask with `Range` for the rest of a download that was cut off, and with the
+	// `ETag` in `If-Range`: the same tag promises the same bytes, whichever link
+	// they come by and also after the daemon was restarted. A transfer that ends
+	// before its `Content-Length` was cut off, be it by the network, by a restart
+	// or by the end of the snapshot; what has arrived is right.
+	//
+	// The host limits the speed of a download, and how many there may be at the
+	// same time, 2 of a VPS: more are 429 `rate_limited`. Who takes
+	// less than 256 KiB in 30 seconds is cut off. While the snapshot is about
+	// to be replaced or deleted, the answer is 409 `operation_in_progress`.
+	//
+	// Corresponds with GET /v1/downloads/{link} (the `Download` operationId).
+	Download(ctx context.Context, link string, params *DownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DescribeDownload The headers of a download, without the image
+	//
+	// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
+	DescribeDownload(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListenEvents Listen to what happens, as Server-Sent Events
 	//
 	// Each event has an `id`, its `event` is the type, and its `data` is one
@@ -344,6 +368,9 @@ type ClientInterface interface {
 
 	// DeleteSnapshot Delete the snapshot; the VPS keeps running
 	//
+	// Downloads of the snapshot go on until the merge begins. Then they are cut
+	// off before anything of the snapshot changes, and cannot be resumed.
+	//
 	// Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
 	DeleteSnapshot(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -383,6 +410,49 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
 	TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// MakeDownloadWithBody Make a link to download a disk of the snapshot
+	//
+	// The link is valid for 24 hours, and needs no token: whoever has it can read
+	// the disk. It ends before that when it is revoked, and when the snapshot is
+	// deleted or replaced. It can be used several times.
+	//
+	// The image holds the disk as it was when the snapshot was taken, in one file
+	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+	// long as the disk. UEFI variables are not part of it. Laying out a large
+	// disk as `qcow2` may take some seconds, the first time.
+	//
+	// Not while a take or a deletion is in progress (`operation_in_progress`).
+	// The body may be left out.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+	MakeDownloadWithBody(ctx context.Context, vps VPSRef, params *MakeDownloadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// MakeDownload Make a link to download a disk of the snapshot
+	//
+	// The link is valid for 24 hours, and needs no token: whoever has it can read
+	// the disk. It ends before that when it is revoked, and when the snapshot is
+	// deleted or replaced. It can be used several times.
+	//
+	// The image holds the disk as it was when the snapshot was taken, in one file
+	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+	// long as the disk. UEFI variables are not part of it. Laying out a large
+	// disk as `qcow2` may take some seconds, the first time.
+	//
+	// Not while a take or a deletion is in progress (`operation_in_progress`).
+	// The body may be left out.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+	MakeDownload(ctx context.Context, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeDownload Revoke a link, and cut off who downloads with it
+	//
+	// Corresponds with DELETE /v1/vps/{vps}/snapshot/download/{download} (the `RevokeDownload` operationId).
+	RevokeDownload(ctx context.Context, vps VPSRef, download string, params *RevokeDownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RestoreSnapshotWithBody Put the VPS back to its snapshot
 	//
@@ -579,6 +649,50 @@ func (c *rest) ShowMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (
 // Corresponds with GET /readyz (the `ShowReadiness` operationId).
 func (c *rest) ShowReadiness(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewShowReadinessRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Download Download a disk of a snapshot
+//
+// No token: the link is the permission. One that is forged, expired, revoked,
+// or of a snapshot that is gone, is 404.
+//
+// Ask with `Range` for the rest of a download that was cut off, and with the
+// `ETag` in `If-Range`: the same tag promises the same bytes, whichever link
+// they come by and also after the daemon was restarted. A transfer that ends
+// before its `Content-Length` was cut off, be it by the network, by a restart
+// or by the end of the snapshot; what has arrived is right.
+//
+// The host limits the speed of a download, and how many there may be at the
+// same time, 2 of a VPS: more are 429 `rate_limited`. Who takes
+// less than 256 KiB in 30 seconds is cut off. While the snapshot is about
+// to be replaced or deleted, the answer is 409 `operation_in_progress`.
+//
+// Corresponds with GET /v1/downloads/{link} (the `Download` operationId).
+func (c *rest) Download(ctx context.Context, link string, params *DownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDownloadRequest(c.Server, link, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DescribeDownload The headers of a download, without the image
+//
+// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
+func (c *rest) DescribeDownload(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDescribeDownloadRequest(c.Server, link)
 	if err != nil {
 		return nil, err
 	}
@@ -1004,6 +1118,9 @@ func (c *rest) ListOptionHistory(ctx context.Context, vps VPSRef, params *ListOp
 
 // DeleteSnapshot Delete the snapshot; the VPS keeps running
 //
+// Downloads of the snapshot go on until the merge begins. Then they are cut
+// off before anything of the snapshot changes, and cannot be resumed.
+//
 // Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
 func (c *rest) DeleteSnapshot(ctx context.Context, vps VPSRef, params *DeleteSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDeleteSnapshotRequest(c.Server, vps, params)
@@ -1094,6 +1211,79 @@ func (c *rest) TakeSnapshotWithBody(ctx context.Context, vps VPSRef, params *Tak
 // Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
 func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewTakeSnapshotRequest(c.Server, vps, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// MakeDownloadWithBody Make a link to download a disk of the snapshot
+//
+// The link is valid for 24 hours, and needs no token: whoever has it can read
+// the disk. It ends before that when it is revoked, and when the snapshot is
+// deleted or replaced. It can be used several times.
+//
+// The image holds the disk as it was when the snapshot was taken, in one file
+// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+// long as the disk. UEFI variables are not part of it. Laying out a large
+// disk as `qcow2` may take some seconds, the first time.
+//
+// Not while a take or a deletion is in progress (`operation_in_progress`).
+// The body may be left out.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+func (c *rest) MakeDownloadWithBody(ctx context.Context, vps VPSRef, params *MakeDownloadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewMakeDownloadRequestWithBody(c.Server, vps, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// MakeDownload Make a link to download a disk of the snapshot
+//
+// The link is valid for 24 hours, and needs no token: whoever has it can read
+// the disk. It ends before that when it is revoked, and when the snapshot is
+// deleted or replaced. It can be used several times.
+//
+// The image holds the disk as it was when the snapshot was taken, in one file
+// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+// long as the disk. UEFI variables are not part of it. Laying out a large
+// disk as `qcow2` may take some seconds, the first time.
+//
+// Not while a take or a deletion is in progress (`operation_in_progress`).
+// The body may be left out.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+func (c *rest) MakeDownload(ctx context.Context, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewMakeDownloadRequest(c.Server, vps, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeDownload Revoke a link, and cut off who downloads with it
+//
+// Corresponds with DELETE /v1/vps/{vps}/snapshot/download/{download} (the `RevokeDownload` operationId).
+func (c *rest) RevokeDownload(ctx context.Context, vps VPSRef, download string, params *RevokeDownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeDownloadRequest(c.Server, vps, download, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1401,6 +1591,122 @@ func NewShowReadinessRequest(server string) (*http.Request, error) {
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDownloadRequest constructs an http.Request for the Download method
+func NewDownloadRequest(server string, link string, params *DownloadParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "link", link, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/downloads/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.Range != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Range", *params.Range, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Range", headerParam0)
+		}
+
+		if params.IfRange != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-Range", *params.IfRange, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Range", headerParam1)
+		}
+
+		if params.IfMatch != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam2)
+		}
+
+		if params.IfNoneMatch != nil {
+			var headerParam3 string
+
+			headerParam3, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam3)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDescribeDownloadRequest constructs an http.Request for the DescribeDownload method
+func NewDescribeDownloadRequest(server string, link string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "link", link, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/downloads/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodHead, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -2802,6 +3108,124 @@ func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, params *TakeSnaps
 	return req, nil
 }
 
+// NewMakeDownloadRequest calls the generic MakeDownload builder with application/json body
+func NewMakeDownloadRequest(server string, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewMakeDownloadRequestWithBody(server, vps, params, "application/json", bodyReader)
+}
+
+// NewMakeDownloadRequestWithBody constructs an http.Request for the MakeDownload method, with any body, and a specified content type
+func NewMakeDownloadRequestWithBody(server string, vps VPSRef, params *MakeDownloadParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "vps", vps, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vps/%s/snapshot/download", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRevokeDownloadRequest constructs an http.Request for the RevokeDownload method
+func NewRevokeDownloadRequest(server string, vps VPSRef, download string, params *RevokeDownloadParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "vps", vps, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "download", download, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vps/%s/snapshot/download/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewRestoreSnapshotRequest calls the generic RestoreSnapshot builder with application/json body
 func NewRestoreSnapshotRequest(server string, vps VPSRef, params *RestoreSnapshotParams, body RestoreSnapshotJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -3237,6 +3661,34 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /readyz (the `ShowReadiness` operationId).
 	ShowReadinessWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ShowReadinessResponse, error)
 
+	// DownloadWithResponse Download a disk of a snapshot
+	//
+	// No token: the link is the permission. One that is forged, expired, revoked,
+	// or of a snapshot that is gone, is 404.
+	//
+	// Ask with `Range` for the rest of a download that was cut off, and with the
+	// `ETag` in `If-Range`: the same tag promises the same bytes, whichever link
+	// they come by and also after the daemon was restarted. A transfer that ends
+	// before its `Content-Length` was cut off, be it by the network, by a restart
+	// or by the end of the snapshot; what has arrived is right.
+	//
+	// The host limits the speed of a download, and how many there may be at the
+	// same time, 2 of a VPS: more are 429 `rate_limited`. Who takes
+	// less than 256 KiB in 30 seconds is cut off. While the snapshot is about
+	// to be replaced or deleted, the answer is 409 `operation_in_progress`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/downloads/{link} (the `Download` operationId).
+	DownloadWithResponse(ctx context.Context, link string, params *DownloadParams, reqEditors ...RequestEditorFn) (*DownloadResponse, error)
+
+	// DescribeDownloadWithResponse The headers of a download, without the image
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
+	DescribeDownloadWithResponse(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error)
+
 	// ListenEventsWithResponse Listen to what happens, as Server-Sent Events
 	//
 	// Each event has an `id`, its `event` is the type, and its `data` is one
@@ -3468,6 +3920,9 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteSnapshotWithResponse Delete the snapshot; the VPS keeps running
 	//
+	// Downloads of the snapshot go on until the merge begins. Then they are cut
+	// off before anything of the snapshot changes, and cannot be resumed.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
@@ -3511,6 +3966,51 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
 	TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
+
+	// MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
+	//
+	// The link is valid for 24 hours, and needs no token: whoever has it can read
+	// the disk. It ends before that when it is revoked, and when the snapshot is
+	// deleted or replaced. It can be used several times.
+	//
+	// The image holds the disk as it was when the snapshot was taken, in one file
+	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+	// long as the disk. UEFI variables are not part of it. Laying out a large
+	// disk as `qcow2` may take some seconds, the first time.
+	//
+	// Not while a take or a deletion is in progress (`operation_in_progress`).
+	// The body may be left out.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+	MakeDownloadWithBodyWithResponse(ctx context.Context, vps VPSRef, params *MakeDownloadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*MakeDownloadResponse, error)
+
+	// MakeDownloadWithResponse Make a link to download a disk of the snapshot
+	//
+	// The link is valid for 24 hours, and needs no token: whoever has it can read
+	// the disk. It ends before that when it is revoked, and when the snapshot is
+	// deleted or replaced. It can be used several times.
+	//
+	// The image holds the disk as it was when the snapshot was taken, in one file
+	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+	// long as the disk. UEFI variables are not part of it. Laying out a large
+	// disk as `qcow2` may take some seconds, the first time.
+	//
+	// Not while a take or a deletion is in progress (`operation_in_progress`).
+	// The body may be left out.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+	MakeDownloadWithResponse(ctx context.Context, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody, reqEditors ...RequestEditorFn) (*MakeDownloadResponse, error)
+
+	// RevokeDownloadWithResponse Revoke a link, and cut off who downloads with it
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/vps/{vps}/snapshot/download/{download} (the `RevokeDownload` operationId).
+	RevokeDownloadWithResponse(ctx context.Context, vps VPSRef, download string, params *RevokeDownloadParams, reqEditors ...RequestEditorFn) (*RevokeDownloadResponse, error)
 
 	// RestoreSnapshotWithBodyWithResponse Put the VPS back to its snapshot
 	//
@@ -3801,6 +4301,118 @@ func (r ShowReadinessResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ShowReadinessResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DownloadResponse200Headers the declared response headers of an HTTP 200 response for Download
+type DownloadResponse200Headers struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+// DownloadResponse206Headers the declared response headers of an HTTP 206 response for Download
+type DownloadResponse206Headers struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+type DownloadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *DownloadResponse200Headers
+	// Headers206 the parsed response headers for an HTTP 206 response
+	Headers206 *DownloadResponse206Headers
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DownloadResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DownloadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DownloadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DownloadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DownloadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DescribeDownloadResponse200Headers the declared response headers of an HTTP 200 response for DescribeDownload
+type DescribeDownloadResponse200Headers struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+type DescribeDownloadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *DescribeDownloadResponse200Headers
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DescribeDownloadResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DescribeDownloadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DescribeDownloadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DescribeDownloadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DescribeDownloadResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5008,6 +5620,95 @@ func (r TakeSnapshotResponse) ContentType() string {
 	return ""
 }
 
+type MakeDownloadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Download
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r MakeDownloadResponse) GetJSON201() *Download {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r MakeDownloadResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r MakeDownloadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r MakeDownloadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r MakeDownloadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r MakeDownloadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeDownloadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeDownloadResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeDownloadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeDownloadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeDownloadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeDownloadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // RestoreSnapshotResponse202Headers the declared response headers of an HTTP 202 response for RestoreSnapshot
 type RestoreSnapshotResponse202Headers struct {
 	Location string
@@ -5441,6 +6142,46 @@ func (c *ClientWithResponses) ShowReadinessWithResponse(ctx context.Context, req
 	return ParseShowReadinessResponse(rsp)
 }
 
+// DownloadWithResponse Download a disk of a snapshot
+//
+// No token: the link is the permission. One that is forged, expired, revoked,
+// or of a snapshot that is gone, is 404.
+//
+// Ask with `Range` for the rest of a download that was cut off, and with the
+// `ETag` in `If-Range`: the same tag promises the same bytes, whichever link
+// they come by and also after the daemon was restarted. A transfer that ends
+// before its `Content-Length` was cut off, be it by the network, by a restart
+// or by the end of the snapshot; what has arrived is right.
+//
+// The host limits the speed of a download, and how many there may be at the
+// same time, 2 of a VPS: more are 429 `rate_limited`. Who takes
+// less than 256 KiB in 30 seconds is cut off. While the snapshot is about
+// to be replaced or deleted, the answer is 409 `operation_in_progress`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/downloads/{link} (the `Download` operationId).
+func (c *ClientWithResponses) DownloadWithResponse(ctx context.Context, link string, params *DownloadParams, reqEditors ...RequestEditorFn) (*DownloadResponse, error) {
+	rsp, err := c.Download(ctx, link, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDownloadResponse(rsp)
+}
+
+// DescribeDownloadWithResponse The headers of a download, without the image
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
+func (c *ClientWithResponses) DescribeDownloadWithResponse(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error) {
+	rsp, err := c.DescribeDownload(ctx, link, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDescribeDownloadResponse(rsp)
+}
+
 // ListenEventsWithResponse Listen to what happens, as Server-Sent Events
 //
 // Each event has an `id`, its `event` is the type, and its `data` is one
@@ -5804,6 +6545,9 @@ func (c *ClientWithResponses) ListOptionHistoryWithResponse(ctx context.Context,
 
 // DeleteSnapshotWithResponse Delete the snapshot; the VPS keeps running
 //
+// Downloads of the snapshot go on until the merge begins. Then they are cut
+// off before anything of the snapshot changes, and cannot be resumed.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with DELETE /v1/vps/{vps}/snapshot (the `DeleteSnapshot` operationId).
@@ -5882,6 +6626,69 @@ func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps 
 		return nil, err
 	}
 	return ParseTakeSnapshotResponse(rsp)
+}
+
+// MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
+//
+// The link is valid for 24 hours, and needs no token: whoever has it can read
+// the disk. It ends before that when it is revoked, and when the snapshot is
+// deleted or replaced. It can be used several times.
+//
+// The image holds the disk as it was when the snapshot was taken, in one file
+// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+// long as the disk. UEFI variables are not part of it. Laying out a large
+// disk as `qcow2` may take some seconds, the first time.
+//
+// Not while a take or a deletion is in progress (`operation_in_progress`).
+// The body may be left out.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+func (c *ClientWithResponses) MakeDownloadWithBodyWithResponse(ctx context.Context, vps VPSRef, params *MakeDownloadParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*MakeDownloadResponse, error) {
+	rsp, err := c.MakeDownloadWithBody(ctx, vps, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseMakeDownloadResponse(rsp)
+}
+
+// MakeDownloadWithResponse Make a link to download a disk of the snapshot
+//
+// The link is valid for 24 hours, and needs no token: whoever has it can read
+// the disk. It ends before that when it is revoked, and when the snapshot is
+// deleted or replaced. It can be used several times.
+//
+// The image holds the disk as it was when the snapshot was taken, in one file
+// that needs no other. `qcow2` leaves out what was never written; `raw` is as
+// long as the disk. UEFI variables are not part of it. Laying out a large
+// disk as `qcow2` may take some seconds, the first time.
+//
+// Not while a take or a deletion is in progress (`operation_in_progress`).
+// The body may be left out.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/download (the `MakeDownload` operationId).
+func (c *ClientWithResponses) MakeDownloadWithResponse(ctx context.Context, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody, reqEditors ...RequestEditorFn) (*MakeDownloadResponse, error) {
+	rsp, err := c.MakeDownload(ctx, vps, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseMakeDownloadResponse(rsp)
+}
+
+// RevokeDownloadWithResponse Revoke a link, and cut off who downloads with it
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/vps/{vps}/snapshot/download/{download} (the `RevokeDownload` operationId).
+func (c *ClientWithResponses) RevokeDownloadWithResponse(ctx context.Context, vps VPSRef, download string, params *RevokeDownloadParams, reqEditors ...RequestEditorFn) (*RevokeDownloadResponse, error) {
+	rsp, err := c.RevokeDownload(ctx, vps, download, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeDownloadResponse(rsp)
 }
 
 // RestoreSnapshotWithBodyWithResponse Put the VPS back to its snapshot
@@ -6167,6 +6974,169 @@ func ParseShowReadinessResponse(rsp *http.Response) (*ShowReadinessResponse, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseDownloadResponse parses an HTTP response from a DownloadWithResponse call
+func ParseDownloadResponse(rsp *http.Response) (*DownloadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DownloadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case rsp.StatusCode == 412:
+		break // No content-type
+
+	case rsp.StatusCode == 416:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers DownloadResponse200Headers
+		if values := rsp.Header.Values("Accept-Ranges"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Accept-Ranges", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.AcceptRanges = value
+		}
+		if values := rsp.Header.Values("Content-Disposition"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Disposition", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentDisposition = value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 206:
+		var headers DownloadResponse206Headers
+		if values := rsp.Header.Values("Accept-Ranges"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Accept-Ranges", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.AcceptRanges = value
+		}
+		if values := rsp.Header.Values("Content-Disposition"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Disposition", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentDisposition = value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers206 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDescribeDownloadResponse parses an HTTP response from a DescribeDownloadWithResponse call
+func ParseDescribeDownloadResponse(rsp *http.Response) (*DescribeDownloadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DescribeDownloadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers DescribeDownloadResponse200Headers
+		if values := rsp.Header.Values("Accept-Ranges"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Accept-Ranges", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.AcceptRanges = value
+		}
+		if values := rsp.Header.Values("Content-Disposition"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Disposition", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentDisposition = value
+		}
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Repr-Digest"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Repr-Digest", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ReprDigest = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil
@@ -7065,6 +8035,68 @@ func ParseTakeSnapshotResponse(rsp *http.Response) (*TakeSnapshotResponse, error
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseMakeDownloadResponse parses an HTTP response from a MakeDownloadWithResponse call
+func ParseMakeDownloadResponse(rsp *http.Response) (*MakeDownloadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &MakeDownloadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Download
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeDownloadResponse parses an HTTP response from a RevokeDownloadWithResponse call
+func ParseRevokeDownloadResponse(rsp *http.Response) (*RevokeDownloadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeDownloadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -111,7 +111,7 @@ func TestAnotherCustomersVPS(t *testing.T) {
 				tried++
 				body := bodies[op.OperationID]
 				call := func(ref, id string) answer {
-					return w.call(bound, method, strings.NewReplacer("{vps}", ref, "{id}", id).Replace(path), body)
+					return w.call(bound, method, strings.NewReplacer("{vps}", ref, "{id}", id, "{download}", "dl-0123456789ab").Replace(path), body)
 				}
 				for own, unknown := range map[string]string{"web2": "web9", w.web2: "99999999-9999-4999-8999-999999999999"} {
 					want, got := call(unknown, "op-99"), call(own, theirs.ID)

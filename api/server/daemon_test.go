@@ -68,7 +68,8 @@ func (w *wholeSite) open(t *testing.T) {
 		Host: host, StateDir: w.stateDir, Version: "test",
 		Settings: daemon.Settings{
 			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+			Download: daemon.DownloadPolicy{AtOnce: 3},
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
 		},
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
 		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, WebhookBody: server.WebhookBody,

@@ -13,3 +13,6 @@ func (s *Server) Handler() http.Handler { return s.tcp.Handler }
 func (s *Server) SetPace(heartbeat, slowReader time.Duration) {
 	s.handlers.heartbeat, s.handlers.slowReader = heartbeat, slowReader
 }
+
+// SetDownloadPace lets who downloads take no longer than limit for a part.
+func (s *Server) SetDownloadPace(limit time.Duration) { s.handlers.slowDownload = limit }

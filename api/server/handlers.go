@@ -19,6 +19,8 @@ type handlers struct {
 	heartbeat time.Duration
 	// slowReader is how long a listener may take nothing of what is sent to it.
 	slowReader time.Duration
+	// slowDownload is how long who downloads may take for slowBytes.
+	slowDownload time.Duration
 	// docs is openapi.yaml as a page.
 	docs []byte
 }

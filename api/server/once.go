@@ -53,6 +53,8 @@ func keep(result any) ([]byte, error) {
 		k.Status, body = http.StatusCreated, wireNewWebhook(r)
 	case vps.WebhookTest:
 		k.Status, body = http.StatusOK, wireWebhookTest(r)
+	case vps.Download:
+		k.Status, body = http.StatusCreated, wireDownload(r)
 	case nil:
 		k.Status = http.StatusNoContent
 	default:

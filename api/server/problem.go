@@ -30,6 +30,9 @@ func invalidStatus(status int, format string, args ...any) error {
 	return &statusError{status, vps.Errorf(vps.CodeInvalid, format, args...)}
 }
 
+// retryAfter is when to come back where nobody knows better, in seconds.
+const retryAfter = "30"
+
 // fail is Echo's error handler, the only place that turns an error into an answer.
 func (s *Server) fail(err error, c echo.Context) {
 	if c.Response().Committed {
@@ -38,6 +41,9 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	p := problemOf(err)
 	c.Set(codeKey, string(p.Code))
+	if h := c.Response().Header(); p.Status == http.StatusTooManyRequests && h.Get(echo.HeaderRetryAfter) == "" {
+		h.Set(echo.HeaderRetryAfter, retryAfter) // something else than calls ran out
+	}
 	if p.Status >= http.StatusInternalServerError {
 		// Elsewhere it is left out: an unknown VPS and another customer's get
 		// the same answer to the byte.

@@ -42,6 +42,11 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodPost, snapshot + "/restore", vps.ScopeSnapshot, w.RestoreSnapshot},
 		{http.MethodPost, snapshot + "/undo-restore", vps.ScopeSnapshot, w.UndoRestore},
 
+		{http.MethodPost, snapshot + "/download", vps.ScopeSnapshot, w.MakeDownload},
+		{http.MethodDelete, snapshot + "/download/{download}", vps.ScopeSnapshot, w.RevokeDownload},
+		{http.MethodGet, "/v1/downloads/{link}", vps.ScopeNone, w.Download},
+		{http.MethodHead, "/v1/downloads/{link}", vps.ScopeNone, w.DescribeDownload},
+
 		{http.MethodGet, one + "/messages", vps.ScopeRead, w.ListVPSMessages},
 		{http.MethodGet, "/v1/messages", vps.ScopeRead, w.ListMessages},
 

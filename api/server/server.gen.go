@@ -34,6 +34,12 @@ type ServerInterface interface {
 	// ShowReadiness Can the daemon work? Its database and libvirt answer
 	// (GET /readyz)
 	ShowReadiness(ctx echo.Context) error
+	// Download Download a disk of a snapshot
+	// (GET /v1/downloads/{link})
+	Download(ctx echo.Context, link string, params DownloadParams) error
+	// DescribeDownload The headers of a download, without the image
+	// (HEAD /v1/downloads/{link})
+	DescribeDownload(ctx echo.Context, link string) error
 	// ListenEvents Listen to what happens, as Server-Sent Events
 	// (GET /v1/events)
 	ListenEvents(ctx echo.Context, params ListenEventsParams) error
@@ -106,6 +112,12 @@ type ServerInterface interface {
 	// TakeSnapshot Take the snapshot
 	// (POST /v1/vps/{vps}/snapshot)
 	TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeSnapshotParams) error
+	// MakeDownload Make a link to download a disk of the snapshot
+	// (POST /v1/vps/{vps}/snapshot/download)
+	MakeDownload(ctx echo.Context, vps VPSRef, params MakeDownloadParams) error
+	// RevokeDownload Revoke a link, and cut off who downloads with it
+	// (DELETE /v1/vps/{vps}/snapshot/download/{download})
+	RevokeDownload(ctx echo.Context, vps VPSRef, download string, params RevokeDownloadParams) error
 	// RestoreSnapshot Put the VPS back to its snapshot
 	// (POST /v1/vps/{vps}/snapshot/restore)
 	RestoreSnapshot(ctx echo.Context, vps VPSRef, params RestoreSnapshotParams) error
@@ -176,6 +188,103 @@ func (w *ServerInterfaceWrapper) ShowReadiness(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ShowReadiness(ctx)
+	return err
+}
+
+// Download converts echo context to params.
+func (w *ServerInterfaceWrapper) Download(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "link" -------------
+	var link string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "link", ctx.Param("link"), &link, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter link: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DownloadParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Range" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Range")]; found {
+		var Range Range
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Range, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Range", valueList[0], &Range, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Range: %s", err))
+		}
+
+		params.Range = &Range
+	}
+	// ------------- Optional header parameter "If-Range" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Range")]; found {
+		var IfRange IfRange
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Range, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Range", valueList[0], &IfRange, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Range: %s", err))
+		}
+
+		params.IfRange = &IfRange
+	}
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-None-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-None-Match: %s", err))
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.Download(ctx, link, params)
+	return err
+}
+
+// DescribeDownload converts echo context to params.
+func (w *ServerInterfaceWrapper) DescribeDownload(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "link" -------------
+	var link string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "link", ctx.Param("link"), &link, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter link: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DescribeDownload(ctx, link)
 	return err
 }
 
@@ -962,6 +1071,86 @@ func (w *ServerInterfaceWrapper) TakeSnapshot(ctx echo.Context) error {
 	return err
 }
 
+// MakeDownload converts echo context to params.
+func (w *ServerInterfaceWrapper) MakeDownload(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vps" -------------
+	var vps VPSRef
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vps", ctx.Param("vps"), &vps, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params MakeDownloadParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.MakeDownload(ctx, vps, params)
+	return err
+}
+
+// RevokeDownload converts echo context to params.
+func (w *ServerInterfaceWrapper) RevokeDownload(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vps" -------------
+	var vps VPSRef
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vps", ctx.Param("vps"), &vps, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
+	}
+
+	// ------------- Path parameter "download" -------------
+	var download string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "download", ctx.Param("download"), &download, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter download: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RevokeDownloadParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RevokeDownload(ctx, vps, download, params)
+	return err
+}
+
 // RestoreSnapshot converts echo context to params.
 func (w *ServerInterfaceWrapper) RestoreSnapshot(ctx echo.Context) error {
 	var err error
@@ -1220,6 +1409,10 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.TakeSnapshot, options.OperationMiddlewares["takeSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/restore", wrapper.RestoreSnapshot, options.OperationMiddlewares["restoreSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/undo-restore", wrapper.UndoRestore, options.OperationMiddlewares["undoRestore"]...)
+	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/download", wrapper.MakeDownload, options.OperationMiddlewares["makeDownload"]...)
+	router.DELETE(options.BaseURL+"/v1/vps/:vps/snapshot/download/:download", wrapper.RevokeDownload, options.OperationMiddlewares["revokeDownload"]...)
+	router.GET(options.BaseURL+"/v1/downloads/:link", wrapper.Download, options.OperationMiddlewares["download"]...)
+	router.HEAD(options.BaseURL+"/v1/downloads/:link", wrapper.DescribeDownload, options.OperationMiddlewares["describeDownload"]...)
 	router.GET(options.BaseURL+"/v1/vps/:vps/messages", wrapper.ListVPSMessages, options.OperationMiddlewares["listVPSMessages"]...)
 	router.GET(options.BaseURL+"/v1/messages", wrapper.ListMessages, options.OperationMiddlewares["listMessages"]...)
 	router.GET(options.BaseURL+"/v1/events", wrapper.ListenEvents, options.OperationMiddlewares["listenEvents"]...)
@@ -1445,6 +1638,165 @@ type ShowReadinessdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ShowReadinessdefaultApplicationProblemPlusJSONResponse) VisitShowReadinessResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadRequestObject struct {
+	Link   string `json:"link"`
+	Params DownloadParams
+}
+
+type DownloadResponseObject interface {
+	VisitDownloadResponse(w http.ResponseWriter) error
+}
+
+type Download200ResponseHeaders struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+type Download200ApplicationOctetStreamResponse struct {
+	Body          io.Reader
+	Headers       Download200ResponseHeaders
+	ContentLength int64
+}
+
+func (response Download200ApplicationOctetStreamResponse) VisitDownloadResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
+	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type Download206ResponseHeaders struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+type Download206ApplicationOctetStreamResponse struct {
+	Body          io.Reader
+	Headers       Download206ResponseHeaders
+	ContentLength int64
+}
+
+func (response Download206ApplicationOctetStreamResponse) VisitDownloadResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
+	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(206)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type Download304Response struct {
+}
+
+func (response Download304Response) VisitDownloadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type Download412Response struct {
+}
+
+func (response Download412Response) VisitDownloadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(412)
+	return nil
+}
+
+type Download416Response struct {
+}
+
+func (response Download416Response) VisitDownloadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(416)
+	return nil
+}
+
+type DownloaddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DownloaddefaultApplicationProblemPlusJSONResponse) VisitDownloadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DescribeDownloadRequestObject struct {
+	Link string `json:"link"`
+}
+
+type DescribeDownloadResponseObject interface {
+	VisitDescribeDownloadResponse(w http.ResponseWriter) error
+}
+
+type DescribeDownload200ResponseHeaders struct {
+	AcceptRanges       string
+	ContentDisposition string
+	ETag               string
+	ReprDigest         string
+}
+
+type DescribeDownload200Response struct {
+	Headers DescribeDownload200ResponseHeaders
+}
+
+func (response DescribeDownload200Response) VisitDescribeDownloadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Accept-Ranges", fmt.Sprint(response.Headers.AcceptRanges))
+	w.Header().Set("Content-Disposition", fmt.Sprint(response.Headers.ContentDisposition))
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Repr-Digest", fmt.Sprint(response.Headers.ReprDigest))
+	w.WriteHeader(200)
+	return nil
+}
+
+type DescribeDownloaddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DescribeDownloaddefaultApplicationProblemPlusJSONResponse) VisitDescribeDownloadResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2469,6 +2821,82 @@ func (response TakeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitTakeS
 	return err
 }
 
+type MakeDownloadRequestObject struct {
+	VPS    VPSRef `json:"vps"`
+	Params MakeDownloadParams
+	Body   *MakeDownloadJSONRequestBody
+}
+
+type MakeDownloadResponseObject interface {
+	VisitMakeDownloadResponse(w http.ResponseWriter) error
+}
+
+type MakeDownload201JSONResponse Download
+
+func (response MakeDownload201JSONResponse) VisitMakeDownloadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MakeDownloaddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response MakeDownloaddefaultApplicationProblemPlusJSONResponse) VisitMakeDownloadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeDownloadRequestObject struct {
+	VPS      VPSRef `json:"vps"`
+	Download string `json:"download"`
+	Params   RevokeDownloadParams
+}
+
+type RevokeDownloadResponseObject interface {
+	VisitRevokeDownloadResponse(w http.ResponseWriter) error
+}
+
+type RevokeDownload204Response struct {
+}
+
+func (response RevokeDownload204Response) VisitRevokeDownloadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RevokeDownloaddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RevokeDownloaddefaultApplicationProblemPlusJSONResponse) VisitRevokeDownloadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RestoreSnapshotRequestObject struct {
 	VPS    VPSRef `json:"vps"`
 	Params RestoreSnapshotParams
@@ -2760,6 +3188,12 @@ type StrictServerInterface interface {
 	// ShowReadiness Can the daemon work? Its database and libvirt answer
 	// (GET /readyz)
 	ShowReadiness(ctx context.Context, request ShowReadinessRequestObject) (ShowReadinessResponseObject, error)
+	// Download Download a disk of a snapshot
+	// (GET /v1/downloads/{link})
+	Download(ctx context.Context, request DownloadRequestObject) (DownloadResponseObject, error)
+	// DescribeDownload The headers of a download, without the image
+	// (HEAD /v1/downloads/{link})
+	DescribeDownload(ctx context.Context, request DescribeDownloadRequestObject) (DescribeDownloadResponseObject, error)
 	// ListenEvents Listen to what happens, as Server-Sent Events
 	// (GET /v1/events)
 	ListenEvents(ctx context.Context, request ListenEventsRequestObject) (ListenEventsResponseObject, error)
@@ -2832,6 +3266,12 @@ type StrictServerInterface interface {
 	// TakeSnapshot Take the snapshot
 	// (POST /v1/vps/{vps}/snapshot)
 	TakeSnapshot(ctx context.Context, request TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error)
+	// MakeDownload Make a link to download a disk of the snapshot
+	// (POST /v1/vps/{vps}/snapshot/download)
+	MakeDownload(ctx context.Context, request MakeDownloadRequestObject) (MakeDownloadResponseObject, error)
+	// RevokeDownload Revoke a link, and cut off who downloads with it
+	// (DELETE /v1/vps/{vps}/snapshot/download/{download})
+	RevokeDownload(ctx context.Context, request RevokeDownloadRequestObject) (RevokeDownloadResponseObject, error)
 	// RestoreSnapshot Put the VPS back to its snapshot
 	// (POST /v1/vps/{vps}/snapshot/restore)
 	RestoreSnapshot(ctx context.Context, request RestoreSnapshotRequestObject) (RestoreSnapshotResponseObject, error)
@@ -2976,6 +3416,57 @@ func (sh *strictHandler) ShowReadiness(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(ShowReadinessResponseObject); ok {
 		return validResponse.VisitShowReadinessResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// Download operation middleware
+func (sh *strictHandler) Download(ctx echo.Context, link string, params DownloadParams) error {
+	var request DownloadRequestObject
+
+	request.Link = link
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.Download(ctx.Request().Context(), request.(DownloadRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Download")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DownloadResponseObject); ok {
+		return validResponse.VisitDownloadResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DescribeDownload operation middleware
+func (sh *strictHandler) DescribeDownload(ctx echo.Context, link string) error {
+	var request DescribeDownloadRequestObject
+
+	request.Link = link
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DescribeDownload(ctx.Request().Context(), request.(DescribeDownloadRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DescribeDownload")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DescribeDownloadResponseObject); ok {
+		return validResponse.VisitDescribeDownloadResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -3672,6 +4163,85 @@ func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeS
 		return err
 	} else if validResponse, ok := response.(TakeSnapshotResponseObject); ok {
 		return validResponse.VisitTakeSnapshotResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// MakeDownload operation middleware
+func (sh *strictHandler) MakeDownload(ctx echo.Context, vps VPSRef, params MakeDownloadParams) error {
+	var request MakeDownloadRequestObject
+
+	request.VPS = vps
+	request.Params = params
+
+	var body MakeDownloadJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			return err
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.MakeDownload(ctx.Request().Context(), request.(MakeDownloadRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "MakeDownload")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(MakeDownloadResponseObject); ok {
+		return validResponse.VisitMakeDownloadResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RevokeDownload operation middleware
+func (sh *strictHandler) RevokeDownload(ctx echo.Context, vps VPSRef, download string, params RevokeDownloadParams) error {
+	var request RevokeDownloadRequestObject
+
+	request.VPS = vps
+	request.Download = download
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokeDownload(ctx.Request().Context(), request.(RevokeDownloadRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokeDownload")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RevokeDownloadResponseObject); ok {
+		return validResponse.VisitRevokeDownloadResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

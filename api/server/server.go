@@ -72,7 +72,7 @@ func New(cfg Config) *Server {
 		proxies:       cfg.Proxies,
 		stopWaiting:   stop,
 	}
-	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader}
+	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader, slowDownload: slowDownload}
 	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
 	s.unix.ConnContext = withPeer
@@ -237,7 +237,11 @@ func (s *Server) logRequests() echo.MiddlewareFunc {
 			}
 			code, _ := c.Get(codeKey).(string)
 			actor, _ := c.Get(actorKey).(string)
-			line := []any{"request_id", requestID(c), "method", r.Method, "path", r.URL.Path,
+			path := r.URL.Path
+			if strings.HasPrefix(path, linkPath) {
+				path = linkPath + "(a link)" // whoever has it can read a disk
+			}
+			line := []any{"request_id", requestID(c), "method", r.Method, "path", path,
 				"status", c.Response().Status, "code", code,
 				"actor", actor, "remote", r.RemoteAddr, "took", time.Since(start)}
 			if n := noteOf(r.Context()); n.operation != "" {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"io"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +32,13 @@ type Service interface {
 	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
 	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
 	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+
+	MakeDownload(ctx context.Context, ref string, r vps.DownloadRequest, a vps.Actor) (vps.Download, error)
+	RevokeDownload(ctx context.Context, ref, id string, a vps.Actor) error
+	// FindDownload returns what a link is for; OpenDownload its image, too, whose
+	// reads fail when it is cut off.
+	FindDownload(ctx context.Context, link string) (vps.Download, error)
+	OpenDownload(ctx context.Context, link string) (vps.Download, io.ReadSeekCloser, error)
 
 	Operation(ctx context.Context, id string) (vps.Operation, error)
 	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)

@@ -185,7 +185,7 @@ func TestEveryCallByEveryRole(t *testing.T) {
 		roles[string(s)+" bound to it"] = w.token(vps.TokenRequest{Name: "web1-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web1}})
 		roles[string(s)+" bound to another"] = w.token(vps.TokenRequest{Name: "web2-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web2}})
 	}
-	fill := strings.NewReplacer("{vps}", w.web1, "{token}", "tok-000000000000", "{webhook}", "wh-000000000000")
+	fill := strings.NewReplacer("{vps}", w.web1, "{token}", "tok-000000000000", "{download}", "dl-000000000000", "{webhook}", "wh-000000000000")
 	n := 0
 	for path, item := range spec.Paths.Map() {
 		for method, op := range item.Operations() {

@@ -57,6 +57,10 @@ type config struct {
 		Allow     []netip.Prefix `toml:"allow"`
 		AllowHTTP bool           `toml:"allow_http"`
 	} `toml:"webhook"`
+	Download struct {
+		Rate   size `toml:"rate"`
+		AtOnce int  `toml:"at_once"`
+	} `toml:"download"`
 	Offer struct {
 		Name        string     `toml:"name"`
 		Description string     `toml:"description"`
@@ -106,6 +110,8 @@ func defaults() config {
 	c.Merge.StalledAfter = duration(30 * time.Second)
 	c.Merge.Help = true
 	c.Merge.LongestStop = duration(2 * time.Second)
+	c.Download.Rate = 50 << 20
+	c.Download.AtOnce = 4
 	c.Offer.Name = "Snapshot"
 	c.Offer.Description = "One snapshot of the VPS: a quick way back before a risky change. It is no backup."
 	c.Offer.Currency = "EUR"
@@ -177,6 +183,10 @@ func (c config) check() error {
 		return errors.New("merge.stalled_after must be 1s or more")
 	case c.Merge.LongestStop < 0 || c.Merge.LongestStop > duration(10*time.Second):
 		return errors.New("merge.longest_stop must not be negative, and at most 10s")
+	case c.Download.Rate != 0 && c.Download.Rate < slowestDownload:
+		return errors.New(`download.rate must be "64 KiB" or more, or "0"`)
+	case c.Download.AtOnce < 0:
+		return errors.New("download.at_once must not be negative")
 	case c.Offer.Amount < 0 || !currency.MatchString(c.Offer.Currency):
 		return errors.New("offer needs an amount of 0 or more in minor units and an ISO 4217 currency, as EUR")
 	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
@@ -184,6 +194,9 @@ func (c config) check() error {
 	}
 	return errors.Join(c.Mail.check(), c.checkListen())
 }
+
+// slowestDownload is well above the speed at which who downloads is cut off.
+const slowestDownload = 64 << 10
 
 // checkListen keeps a port without TLS on loopback: tokens must not cross a network in the clear.
 func (c config) checkListen() error {
@@ -227,5 +240,6 @@ func (c config) settings() daemon.Settings {
 		Merge: daemon.MergePolicy{Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
 			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)},
 		RemindBefore: time.Duration(c.Mail.RemindBefore),
+		Download:     daemon.DownloadPolicy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce},
 	}
 }

@@ -14,6 +14,8 @@ const (
 	MessageOptionChanged      MessageKind = "option_changed"
 	MessageUndoEnded          MessageKind = "undo_ended"
 	MessageWarning            MessageKind = "warning"
+	// MessageDownload: a link to download the snapshot was made or ended.
+	MessageDownload MessageKind = "download"
 	// MessageMoved: the VPS was migrated to another host, or has come from one.
 	MessageMoved MessageKind = "moved"
 	// MessageSpace: a file system is filling up, or has room again.

@@ -44,6 +44,10 @@ const (
 	PhraseOptionReleased Phrase = "option_released"
 	PhraseUndoEnded      Phrase = "undo_ended"
 
+	PhraseDownloadMade    Phrase = "download_made"    // disk, until, link
+	PhraseDownloadRevoked Phrase = "download_revoked" // link
+	PhraseDownloadsEnded  Phrase = "downloads_ended"  // count
+
 	PhraseSnapshotBroken Phrase = "snapshot_broken"
 	PhraseSnapshotHealed Phrase = "snapshot_healed"
 	PhraseSnapshotFound  Phrase = "snapshot_found"
@@ -101,6 +105,10 @@ var phrases = map[Phrase]map[Language]string{
 	PhraseOptionReleased: {English: "The snapshot option is released.", French: "L'option snapshot est close."},
 	PhraseUndoEnded:      {English: "The last restore can no longer be undone: the time for it is over.", French: "La dernière restauration ne peut plus être annulée : le délai est écoulé."},
 
+	PhraseDownloadMade:    {English: "A link to download disk {disk} of the snapshot was made ({link}); it is valid until {until}.", French: "Un lien de téléchargement du disque {disk} du snapshot a été créé ({link}) ; il est valable jusqu'au {until}."},
+	PhraseDownloadRevoked: {English: "The download link {link} was revoked.", French: "Le lien de téléchargement {link} a été révoqué."},
+	PhraseDownloadsEnded:  {English: "The snapshot is deleted or replaced; downloads of it that were cut off: {count}.", French: "Le snapshot est supprimé ou remplacé ; téléchargements interrompus : {count}."},
+
 	PhraseSnapshotBroken: {English: "The snapshot is broken: {reason}.", French: "Le snapshot est endommagé et ne peut pas être restauré pour le moment."},
 	PhraseSnapshotHealed: {English: "The snapshot is no longer broken.", French: "Le snapshot n'est plus endommagé."},
 	PhraseSnapshotFound:  {English: "The record of the snapshot was made anew from the host.", French: "L'enregistrement du snapshot a été reconstitué à partir de l'hôte."},
@@ -131,6 +139,7 @@ var results = map[string]string{
 	"the guest answers again":                                          "le système invité répond de nouveau",
 	"the guest agent has not answered within *":                        "l'agent invité n'a pas répondu en *",
 	"the last restore can no longer be undone":                         "la dernière restauration ne peut plus être annulée",
+	"downloads that were cut off: *":                                   "téléchargements interrompus : *",
 	"only its record, because it was broken":                           "seulement son enregistrement, car il était endommagé",
 	"only its record, because the VPS is gone":                         "seulement son enregistrement, car le VPS n'existe plus",
 	"what is left of its files was not touched":                        "ce qui reste de ses fichiers n'a pas été touché",

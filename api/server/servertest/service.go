@@ -59,6 +59,9 @@ type Service struct {
 	// Findings is what Checks finds. Repair puts right what is repairable.
 	Findings []vps.Finding
 
+	// CutDownloads is how many of the next downloads are cut off, each after a third.
+	CutDownloads int
+
 	mu       sync.Mutex
 	vps      []*vps.VPS
 	ops      []*vps.Operation
@@ -69,6 +72,8 @@ type Service struct {
 	tokens   map[string]vps.Token // by their secrets
 	webhooks []vps.Webhook
 	waiting  atomic.Int32
+	// downloads are the links; a revoked one has none.
+	downloads []vps.Download
 }
 
 var _ server.Service = (*Service)(nil)

@@ -1,0 +1,172 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"time"
+
+	"vpssnapd/api"
+	"vpssnapd/daemon/vps"
+)
+
+// linkPath is where links point to. What follows must not be logged.
+const linkPath = "/v1/downloads/"
+
+const (
+	// Who downloads must take slowBytes within slowDownload.
+	slowBytes    = 256 << 10
+	slowDownload = 30 * time.Second
+)
+
+func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject) (MakeDownloadResponseObject, error) {
+	var b api.DownloadRequest
+	if r.Body != nil {
+		b = *r.Body
+	}
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	d, err := h.service.MakeDownload(ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return MakeDownload201JSONResponse(wireDownload(d)), nil
+}
+
+func (h *handlers) RevokeDownload(ctx context.Context, r RevokeDownloadRequestObject) (RevokeDownloadResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.service.RevokeDownload(ctx, id, r.Download, callerOf(ctx).actor); err != nil {
+		return nil, err
+	}
+	return RevokeDownload204Response{}, nil
+}
+
+func wireDownload(d vps.Download) api.Download {
+	return api.Download{
+		ID:         d.ID,
+		URL:        linkPath + d.Link,
+		VPS:        d.VPS,
+		SnapshotID: d.SnapshotID,
+		Disk:       d.Disk,
+		Format:     api.ImageFormat(d.Format),
+		FileName:   d.FileName,
+		SizeBytes:  d.Image.SizeBytes,
+		Sha256:     d.Image.Sum(),
+		Etag:       etag(d.Tag()),
+		CreatedAt:  d.CreatedAt.UTC(),
+		ExpiresAt:  d.ExpiresAt.UTC(),
+	}
+}
+
+func (h *handlers) DescribeDownload(ctx context.Context, r DescribeDownloadRequestObject) (DescribeDownloadResponseObject, error) {
+	d, err := h.service.FindDownload(ctx, r.Link)
+	if err != nil {
+		return nil, err
+	}
+	return &transfer{h: h, of: d, asked: &http.Request{Method: http.MethodHead, Header: http.Header{}},
+		image: nopCloser{io.NewSectionReader(nil, 0, d.Image.SizeBytes)}}, nil
+}
+
+// nopCloser is an image of which only the size is read.
+type nopCloser struct{ io.ReadSeeker }
+
+func (nopCloser) Close() error { return nil }
+
+func (h *handlers) Download(ctx context.Context, r DownloadRequestObject) (DownloadResponseObject, error) {
+	d, image, err := h.service.OpenDownload(ctx, r.Link)
+	if err != nil {
+		return nil, err
+	}
+	asked := &http.Request{Method: http.MethodGet, Header: http.Header{}}
+	for name, value := range map[string]*string{
+		"Range": r.Params.Range, "If-Range": r.Params.IfRange, headerMatch: r.Params.IfMatch, "If-None-Match": r.Params.IfNoneMatch,
+	} {
+		if value != nil {
+			asked.Header.Set(name, *value)
+		}
+	}
+	return &transfer{h: h, of: d, asked: asked, image: image}, nil
+}
+
+// transfer sends an image, or the part of it that was asked for.
+type transfer struct {
+	h     *handlers
+	of    vps.Download
+	asked *http.Request
+	image io.ReadSeekCloser
+}
+
+func (t *transfer) VisitDescribeDownloadResponse(w http.ResponseWriter) error {
+	return t.VisitDownloadResponse(w)
+}
+
+// VisitDownloadResponse sends it. An image that cannot be read on leaves the
+// transfer shorter than its Content-Length; net/http then closes the connection,
+// so that it cannot be taken for a whole one.
+func (t *transfer) VisitDownloadResponse(w http.ResponseWriter) error {
+	defer t.image.Close()
+	stop := context.AfterFunc(t.h.closing, func() { t.image.Close() })
+	defer stop()
+	header := w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": t.of.FileName}))
+	header.Set(headerETag, etag(t.of.Tag()))
+	if sum := t.of.Image.SHA256; sum != nil {
+		header.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
+	}
+	from, to := &watched{ReadSeeker: t.image}, &pacedWriter{ResponseWriter: w, limit: t.h.slowDownload}
+	http.ServeContent(to, t.asked, "", time.Time{}, from)
+	switch {
+	case from.err != nil:
+		return fmt.Errorf("the download %s was cut off: %w", t.of.ID, from.err)
+	case errors.Is(to.err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("who downloads %s is too slow and was cut off: %w", t.of.ID, to.err)
+	}
+	return nil
+}
+
+// watched keeps the error that ServeContent does not tell.
+type watched struct {
+	io.ReadSeeker
+	err error
+}
+
+func (r *watched) Read(p []byte) (int, error) {
+	n, err := r.ReadSeeker.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}
+
+// pacedWriter gives each slowBytes a time within which they must be taken. The
+// server's own limit is for a whole answer, and a download has none.
+type pacedWriter struct {
+	http.ResponseWriter
+	limit time.Duration
+	left  int // to be taken until the limit is set anew
+	err   error
+}
+
+func (w *pacedWriter) Write(p []byte) (int, error) {
+	if w.left <= 0 {
+		w.left = slowBytes
+		if w.err = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.limit)); w.err != nil {
+			return 0, w.err
+		}
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.left -= n
+	w.err = err
+	return n, err
+}

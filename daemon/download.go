@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor/qcow2"
+)
+
+const (
+	// downloadValid is how long a link can be used.
+	downloadValid = 24 * time.Hour
+	// linksAtMost is how many valid ones a VPS may have.
+	linksAtMost = 50
+	// mapWithin is how long a disk may take to be laid out as qcow2. QEMU 7.2 tells
+	// some 200,000 extents of a fragmented disk per second.
+	mapWithin = 2 * time.Minute
+)
+
+// MakeDownload makes a link to a disk of the snapshot.
+//
+// Codes: not_found, invalid, operation_in_progress, vps_changed, rate_limited,
+// hypervisor_unavailable.
+func (d *Daemon) MakeDownload(ctx context.Context, ref string, r vps.DownloadRequest, actor vps.Actor) (vps.Download, error) {
+	id, err := d.idOf(ctx, ref)
+	if err != nil {
+		return vps.Download{}, err
+	}
+	name := d.names.name(id)
+	reading, snap, err := d.beginReading(ctx, id, "")
+	if err != nil {
+		return vps.Download{}, err
+	}
+	defer reading.end()
+	disk, err := chosenDisk(name, snap, r.Disk)
+	if err != nil {
+		return vps.Download{}, err
+	}
+	if r.Format == "" {
+		r.Format = vps.FormatQcow2
+	}
+	now := d.now()
+	link := vps.Download{
+		ID: "dl-" + randomHex(6), VPS: id, SnapshotID: snap.ID, Disk: disk.Target, Format: r.Format,
+		CreatedAt: now, ExpiresAt: now.Add(downloadValid), FileName: fileName(name, snap, disk.Target, r.Format),
+	}
+	if link.Image, err = d.imageOf(reading.ctx, name, snap, disk, r.Format); err != nil {
+		return link, err
+	}
+	err = d.store.Write(ctx, func(tx *store.Tx) error { return d.addDownload(ctx, tx, &link, name, actor) })
+	if err == nil {
+		d.Logger.Info("download link made", "vps", name, "link", link.ID, "disk", link.Disk, "format", link.Format, "by", actor.Name)
+	}
+	return link, err
+}
+
+func (d *Daemon) addDownload(ctx context.Context, tx *store.Tx, link *vps.Download, name string, actor vps.Actor) error {
+	n, err := tx.CountDownloads(ctx, link.VPS, link.CreatedAt)
+	if err != nil {
+		return err
+	}
+	if n >= linksAtMost {
+		return vps.Errorf(vps.CodeRateLimited, "%s has %d links already", name, n).WithRemedy("use one of them, or revoke those that are no longer needed")
+	}
+	if err := tx.AddDownload(ctx, *link); err != nil {
+		return err
+	}
+	// Another call may have recorded the image first; then its map counts.
+	if *link, err = tx.Download(ctx, link.ID); err != nil {
+		return err
+	}
+	if err := d.sign(ctx, tx, link); err != nil {
+		return err
+	}
+	err = d.say(ctx, tx, vps.Message{VPS: link.VPS, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadMade,
+		Params: map[string]string{"disk": link.Disk, "until": link.ExpiresAt.Format(time.RFC3339), "link": link.ID}})
+	if err != nil {
+		return err
+	}
+	return d.remember(ctx, tx, *link)
+}
+
+// RevokeDownload ends a link, and cuts off who downloads with it. Codes: not_found.
+func (d *Daemon) RevokeDownload(ctx context.Context, ref, id string, actor vps.Actor) error {
+	vpsID, err := d.idOf(ctx, ref)
+	if err != nil {
+		return err
+	}
+	name := d.names.name(vpsID)
+	err = d.store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.RemoveDownload(ctx, vpsID, id); err != nil {
+			return err
+		}
+		err := d.say(ctx, tx, vps.Message{VPS: vpsID, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadRevoked,
+			Params: map[string]string{"link": id}})
+		if err != nil {
+			return err
+		}
+		return d.remember(ctx, tx, nil)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return vps.Errorf(vps.CodeNotFound, "%s has no such link", name)
+	}
+	if err == nil {
+		d.downloads.cut(func(r *reading) bool { return r.link == id }, "the link was revoked")
+	}
+	return err
+}
+
+// FindDownload returns what a link is for, as long as it is valid and its snapshot
+// is there. Codes: not_found.
+func (d *Daemon) FindDownload(ctx context.Context, link string) (vps.Download, error) {
+	id, _, _ := strings.Cut(link, ".")
+	found, err := d.store.Download(ctx, id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return found, err
+	}
+	known := err == nil
+	right := vps.Download{ID: id, SnapshotID: found.SnapshotID, Disk: found.Disk, Format: found.Format, ExpiresAt: found.ExpiresAt}
+	if err := d.sign(ctx, d.store, &right); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return found, err
+	}
+	// In constant time, and also when there is no such link.
+	if !hmac.Equal([]byte(right.Link), []byte(link)) || !known || !d.now().Before(found.ExpiresAt) {
+		return found, errNoLink()
+	}
+	found.Link = link
+	snap, err := d.store.CurrentSnapshot(ctx, found.VPS)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && (snap.ID != found.SnapshotID || snap.State == vps.SnapshotDeleting) {
+		return found, errNoLink()
+	}
+	return found, err
+}
+
+// errNoLink is the same whatever is wrong with a link.
+func errNoLink() error {
+	return vps.Errorf(vps.CodeNotFound, "there is nothing to download here").
+		WithRemedy("the link may be over, or its snapshot deleted; ask for another one")
+}
+
+// keyReader is the store or a transaction.
+type keyReader interface {
+	DownloadKey(ctx context.Context) ([]byte, error)
+}
+
+// sign makes the link of a download. A transaction makes the key if there is none.
+func (d *Daemon) sign(ctx context.Context, from keyReader, link *vps.Download) error {
+	key, err := from.DownloadKey(ctx)
+	if tx, may := from.(*store.Tx); may && errors.Is(err, sql.ErrNoRows) {
+		key = make([]byte, sha256.Size)
+		rand.Read(key) //nolint:errcheck // crypto/rand.Read never fails
+		err = tx.AddDownloadKey(ctx, key)
+	}
+	if err != nil {
+		return err
+	}
+	mac := hmac.New(sha256.New, key)
+	fmt.Fprintf(mac, "%q %q %q %q %d", link.ID, link.SnapshotID, link.Disk, link.Format, link.ExpiresAt.UnixMicro())
+	link.Link = link.ID + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+	return nil
+}
+
+// chosenDisk is the disk that was asked for.
+func chosenDisk(name string, snap vps.Snapshot, target string) (vps.SnapshotDisk, error) {
+	if target == "" && len(snap.Disks) == 1 {
+		return snap.Disks[0], nil
+	}
+	var have []string
+	for _, disk := range snap.Disks {
+		if disk.Target == target {
+			return disk, nil
+		}
+		have = append(have, disk.Target)
+	}
+	choose := "choose one of " + strings.Join(have, ", ")
+	if target == "" {
+		return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has %d disks", name, len(have)).WithRemedy("%s", choose)
+	}
+	return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has no disk %s", name, target).WithRemedy("%s", choose)
+}
+
+// notInFileName is what cannot be in a file's name everywhere.
+var notInFileName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+
+func fileName(name string, snap vps.Snapshot, target string, f vps.ImageFormat) string {
+	name = strings.Trim(notInFileName.ReplaceAllString(name, "-"), ".-")
+	return fmt.Sprintf("%s-%s-%s.%s", name[:min(len(name), 80)], target, snap.CreatedAt.UTC().Format("20060102T150405Z"), f)
+}
+
+// imageOf is a disk of a snapshot as an image, laid out the first time.
+func (d *Daemon) imageOf(ctx context.Context, name string, snap vps.Snapshot, disk vps.SnapshotDisk, f vps.ImageFormat) (vps.Image, error) {
+	known, err := d.store.Image(ctx, snap.ID, disk.Target, f)
+	if err == nil || !errors.Is(err, sql.ErrNoRows) {
+		return known, err
+	}
+	if why, err := d.damage(ctx, disk); why != "" || err != nil {
+		return known, errUnreadable(name, disk, why).Because(err)
+	}
+	if f == vps.FormatRaw {
+		return vps.Image{SizeBytes: disk.SizeBytes}, nil
+	}
+	m, err := qcow2.NewMap(disk.SizeBytes)
+	if err != nil {
+		return known, vps.Errorf(vps.CodeInvalid, "disk %s of %s cannot be downloaded as qcow2", disk.Target, name).WithRemedy("ask for raw").Because(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, mapWithin)
+	defer cancel()
+	if err := d.Config.Host.Extents(ctx, disk.Base, disk.BaseFormat, m.Add); err != nil {
+		return known, errUnreadable(name, disk, "").Because(err)
+	}
+	return vps.Image{SizeBytes: qcow2.NewImage(m).Size(), Map: m.Pack(), MapName: m.Name()}, nil
+}
+
+func errUnreadable(name string, disk vps.SnapshotDisk, why string) *vps.Error {
+	if why != "" {
+		return vps.Errorf(vps.CodeVPSChanged, "disk %s of the snapshot of %s cannot be read: %s", disk.Target, name, why)
+	}
+	return vps.Errorf(vps.CodeHypervisorUnavailable, "disk %s of the snapshot of %s cannot be read just now", disk.Target, name).
+		WithRemedy("try again in a while; the daemon's log says why")
+}
+
+// beginReading registers somebody who is about to read a VPS's snapshot, and then
+// makes sure that nothing is about to change it. In this order: what begins to
+// change it has recorded its operation before it cuts off the readers (cutReaders),
+// so that either it finds this one, or this one finds the operation.
+//
+// With a link it is a download, which counts.
+func (d *Daemon) beginReading(ctx context.Context, vpsID, link string) (*reading, vps.Snapshot, error) {
+	r, err := d.downloads.begin(ctx, d.ctx, vpsID, link, d.present().Download.AtOnce)
+	if err != nil {
+		return nil, vps.Snapshot{}, err
+	}
+	rec, err := readRecord(ctx, d.store, vpsID)
+	if err == nil {
+		err = readable(d.names.name(vpsID), rec)
+	}
+	if err != nil {
+		r.end()
+		return nil, vps.Snapshot{}, err
+	}
+	return r, *rec.snapshot, nil
+}
+
+// readable refuses what has no snapshot whose data stays as it is. A restore
+// leaves it alone.
+func readable(name string, rec record) error {
+	whole := []vps.SnapshotState{vps.SnapshotAvailable, vps.SnapshotRestoring}
+	switch {
+	case rec.snapshot == nil:
+		return vps.Errorf(vps.CodeNotFound, "%s has no snapshot", name)
+	case rec.operation != nil && rec.operation.Kind != vps.KindRestore && rec.operation.Kind != vps.KindUndoRestore:
+		return vps.Errorf(vps.CodeOperationInProgress, "the snapshot of %s is about to change (%s, %s)", name, rec.operation.Kind, rec.operation.ID).
+			WithRemedy("wait for the operation to end (GET /v1/operations), then ask again")
+	case !slices.Contains(whole, rec.snapshot.State):
+		return vps.Errorf(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be downloaded", name, rec.snapshot.State)
+	}
+	return nil
+}
