@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 
@@ -129,6 +130,11 @@ func TestAnotherCustomersVPS(t *testing.T) {
 	w.host.Disconnect()
 	compare(", without libvirt")
 	w.host.Connect()
+	for until := time.Now().Add(10 * time.Second); w.call(bound, "GET", "/v1/vps", "").StatusCode != 200; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("libvirt is back, and not noticed")
+		}
+	}
 	if after := w.operations(); after != before {
 		t.Errorf("%d operations were begun", after-before)
 	}

@@ -3,9 +3,12 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/fstest"
@@ -153,5 +156,41 @@ func TestReminderMigration(t *testing.T) {
 		if first != c.first || told == c.first {
 			t.Errorf("%s for %d: told before %v, first %v", c.kind, c.end, told, first)
 		}
+	}
+}
+
+// A record from before 00008 keeps its snapshot, of which links can be made then.
+func TestDownloadMigration(t *testing.T) {
+	names, err := fs.Glob(migrations, "migration/*.sql")
+	must(t, err)
+	path := before(t, slices.Index(names, "migration/00008_download.sql"), `
+		INSERT INTO snapshot VALUES ('0123456789ab', 'id-1', 'available', '', 'kept', 1000000, 'crash', 0, 8, NULL, NULL, '', '', '', 2000000, 0);`)
+	s, err := Open(t.Context(), path)
+	must(t, err)
+	defer s.Close()
+	at := time.UnixMicro(5_000_000).UTC()
+	link := vps.Download{ID: "dl-1", VPS: "id-1", SnapshotID: "0123456789ab", Disk: "vda", Format: vps.FormatQcow2, FileName: "f", CreatedAt: at, ExpiresAt: at.Add(time.Hour),
+		Image: vps.Image{SizeBytes: 7, Map: []byte{1}, MapName: "m"}}
+	must(t, s.Write(t.Context(), func(tx *Tx) error {
+		return errors.Join(tx.AddDownload(t.Context(), link), tx.AddDownloadKey(t.Context(), []byte("a")), tx.AddDownloadKey(t.Context(), []byte("b")),
+			tx.SetImageSum(t.Context(), link, []byte{9}))
+	}))
+	link.Image.SHA256 = []byte{9}
+	if got, err := s.Download(t.Context(), "dl-1"); err != nil || !reflect.DeepEqual(got, link) {
+		t.Errorf("written %+v\nread    %+v (%v)", link, got, err)
+	}
+	if key, err := s.DownloadKey(t.Context()); err != nil || string(key) != "a" {
+		t.Errorf("the key is %q (%v)", key, err)
+	}
+	// Another link long after the first, and after the snapshot, of which nothing is left then.
+	later := vps.Download{ID: "dl-2", VPS: "id-1", SnapshotID: "x", Disk: "vda", Format: vps.FormatRaw, CreatedAt: at.Add(2 * time.Hour), ExpiresAt: at.Add(3 * time.Hour)}
+	must(t, s.Write(t.Context(), func(tx *Tx) error {
+		return errors.Join(tx.LetGoOfSnapshot(t.Context(), "0123456789ab", at), tx.AddDownload(t.Context(), later))
+	}))
+	if _, err := s.Download(t.Context(), "dl-1"); !errors.Is(err, sql.ErrNoRows) {
+		t.Errorf("the expired link: %v", err)
+	}
+	if _, err := s.Image(t.Context(), "0123456789ab", "vda", vps.FormatQcow2); !errors.Is(err, sql.ErrNoRows) {
+		t.Errorf("the image of a snapshot that is gone: %v", err)
 	}
 }
