@@ -36,7 +36,8 @@ var script string
 const python = "/usr/bin/python3"
 
 // Server is a mail server that can be stopped and started again. It refuses
-// recipients whose address begins with never for good, and with later for now.
+// recipients whose address begins with never for good, and with later for now; after
+// a mail to one that begins with drop it drops the connection.
 type Server struct {
 	// TLS is starttls, tls or none.
 	TLS                string

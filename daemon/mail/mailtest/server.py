@@ -14,6 +14,8 @@ count = len(os.listdir(settings["dir"]))
 
 
 class Keep:
+    drop = False
+
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address.startswith("never"):
             return "550 5.1.1 no such user"
@@ -22,9 +24,15 @@ class Keep:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
+    async def handle_RSET(self, server, session, envelope):
+        if self.drop:
+            server.transport.abort()
+        return "250 OK"
+
     async def handle_DATA(self, server, session, envelope):
         global count
         count += 1
+        self.drop = envelope.rcpt_tos[0].startswith("drop")
         path = os.path.join(settings["dir"], "%06d" % count)
         with open(path + ".new", "w") as f:
             json.dump({
