@@ -1,10 +1,12 @@
 package mail_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	netmail "net/mail"
@@ -257,9 +259,14 @@ func TestSilentServer(t *testing.T) {
 			gone <- err
 			return
 		}
-		cancel()
-		_, err = conn.Read(make([]byte, 1)) // until the other side closes it
-		conn.Close()
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // less than the library's own
+		fmt.Fprint(conn, "220 mail.example.org\r\n")
+		hello := bufio.NewReader(conn)
+		if _, err = hello.ReadString('\n'); err == nil {
+			cancel()
+			_, err = hello.ReadByte() // until the other side closes it
+		}
 		gone <- err
 	}()
 	m := mailer(t, mail.Config{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, TLS: mail.NoTLS, From: "a@example.org"})
