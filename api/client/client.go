@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
+	"strings"
 	"time"
 
 	"vpssnapd/api"
@@ -126,6 +129,56 @@ func (c *Client) UndoRestore(ctx context.Context, ref string) (api.Operation, er
 
 func (c *Client) Delete(ctx context.Context, ref string) (api.Operation, error) {
 	return read[api.Operation](c)(c.rest.DeleteSnapshot(ctx, ref, nil))
+}
+
+// MakeDownload makes a link to a disk of the snapshot.
+func (c *Client) MakeDownload(ctx context.Context, ref string, r api.DownloadRequest) (api.Download, error) {
+	return read[api.Download](c)(c.rest.MakeDownload(ctx, ref, nil, r))
+}
+
+// RevokeDownload ends a link, by its id.
+func (c *Client) RevokeDownload(ctx context.Context, ref, id string) error {
+	_, err := read[struct{}](c)(c.rest.RevokeDownload(ctx, ref, id, nil))
+	return err
+}
+
+// Download reads the image that a link is for, from some place on. The reader gives
+// io.ErrUnexpectedEOF when it was cut off; what came before is right.
+func (c *Client) Download(ctx context.Context, d api.Download, from int64) (io.ReadCloser, error) {
+	part := fmt.Sprintf("bytes=%d-", from)
+	// The tag makes sure that it is the rest of the same image.
+	resp, err := c.rest.Download(ctx, path.Base(d.URL), &api.DownloadParams{Range: &part, IfMatch: &d.Etag})
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	begins := fmt.Sprintf("bytes %d-", from)
+	if resp.StatusCode == http.StatusPartialContent && strings.HasPrefix(resp.Header.Get("Content-Range"), begins) {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	return nil, refusal(resp, body)
+}
+
+// DownloadSum returns the SHA-256 of the image that a link is for; nil when the
+// daemon does not know it yet.
+func (c *Client) DownloadSum(ctx context.Context, d api.Download) ([]byte, error) {
+	resp, err := c.rest.DescribeDownload(ctx, path.Base(d.URL))
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, refusal(resp, nil)
+	}
+	text, ok := strings.CutPrefix(resp.Header.Get("Repr-Digest"), "sha-256=:")
+	if !ok {
+		return nil, nil
+	}
+	return base64.StdEncoding.DecodeString(strings.TrimSuffix(text, ":"))
 }
 
 // Messages reads one page of the journal of the VPS ref, or of all when ref is "".

@@ -40,6 +40,9 @@ func TestScripts(t *testing.T) {
 			"told":    told,
 			"signals": signals,
 			"deaf":    deaf,
+
+			"cutdownloads": cutDownloads,
+			"downloaded":   wasDownloaded,
 		},
 	})
 }
@@ -149,6 +152,20 @@ func deaf(ts *testscript.TestScript, _ bool, args []string) {
 	l, err := net.Listen("unix", ts.MkAbs(args[0]))
 	ts.Check(err)
 	ts.Defer(func() { ts.Check(l.Close()) })
+}
+
+// cutDownloads N cuts the next downloads off.
+func cutDownloads(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	service(ts).Set(func(s *servertest.Service) { s.CutDownloads = n })
+}
+
+// wasDownloaded FILE checks that a file is the disk of the snapshot.
+func wasDownloaded(ts *testscript.TestScript, _ bool, args []string) {
+	if ts.ReadFile(args[0]) != string(servertest.Content) {
+		ts.Fatalf("%s is not the disk", args[0])
+	}
 }
 
 // told TEXT checks that the daemon was told to do something; with ! that it was not.

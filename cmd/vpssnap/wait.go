@@ -46,17 +46,23 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWa
 	if noWait {
 		return op, nil
 	}
-	seen, interval, stop := a.lines(), 2*time.Second, func() {}
-	if isTerminal(a.stderr) && !isDumb() {
-		interval = 500 * time.Millisecond
-		seen, stop = a.bar(op)
-	}
+	seen, interval, stop := a.watch(op)
 	last, err := c.Await(ctx, op, interval, seen)
 	stop()
 	if errors.Is(err, context.Canceled) {
 		return last, &interruptedError{last}
 	}
 	return last, err
+}
+
+// watch shows how far something is, and how often it is worth while to look. stop
+// must be called before anything else is printed.
+func (a *app) watch(op api.Operation) (seen func(api.Operation), interval time.Duration, stop func()) {
+	if isTerminal(a.stderr) && !isDumb() {
+		seen, stop = a.bar(op)
+		return seen, 500 * time.Millisecond, stop
+	}
+	return a.lines(), 2 * time.Second, func() {}
 }
 
 // done says what came of an operation that succeeded.
