@@ -138,6 +138,9 @@ func TestMailServerDown(t *testing.T) {
 	}
 	w.eventually("it is tried", func() bool { return failures() == 1 })
 	w.eventually("it is tried again", func() bool { w.later(10 * time.Second); return failures() > 1 })
+	if !strings.Contains(w.log.String(), "connection refused") {
+		t.Error("the log does not say why")
+	}
 	w.close()
 	server.Start()
 	w.setClock(w.now().Add(time.Hour))

@@ -150,6 +150,9 @@ func (d *Daemon) deliver(ctx context.Context, what vps.Delivery) error {
 		d.held.Store(outboxKey(what.Kind, what.Target), now.Add(hold))
 	}
 	d.metrics.tried(what)
+	if failed != nil && what.Kind == vps.DeliveryMail { // of webhooks their list tells
+		d.Logger.Warn("mail not delivered", "delivery", what.ID, "vps", what.VPS, "attempts", what.Attempts, "error", what.LastError)
+	}
 	ctx = context.WithoutCancel(ctx) // what was sent is recorded, also when the daemon is told to stop meanwhile
 	return d.store.Write(ctx, func(tx *store.Tx) error {
 		if what.Outcome == vps.DeliveryGivenUp {
