@@ -92,7 +92,14 @@ deps:
 install: build
 	install -D -m 0755 build/vpssnapd $(DESTDIR)$(PREFIX)/sbin/vpssnapd
 	install -D -m 0755 build/vpssnap $(DESTDIR)$(PREFIX)/bin/vpssnap
-	install -D -m 0644 systemd/vpssnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vpssnapd.service
+	for unit in vpssnapd.service vpssnapd.socket vpssnapd-tcp.socket; do \
+		install -D -m 0644 systemd/$$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; done
+	install -D -m 0644 systemd/vpssnapd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vpssnapd.conf
+	install -D -m 0644 systemd/vpssnapd-logind.conf $(DESTDIR)$(PREFIX)/lib/systemd/logind.conf.d/vpssnapd.conf
+	for catalog in vpssnapd.catalog vpssnapd.fr.catalog; do \
+		install -D -m 0644 systemd/$$catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/$$catalog; done
+	for file in grafana-dashboard.json prometheus-alerts.yaml; do \
+		install -D -m 0644 packaging/$$file $(DESTDIR)$(PREFIX)/share/vpssnapd/$$file; done
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/man/,man1 man5 man8)
 	install -m 0644 build/share/man1/* $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0644 build/share/man5/* $(DESTDIR)$(PREFIX)/share/man/man5
@@ -112,6 +119,7 @@ install: build
 .PHONY: packages
 packages: deps
 	GO=$(GO) packaging/build-packages build/packages
+	test -n '$(DESTDIR)' || { systemd-sysusers $(PREFIX)/lib/sysusers.d/vpssnapd.conf && journalctl --update-catalog; }
 
 clean:
 	rm -rf build

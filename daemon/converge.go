@@ -116,7 +116,7 @@ func (c *catchUp) tell(ctx context.Context, s mergeState) error {
 	}
 	c.told = true
 	op := c.r.Op
-	c.d.Logger.Warn("merge is outrun by the guest's writes", "operation", op.ID, "vps", op.VPSName, "left", s.left, "help", policy.Help)
+	c.d.Logger.Warn("merge is outrun by the guest's writes", op.LogAttr(), "left", s.left, "help", policy.Help)
 	m := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning, Actor: watchman, Operation: op.ID,
 		Phrase: phrase, Params: map[string]string{"longest": policy.LongestStop.String()},
 		Detail: fmt.Sprintf("%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it", s.left)}

@@ -43,7 +43,10 @@ type Config struct {
 	// Senders carry what else is to be told outside, by kind. What was recorded for
 	// one that is missing waits for it, and is given up after a day.
 	Senders map[vps.DeliveryKind]Sender
-	Logger  *slog.Logger
+	// Hold delays a shutdown of the host until release is called; nil: nothing does.
+	// It may keep the caller waiting when the host shuts down already.
+	Hold   func(ctx context.Context, why string) (release func())
+	Logger *slog.Logger
 	// Now tells the time; nil means time.Now.
 	Now func() time.Time
 }
@@ -104,6 +107,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 		return nil, errors.Join(err, db.Close(), lock.Close())
 	}
 	d.background(d.followEvents)
+	d.background(d.watchStore)
 	d.background(d.watchHost)
 	if err := d.recover(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -136,7 +140,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)
 	d.runner = operation.New(operation.Config{
 		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
-		Failed: d.letRunMeanwhile, Ended: d.operationEnded, Logger: c.Logger, Now: d.now,
+		Failed: d.letRunMeanwhile, Ended: d.operationEnded, Hold: d.hold(), Logger: c.Logger, Now: d.now,
 	})
 	return d, nil
 }
@@ -198,6 +202,16 @@ func (d *Daemon) plan(op vps.Operation) (operation.Plan, error) {
 		return d.deletePlan(op)
 	}
 	return nil, fmt.Errorf("operations of kind %q are unknown to this version", op.Kind)
+}
+
+// hold keeps the host up while an operation is where it should not be cut.
+func (d *Daemon) hold() func(context.Context, vps.Operation) func() {
+	if d.Hold == nil {
+		return nil
+	}
+	return func(ctx context.Context, op vps.Operation) func() {
+		return d.Hold(ctx, fmt.Sprintf("%s of %s", op.Kind, op.VPSName))
+	}
 }
 
 // operationEnded gives back what a run held, and follows it up.

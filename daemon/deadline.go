@@ -72,7 +72,7 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 	}
 	for _, o := range options {
 		if err := d.endOption(ctx, o, now); err != nil {
-			d.Logger.Error("option not ended", "vps", o.VPS, "error", err)
+			d.Logger.Error("option not ended", d.logAttr(o.VPS), "error", err)
 		}
 		d.workApart("end the grace of", o.VPS, func() { d.endGrace(ctx, o.VPS) })
 	}
@@ -86,7 +86,7 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		if s.UndoUntil != nil && !now.Before(*s.UndoUntil) {
 			d.workApart("end the undo of", s.VPS, func() {
 				if err := d.expireUndo(ctx, s); err != nil {
-					d.Logger.Error("undo not ended", "vps", s.VPS, "error", err)
+					d.Logger.Error("undo not ended", d.logAttr(s.VPS), "error", err)
 				}
 			})
 		}
@@ -138,7 +138,7 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 	}
 	if rec.snapshot == nil {
 		if err := d.releaseOption(ctx, vpsID, false); err != nil {
-			d.Logger.Error("option not released", "vps", vpsID, "error", err)
+			d.Logger.Error("option not released", d.logAttr(vpsID), "error", err)
 		}
 		return
 	}
@@ -150,12 +150,12 @@ func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 	switch again := d.expiryTries.missed(vpsID, gone); {
 	case gone && again:
 		if err := d.releaseOption(ctx, vpsID, true); err != nil {
-			d.Logger.Error("option not released", "vps", vpsID, "error", err)
+			d.Logger.Error("option not released", d.logAttr(vpsID), "error", err)
 		}
 	case vps.CodeOf(err) == vps.CodeOperationInProgress:
 		d.expiryTries.forget(vpsID) // the end of that operation is the next occasion
 	case err != nil:
-		d.Logger.Warn("snapshot of an ended option not deleted", "vps", vpsID, "error", err)
+		d.Logger.Warn("snapshot of an ended option not deleted", d.logAttr(vpsID), "error", err)
 	}
 }
 

@@ -21,7 +21,7 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 		return
 	}
 	if err := errors.Join(d.arrived(ctx, id), d.rightDefinition(ctx, id)); err != nil {
-		d.Logger.Error("definition not put right", "vps", d.names.name(id), "error", err)
+		d.Logger.Error("definition not put right", d.logAttr(id), "error", err)
 	}
 }
 
@@ -109,7 +109,7 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 		if err := d.Config.Host.PointDisks(ctx, dom.ID, wrong); err != nil {
 			return err
 		}
-		d.Logger.Warn("a definition that named the snapshot's base was put right", "vps", dom.Name)
+		d.Logger.Warn("a definition that named the snapshot's base was put right", vps.LogAttr(dom.ID, dom.Name))
 		err := d.store.Write(ctx, func(tx *store.Tx) error {
 			return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning,
 				Actor:  vps.Actor{Name: "vpssnapd", Way: vps.WayRecovery},

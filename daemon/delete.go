@@ -101,9 +101,9 @@ func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
 		{Name: "queue", Do: d.queueMerge},
 		{Name: "end_undo", Do: d.endUndo, Irrevocable: true},
 		{Name: "merge", Do: d.mergeOverlays, Irrevocable: true},
-		{Name: "pivot", Do: d.pivot, Irrevocable: true},
-		{Name: "settle", Do: d.settle, Irrevocable: true},
-		{Name: "resume", Do: d.resumeAfterPivot, Irrevocable: true},
+		{Name: "pivot", Do: d.pivot, Irrevocable: true, Uncut: true},
+		{Name: "settle", Do: d.settle, Irrevocable: true, Uncut: true},
+		{Name: "resume", Do: d.resumeAfterPivot, Irrevocable: true, Uncut: true},
 		{Name: "unlink", Do: d.unlinkOverlays, Irrevocable: true},
 	}...), nil
 }

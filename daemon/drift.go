@@ -27,7 +27,7 @@ func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap 
 	if reason == "" {
 		snap.State, snap.Heals, phrase, params = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed, nil
 	}
-	d.Logger.Warn("snapshot judged anew", "vps", dom.Name, "snapshot", snap.ID, "state", snap.State, "reason", reason)
+	d.Logger.Warn("snapshot judged anew", vps.LogAttr(dom.ID, dom.Name), "snapshot", snap.ID, "state", snap.State, "reason", reason)
 	if reason != "" {
 		defer d.cutReadersOf(snap.VPS, "the snapshot is broken")
 	}

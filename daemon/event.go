@@ -84,6 +84,7 @@ func (d *Daemon) followEvents(ctx context.Context) {
 	for {
 		events, err := d.store.Events(ctx, d.events.newest(), eventPage)
 		d.events.add(events)
+		d.story(events)
 		var again <-chan time.Time
 		switch {
 		case err != nil && ctx.Err() == nil:

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"strings"
 	"sync"
@@ -123,3 +124,6 @@ func (d *Daemon) nameIsClear(ctx context.Context, ref string, now hypervisor.Dom
 	}
 	return nil
 }
+
+// logAttr names a VPS in the log by its last known name.
+func (d *Daemon) logAttr(id string) slog.Attr { return vps.LogAttr(id, d.names.name(id)) }

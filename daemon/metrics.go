@@ -81,7 +81,7 @@ func (m *metrics) tried(what vps.Delivery) {
 // so in the log: by its id it is found in the log of requests.
 func (d *Daemon) count(op vps.Operation) {
 	if op.Status.Final() || op.Status == vps.StatusNeedsAttention {
-		d.Logger.Info("operation is over", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "status", op.Status,
+		d.Logger.Info("operation is over", op.LogAttr(), "kind", op.Kind, "status", op.Status,
 			"by", op.Actor.Name, "way", op.Actor.Way, "took", d.now().Sub(op.CreatedAt))
 	}
 	d.metrics.ended(op)

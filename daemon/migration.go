@@ -59,7 +59,7 @@ func (d *Daemon) departed(ctx context.Context, id string) error {
 // definitionLeft is departed, for who can only log its error.
 func (d *Daemon) definitionLeft(ctx context.Context, id string) {
 	if err := d.departed(ctx, id); err != nil && ctx.Err() == nil {
-		d.Logger.Error("VPS that was migrated away not let go", "vps", d.names.name(id), "error", err)
+		d.Logger.Error("VPS that was migrated away not let go", d.logAttr(id), "error", err)
 	}
 }
 
@@ -96,7 +96,7 @@ func (d *Daemon) arrived(ctx context.Context, id string) error {
 	if why, err := d.whatIsBroken(ctx, dom, r.snap); why != "" || err != nil {
 		return err
 	}
-	d.Logger.Info("VPS has brought a snapshot along, which is adopted", "vps", dom.Name, "snapshot", r.snap.ID)
+	d.Logger.Info("VPS has brought a snapshot along, which is adopted", vps.LogAttr(dom.ID, dom.Name), "snapshot", r.snap.ID)
 	err = d.store.Write(failpoint.Within(ctx, "daemon", "arrived"), func(tx *store.Tx) error {
 		if err := tx.SaveSnapshot(ctx, r.snap); err != nil {
 			return err

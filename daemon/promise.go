@@ -60,7 +60,7 @@ func (d *Daemon) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy 
 		return f, nil
 	}
 	f.note = "not frozen, because the guest agent did not do it in time"
-	d.Logger.Warn("guest not frozen", "vps", dom.Name, "error", err)
+	d.Logger.Warn("guest not frozen", vps.LogAttr(dom.ID, dom.Name), "error", err)
 	return f, required(policy, dom, f)
 }
 
@@ -174,7 +174,7 @@ func (d *Daemon) letRunMeanwhile(ctx context.Context, op vps.Operation) {
 		return
 	}
 	if err := d.keepResume(ctx, op.VPS); err != nil {
-		d.Logger.Warn("guest may stand still while an operation waits", "operation", op.ID, "vps", op.VPSName, "error", err)
+		d.Logger.Warn("guest may stand still while an operation waits", op.LogAttr(), "error", err)
 	}
 }
 
@@ -188,7 +188,7 @@ func (d *Daemon) letGo(ctx context.Context, id string) {
 		return
 	}
 	if err := d.keepResume(ctx, id); err != nil {
-		d.Logger.Error("guest stands still", "vps", id, "error", err)
+		d.Logger.Error("guest stands still", vps.LogEvent(vps.LogGuestStandsStill), d.logAttr(id), "error", err)
 		d.insist("resume", id, d.keepResumeOfParked)
 	}
 }
@@ -222,7 +222,7 @@ func (d *Daemon) insist(what, id string, do func(context.Context, string) error)
 				return
 			}
 			if try&(try-1) == 0 { // ever more rarely: an agent may stay away for days
-				d.Logger.Warn("a promise to a guest is tried again", "promise", what, "vps", id, "tries", try, "error", err)
+				d.Logger.Warn("a promise to a guest is tried again", vps.LogEvent(vps.LogGuestStandsStill), "promise", what, d.logAttr(id), "tries", try, "error", err)
 			}
 		}
 	})

@@ -147,7 +147,7 @@ func (d *Daemon) refill(ctx context.Context, domains []hypervisor.Domain, done *
 	for _, dom := range domains {
 		if r, ok := found[dom.ID]; ok && r.snap.State == vps.SnapshotAvailable {
 			if err := d.rightMetadata(ctx, dom, r.snap); err != nil {
-				d.Logger.Warn("metadata not put right", "vps", dom.Name, "error", err)
+				d.Logger.Warn("metadata not put right", vps.LogAttr(dom.ID, dom.Name), "error", err)
 			}
 		}
 	}

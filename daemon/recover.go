@@ -31,7 +31,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	}
 	for _, op := range ops {
 		if op.Status != vps.StatusNeedsAttention {
-			d.Logger.Info("operation is taken up", "operation", op.ID, "vps", op.VPSName, "kind", op.Kind, "step", op.Step)
+			d.Logger.Info("operation is taken up", op.LogAttr(), "kind", op.Kind, "step", op.Step)
 			d.runner.Start(op)
 		}
 	}
@@ -43,7 +43,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 // the disks of a VPS that has another snapshot by now. No token of it is believed.
 // All else is compared with the host, whose word counts.
 func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
-	d.Logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create", "operations", len(ops))
+	d.Logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create", vps.LogEvent(vps.LogDatabaseOld), "operations", len(ops))
 	err := d.store.Write(failpoint.Within(ctx, "daemon", "recover"), func(tx *store.Tx) error {
 		for _, op := range ops {
 			if op.Status == vps.StatusNeedsAttention {
@@ -187,7 +187,7 @@ func (d *Daemon) readHost(ctx context.Context) {
 func (d *Daemon) domainChanged(ctx context.Context, id string) {
 	d.refreshDomain(ctx, id)
 	if err := d.arrived(ctx, id); err != nil && ctx.Err() == nil {
-		d.Logger.Error("snapshot that a VPS brought along not adopted", "vps", d.names.name(id), "error", err)
+		d.Logger.Error("snapshot that a VPS brought along not adopted", d.logAttr(id), "error", err)
 	}
 }
 

@@ -57,11 +57,11 @@ func (d *Daemon) repair(ctx context.Context, f vps.Finding, actor vps.Actor) vps
 	defer cancel()
 	text, err := d.mend(ctx, f, actor)
 	if err != nil {
-		d.Logger.Warn("not repaired", "code", f.Code, "vps", f.VPSName, "path", f.Path, "error", err)
+		d.Logger.Warn("not repaired", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "path", f.Path, "error", err)
 		r.Text = err.Error()
 		return r
 	}
-	d.Logger.Info("repaired", "code", f.Code, "vps", f.VPSName, "path", f.Path, "by", actor.Name, "done", text)
+	d.Logger.Info("repaired", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "path", f.Path, "by", actor.Name, "done", text)
 	r.Done, r.Text = true, text
 	return r
 }

@@ -166,10 +166,10 @@ type spare struct {
 func (d *Daemon) restorePlan(op vps.Operation) operation.Plan {
 	plan := operation.Plan{
 		{Name: "spares", Do: d.makeSpares, Undo: d.removeSpares},
-		{Name: "stop", Do: d.beginRestore, Irrevocable: true},
-		{Name: "exchange", Do: d.exchangeDisks, Irrevocable: true},
-		{Name: "definition", Do: d.verifyRestore, Irrevocable: true},
-		{Name: "start", Do: d.startAfterRestore, Irrevocable: true},
+		{Name: "stop", Do: d.beginRestore, Irrevocable: true, Uncut: true},
+		{Name: "exchange", Do: d.exchangeDisks, Irrevocable: true, Uncut: true},
+		{Name: "definition", Do: d.verifyRestore, Irrevocable: true, Uncut: true},
+		{Name: "start", Do: d.startAfterRestore, Irrevocable: true, Uncut: true},
 		{Name: "answer", Do: d.awaitGuest, Irrevocable: true},
 		{Name: "tidy", Do: d.tidyRestore, Irrevocable: true},
 	}

@@ -157,7 +157,6 @@ func (d *Daemon) tellSpace(ctx context.Context, f *filling) {
 		d.Logger.Error("space message not written", "error", err)
 		return // told again at the next look
 	}
-	d.Logger.Warn("space", "level", level, "directory", f.dir, "free", f.space.Free, "full_in", f.fullIn())
 	f.level = level
 }
 
@@ -172,7 +171,7 @@ func (d *Daemon) resumeStarved(ctx context.Context) {
 			continue
 		}
 		if err := d.resumeIfFed(ctx, dom.ID); err != nil {
-			d.Logger.Warn("guest that ran out of space not resumed", "vps", dom.Name, "error", err)
+			d.Logger.Warn("guest that ran out of space not resumed", vps.LogAttr(dom.ID, dom.Name), "error", err)
 		}
 	}
 }

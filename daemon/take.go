@@ -188,8 +188,8 @@ func (d *Daemon) takePlan(op vps.Operation) (operation.Plan, error) {
 	}
 	plan := operation.Plan{
 		{Name: "overlays", Do: d.makeOverlays, Undo: d.removeOverlays},
-		{Name: "switch", Do: d.switchDisks, Irrevocable: true},
-		{Name: "verify", Do: d.verifyTake, Irrevocable: true},
+		{Name: "switch", Do: d.switchDisks, Irrevocable: true, Uncut: true},
+		{Name: "verify", Do: d.verifyTake, Irrevocable: true, Uncut: true},
 		{Name: "metadata", Do: d.writeMetadata, Irrevocable: true},
 	}
 	if notes.Replaces != "" {

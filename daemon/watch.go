@@ -89,7 +89,7 @@ func (d *Daemon) lookAt(ctx context.Context, id string) {
 	findings, _, err := d.checkVPS(ctx, &inspection{id: id})
 	if err != nil {
 		if ctx.Err() == nil {
-			d.Logger.Warn("VPS not compared with the record", "vps", id, "error", err)
+			d.Logger.Warn("VPS not compared with the record", d.logAttr(id), "error", err)
 		}
 		return
 	}
@@ -108,7 +108,7 @@ func (d *Daemon) tellDrift(id string, findings []vps.Finding) {
 	d.drift.mu.Unlock()
 	for _, f := range findings {
 		if !before[driftKey(f)] {
-			d.Logger.Warn("drift: vpssnap doctor tells what to do", "code", f.Code, "vps", f.VPSName, "disk", f.Disk, "path", f.Path, "detail", f.Detail)
+			d.Logger.Warn("drift: vpssnap doctor tells what to do", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "disk", f.Disk, "path", f.Path, "detail", f.Detail)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -142,13 +143,27 @@ func readConfig(path string) (config, error) {
 func parseConfig(text io.Reader) (config, error) {
 	c := defaults()
 	err := toml.NewDecoder(text).DisallowUnknownFields().Decode(&c)
-	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		return c, fmt.Errorf("it has an unknown key:\n%s", unknown.String())
-	}
 	if err != nil {
-		return c, err
+		return c, withLines(err)
 	}
 	return c, c.check()
+}
+
+// withLines says where in the file the errors are, all unknown keys at once.
+func withLines(err error) error {
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var all []error
+		for _, one := range unknown.Errors {
+			line, _ := one.Position()
+			all = append(all, fmt.Errorf("line %d: unknown key %q", line, strings.Join(one.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, _ := wrong.Position()
+		return fmt.Errorf("line %d: %w", line, err)
+	}
+	return err
 }
 
 // ownedByUs refuses a file that others than its owner may write.

@@ -102,6 +102,12 @@ func readPassword(name string) (string, error) {
 	return password, nil
 }
 
+// withCredential says that the password is a credential that systemd has not given to
+// this process.
+func (c mailConfig) withCredential() bool {
+	return c.PasswordFile != "" && !filepath.IsAbs(c.PasswordFile) && os.Getenv("CREDENTIALS_DIRECTORY") == ""
+}
+
 // open makes what sends mail; nil without a host.
 func (c mailConfig) open() (*mail.Mailer, error) {
 	if c.Host == "" {

@@ -1,9 +1,10 @@
 // Command vpssnapd takes, restores and deletes the snapshots of the VPSes on
 // this KVM host, and serves the REST API to panels, order systems and vpssnap.
 //
-// As vpssnapd rebuild it makes a lost or damaged database anew from the host.
+// As vpssnapd rebuild it makes a lost or damaged database anew from the host; as
+// vpssnapd config check it says whether a configuration can be used.
 //
-// Exit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2
+// Exit codes: 0 stopped on request, rebuilt or usable, 1 it could not start or go on, 2
 // usage, 3 the database is damaged or of a newer version (a start will not help).
 package main
 
@@ -13,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -20,6 +22,8 @@ import (
 
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/mail"
+	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor/libvirt"
 	"vpssnapd/hypervisor/qemuimg"
 	"vpssnapd/systemd"
@@ -41,7 +45,11 @@ func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Usage = usage
 	work, args := run, os.Args[1:]
-	if len(args) > 0 && args[0] == "rebuild" {
+	checks := len(args) > 1 && args[0] == "config" && args[1] == "check"
+	switch {
+	case checks:
+		work, args = checkConfig, args[2:]
+	case len(args) > 0 && args[0] == "rebuild":
 		work, args = rebuild, args[1:]
 	}
 	_ = flag.CommandLine.Parse(args) // it exits by itself
@@ -51,6 +59,8 @@ func main() {
 		return
 	case *hook:
 		exit(hookWith(*path, flag.Args()))
+	case checks && flag.NArg() == 1:
+		*path = flag.Arg(0)
 	case flag.NArg() > 0:
 		usage()
 		os.Exit(2)
@@ -81,6 +91,7 @@ func hookWith(path string, args []string) error {
 func usage() {
 	fmt.Fprint(os.Stderr, `usage: vpssnapd [-config FILE]
        vpssnapd rebuild [-config FILE]
+       vpssnapd config check [FILE]
 
 Takes, restores and deletes the snapshots of the VPSes on this KVM host.
 Runs until SIGTERM or SIGINT; operations in progress are then left where they
@@ -90,48 +101,87 @@ rebuild makes a lost or damaged database anew from what the host's VPSes say,
 and keeps the damaged one aside. It refuses while a daemon runs, and when the
 database is whole.
 
+config check says whether a start could use the configuration, and the files that
+it names. SIGHUP reads it anew; what then still needs a restart is in the log.
+
 `)
 	flag.PrintDefaults()
-	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request or rebuilt, 1 it could not start or go on, 2 usage.\n")
+	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request, rebuilt or usable, 1 it could not start or go on, 2 usage.\n")
 }
 
 // run wires the parts and works until a signal.
 func run(path string) error {
+	// From the first moment on: a signal to reload must not end a daemon that starts.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
 	c, err := readConfig(path)
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	r := &reloader{path: path, level: new(slog.LevelVar), running: c}
+	r.level.Set(c.LogLevel)
+	r.log = systemd.Logger(r.level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	certificates, err := c.TLS.load()
-	if err != nil {
+	if r.certificates, err = c.TLS.load(); err != nil {
 		return err
 	}
 	mailer, err := c.Mail.open()
 	if err != nil {
 		return err
 	}
-	host, err := openHost(ctx, c, logger)
+	started := systemd.Starting("taking up what an earlier run left behind")
+	defer started()
+	host, err := openHost(ctx, c, r.log)
 	if err != nil {
 		return err
 	}
-	defer closing(logger, "libvirt", host.Close)
-	parts := c.daemon(host, logger)
-	parts.Senders = senders(mailer)
-	d, err := daemon.Open(ctx, parts)
+	defer closing(r.log, "libvirt", host.Close)
+	d, err := openDaemon(ctx, c.daemon(host, r.log), mailer)
 	if err != nil {
 		return err
 	}
-	defer closing(logger, "daemon", d.Close)
-
-	defer serveBus(ctx, d, logger)()
+	defer closing(r.log, "daemon", d.Close)
+	r.apply = d.Apply
+	// Only now that recovery is done does anybody get an answer.
+	l, err := listen(c)
+	if err != nil {
+		return err
+	}
+	started()
+	defer inBackground(ctx, func(ctx context.Context) { bus.Serve(ctx, bus.Config{Service: d, Logger: r.log, Version: version}) })()
+	defer inBackground(ctx, func(ctx context.Context) { systemd.Supervise(ctx, d, r.log) })()
+	defer inBackground(ctx, func(ctx context.Context) { r.follow(ctx, hangup) })()
 	s := server.New(server.Config{
-		Service: d, OperatorGroup: c.OperatorGroup, Logger: logger, Version: version,
+		Service: d, OperatorGroup: c.OperatorGroup, Logger: r.log, Version: version,
 		PerSecond: c.CallsPerSecond, Proxies: c.TrustedProxies,
 	})
-	return serve(ctx, s, c, certificates, logger)
+	return serve(ctx, s, l, r)
+}
+
+// inBackground works until ctx ends or it is stopped, which waits for the end.
+func inBackground(ctx context.Context, work func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		work(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+func openDaemon(ctx context.Context, wanted daemon.Config, mailer *mail.Mailer) (*daemon.Daemon, error) {
+	wanted.Senders = senders(mailer)
+	wanted.Hold = systemd.NewInhibitor(wanted.Logger).Hold
+	d, err := daemon.Open(ctx, wanted)
+	if errors.Is(err, daemon.ErrUnusable) {
+		wanted.Logger.Error("cannot start", vps.LogEvent(vps.LogDatabaseUnusable), "error", err)
+	}
+	return d, err
 }
 
 func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host, error) {
@@ -142,43 +192,31 @@ func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host
 	return libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
 }
 
-// serve listens only now that recovery is done, tells systemd, and returns when
-// a signal comes or a listener fails.
-func serve(ctx context.Context, s *server.Server, c config, certificates *certificates, logger *slog.Logger) error {
-	listeners, err := listen(c)
-	if err != nil {
-		return err
-	}
-	defer certificates.reloadOnHangup(logger)()
+// serve answers, tells systemd so, and returns when a signal comes or a listener fails.
+func serve(ctx context.Context, s *server.Server, l listeners, r *reloader) error {
 	failed := make(chan error, 2)
-	go func() { failed <- s.ServeUnix(listeners.unix) }()
-	if listeners.tcp != nil {
-		go func() { failed <- s.ServeTCP(listeners.tcp, certificates.config()) }()
+	go func() { failed <- s.ServeUnix(l.unix) }()
+	if l.tcp != nil {
+		go func() { failed <- s.ServeTCP(l.tcp, r.certificates.config()) }()
 	}
-	logger.Info("ready", "version", version, "socket", c.Socket, "listen", c.Listen)
+	r.log.Info("ready", "version", version, "socket", addressOf(l.unix), "listen", addressOf(l.tcp))
 	systemd.Ready()
+	var err error
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
-	systemd.Stopping()
+	systemd.Stopping("leaving operations where they are, to be taken up by the next start")
 	shutdown, cancel := context.WithTimeout(context.Background(), shutdownLimit)
 	defer cancel()
 	return errors.Join(err, s.Shutdown(shutdown))
 }
 
-// serveBus answers on the system bus, if there is one, until ctx and stop end it.
-func serveBus(ctx context.Context, d *daemon.Daemon, logger *slog.Logger) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		bus.Serve(ctx, bus.Config{Service: d, Logger: logger, Version: version})
-	}()
-	return func() {
-		cancel()
-		<-ended
+func addressOf(l net.Listener) string {
+	if l == nil {
+		return ""
 	}
+	return l.Addr().String()
 }
 
 func closing(logger *slog.Logger, what string, closer func() error) {

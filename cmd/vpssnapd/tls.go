@@ -5,12 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync/atomic"
-	"syscall"
 )
 
 // tlsFiles are the files of [tls], all PEM.
@@ -40,38 +37,37 @@ func (f tlsFiles) load() (*certificates, error) {
 	if !f.on() {
 		return nil, nil
 	}
-	c := &certificates{files: f}
-	return c, c.reload()
+	c := &certificates{}
+	return c, c.use(f)
 }
 
 // certificates are the TLS configuration as the files were when last read.
 type certificates struct {
-	files   tlsFiles
 	present atomic.Pointer[tls.Config]
 }
 
-// reload reads the files anew. When that fails, the certificates stay as they were.
-func (c *certificates) reload() error {
-	if err := private(c.files.Key); err != nil {
-		return fmt.Errorf("refusing the TLS key %s: %w", c.files.Key, err)
+// use reads files. When that fails, the certificates stay as they were.
+func (c *certificates) use(f tlsFiles) error {
+	if err := private(f.Key); err != nil {
+		return fmt.Errorf("refusing the TLS key %s: %w", f.Key, err)
 	}
-	pair, err := tls.LoadX509KeyPair(c.files.Cert, c.files.Key)
+	pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
-		return fmt.Errorf("cannot use the TLS certificate %s with the key %s: %w", c.files.Cert, c.files.Key, err)
+		return fmt.Errorf("cannot use the TLS certificate %s with the key %s: %w", f.Cert, f.Key, err)
 	}
 	fresh := &tls.Config{
 		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
 		// HTTP/1.1 only: the limits of time and connections are made for it.
 		NextProtos: []string{"http/1.1"},
 	}
-	if c.files.ClientCA != "" {
-		text, err := os.ReadFile(c.files.ClientCA)
+	if f.ClientCA != "" {
+		text, err := os.ReadFile(f.ClientCA)
 		if err != nil {
 			return fmt.Errorf("cannot read the CA of the clients: %w", err)
 		}
 		fresh.ClientCAs, fresh.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
 		if !fresh.ClientCAs.AppendCertsFromPEM(text) {
-			return fmt.Errorf("there is no certificate of a CA in %s", c.files.ClientCA)
+			return fmt.Errorf("there is no certificate of a CA in %s", f.ClientCA)
 		}
 	}
 	c.present.Store(fresh)
@@ -100,34 +96,4 @@ func (c *certificates) config() *tls.Config {
 		MinVersion:         tls.VersionTLS12,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.present.Load(), nil },
 	}
-}
-
-// reloadOnHangup reads the files anew at each SIGHUP, until stop is called.
-// Without TLS there is nothing to read, but the signal must not end the daemon.
-func (c *certificates) reloadOnHangup(logger *slog.Logger) (stop func()) {
-	hangup, ended := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(hangup, syscall.SIGHUP)
-	go func() {
-		defer close(ended)
-		for range hangup {
-			if c == nil {
-				logger.Info("SIGHUP: there are no TLS certificates to read anew")
-				continue
-			}
-			c.reloadAndSay(logger)
-		}
-	}()
-	return func() {
-		signal.Stop(hangup)
-		close(hangup)
-		<-ended
-	}
-}
-
-func (c *certificates) reloadAndSay(logger *slog.Logger) {
-	if err := c.reload(); err != nil {
-		logger.Error("the TLS certificates stay as they were", "error", err)
-		return
-	}
-	logger.Info("TLS certificates read anew", "cert", c.files.Cert)
 }

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,8 +23,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
 	"vpssnapd/api/server"
 	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon"
 )
 
 // authority is a CA made for one test.
@@ -106,17 +110,28 @@ func running(t *testing.T, c config) (address string, log *lockedLog) {
 	must(t, l.Close())
 	c.Socket = filepath.Join(t.TempDir(), "api.sock")
 	must(t, c.checkListen())
-	certificates, err := c.TLS.load()
-	must(t, err)
 	log = &lockedLog{}
-	logger := slog.New(slog.NewTextHandler(log, nil))
-	s := server.New(server.Config{Service: servertest.New(), Logger: logger, PerSecond: c.CallsPerSecond})
+	r := &reloader{path: filepath.Join(t.TempDir(), "config.toml"), level: new(slog.LevelVar), running: c, apply: func(daemon.Settings) {}}
+	r.log = slog.New(slog.NewTextHandler(log, nil))
+	r.certificates, err = c.TLS.load()
+	must(t, err)
+	written, err := toml.Marshal(c)
+	must(t, err)
+	must(t, os.WriteFile(r.path, written, 0o600))
+	listening, err := listen(c)
+	must(t, err)
+	s := server.New(server.Config{Service: servertest.New(), Logger: r.log, PerSecond: c.CallsPerSecond})
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	stop := inBackground(t.Context(), func(ctx context.Context) { r.follow(ctx, hangup) })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, s, c, certificates, logger) }()
+	go func() { ended <- serve(ctx, s, listening, r) }()
 	t.Cleanup(func() {
 		cancel()
 		must(t, <-ended)
+		stop()
+		signal.Stop(hangup)
 	})
 	eventually(t, "the port is open", func() bool {
 		conn, err := net.Dial("tcp", c.Listen)
@@ -204,7 +219,7 @@ func TestTLSAndItsRenewal(t *testing.T) {
 	// Half of a renewal: the certificate does not belong to the key.
 	ca.write("third", c.TLS.Cert, filepath.Join(dir, "elsewhere"))
 	hangup()
-	eventually(t, "it says so", log.says("stay as they were"))
+	eventually(t, "it says so", log.says("stays as it was"))
 	if status, name, err := ask(address, trusting); status != 200 || name != "second" {
 		t.Errorf("after half a renewal: %d from %q: %v", status, name, err)
 	}
@@ -268,7 +283,7 @@ func TestSlowTLS(t *testing.T) {
 func TestSighupWithoutTLS(t *testing.T) {
 	address, log := running(t, defaults())
 	must(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
-	eventually(t, "it says so", log.says("no TLS certificates"))
+	eventually(t, "it says so", log.says("configuration read anew"))
 	resp, err := http.Get("http://" + address + "/healthz")
 	must(t, err)
 	resp.Body.Close()

@@ -18,6 +18,7 @@ type Run struct {
 	runner *Runner
 	staged []func(context.Context, *store.Tx) error
 	again  bool
+	held   func()        // while the host should not go down
 	ended  chan struct{} // closed when nobody works on it any more
 
 	mu        sync.Mutex
@@ -29,6 +30,8 @@ type Run struct {
 	done      int64
 	total     int64
 	note      string
+	within    bool      // in a step, or in its undo
+	moved     time.Time // when it last began or ended one, or tried to record it
 }
 
 // Stage adds a write to the transaction that records the present step as done.
@@ -75,6 +78,20 @@ func (r *Run) Progress(done, total int64) {
 	r.mu.Lock()
 	r.done, r.total = done, total
 	r.mu.Unlock()
+}
+
+// moves notes that the run goes on: into a step (or its undo), or out of it.
+func (r *Run) moves(within bool) {
+	r.mu.Lock()
+	r.within, r.moved = within, time.Now()
+	r.mu.Unlock()
+}
+
+// stuck says that the run has stood still between two steps for longer than limit.
+func (r *Run) stuck(limit time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.within && time.Since(r.moved) > limit
 }
 
 // Note says what holds the present step up, for a human; "" when nothing does.

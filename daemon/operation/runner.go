@@ -36,6 +36,9 @@ type Config struct {
 	// Failed is called when a step failed or cannot be recorded, before that is
 	// tried again, for whatever must not wait so long.
 	Failed func(ctx context.Context, op vps.Operation)
+	// Hold is called before steps that should not be cut by a shutdown of the host,
+	// and what it returns after them; nil: nobody is.
+	Hold func(ctx context.Context, op vps.Operation) (release func())
 	// Ended is called when a run is over, for whatever it still holds.
 	Ended  func(op vps.Operation)
 	Logger *slog.Logger
@@ -70,7 +73,7 @@ func (r *Runner) Close() {
 
 // Start begins or takes up an operation that is durable as pending or running.
 func (r *Runner) Start(op vps.Operation) {
-	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning, ended: make(chan struct{})}
+	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning, ended: make(chan struct{}), moved: time.Now()}
 	r.mu.Lock()
 	if r.live[op.ID] != nil || r.ctx.Err() != nil {
 		r.mu.Unlock()
@@ -82,6 +85,7 @@ func (r *Runner) Start(op vps.Operation) {
 	go func() {
 		defer r.wg.Done()
 		run.work(r.ctx)
+		run.moves(true) // it may wait for the host
 		r.Ended(run.Op)
 		r.mu.Lock()
 		delete(r.live, op.ID)
@@ -202,6 +206,19 @@ func (r *Runner) awaitEnd(ctx context.Context, id string) error {
 	}
 }
 
+// Stuck names an operation that stands still for longer than limit although it waits
+// for no step; nil when there is none.
+func (r *Runner) Stuck(limit time.Duration) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, run := range r.live {
+		if run.stuck(limit) {
+			return fmt.Errorf("operation %s has stood still between two steps for more than %s", id, limit)
+		}
+	}
+	return nil
+}
+
 // Live adds to an operation what only the memory knows: its progress.
 func (r *Runner) Live(op vps.Operation) vps.Operation {
 	r.mu.Lock()
@@ -295,7 +312,7 @@ func (r *Run) begin(ctx context.Context, plan Plan) bool {
 	r.Op.StartedAt = &now
 	r.Op.Step, r.Op.Irrevocable = plan[0].Name, plan[0].Irrevocable
 	if err := move(&r.Op, vps.StatusRunning); err != nil {
-		r.runner.Logger.Error("operation not begun", "operation", r.Op.ID, "error", err)
+		r.runner.Logger.Error("operation not begun", r.Op.LogAttr(), "error", err)
 		return false
 	}
 	return r.save(ctx, true)
@@ -308,7 +325,9 @@ type tries struct{ step, back int }
 // forward does the steps from at on.
 func (r *Run) forward(ctx context.Context, plan Plan, at int) {
 	var t tries
+	defer r.letGo()
 	for at < len(plan) {
+		r.hold(ctx, plan[at].Uncut)
 		r.enter(at, len(plan))
 		err := r.do(ctx, plan[at])
 		if err == nil {
@@ -322,11 +341,38 @@ func (r *Run) forward(ctx context.Context, plan Plan, at int) {
 			continue
 		}
 		r.staged, r.again = nil, true // of a step that is not done nothing is recorded
-		r.runner.Failed(ctx, r.Op)
+		r.tellFailed(ctx)
 		if at = r.failed(ctx, plan, at, err, &t); at < 0 || pause(ctx, max(t.step, t.back)) != nil {
 			return
 		}
 		t.step++
+	}
+}
+
+// tellFailed lets who has to do something at once do it; that may wait for the host.
+func (r *Run) tellFailed(ctx context.Context) {
+	r.moves(true)
+	defer r.moves(false)
+	r.runner.Failed(ctx, r.Op)
+}
+
+// hold has the host stay up from the first of some steps that should not be cut until
+// after the last.
+func (r *Run) hold(ctx context.Context, uncut bool) {
+	switch {
+	case !uncut:
+		r.letGo()
+	case r.held == nil && r.runner.Hold != nil:
+		r.moves(true)
+		r.held = r.runner.Hold(ctx, r.Op)
+		r.moves(false)
+	}
+}
+
+func (r *Run) letGo() {
+	if r.held != nil {
+		r.held()
+		r.held = nil
 	}
 }
 
@@ -346,7 +392,7 @@ func (r *Run) failed(ctx context.Context, plan Plan, at int, err error, t *tries
 		r.finish(ctx, vps.StatusNeedsAttention, err)
 		return -1
 	}
-	r.runner.Logger.Warn("step is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
+	r.runner.Logger.Warn("step is tried again", r.Op.LogAttr(), "step", plan[at].Name, "error", err)
 	if verdict == verdictBack {
 		t.back++
 		return r.goBack(ctx, plan, at, back)
@@ -356,6 +402,8 @@ func (r *Run) failed(ctx context.Context, plan Plan, at int, err error, t *tries
 
 // do runs one step. A step that can be cancelled is interrupted by a cancel.
 func (r *Run) do(ctx context.Context, s Step) error {
+	r.moves(true)
+	defer r.moves(false)
 	ctx = failpoint.Within(ctx, string(r.Op.Kind), s.Name)
 	if s.Irrevocable || r.Op.Irrevocable {
 		return s.Do(ctx, r)
@@ -427,7 +475,7 @@ func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
 	if r.Op.Error == nil && cause != nil && !errors.Is(cause, errInterrupted) {
 		// Recorded first: after a restart the operation goes on undoing.
 		r.Op.Error = r.runner.Explain(r.Op, cause)
-		r.runner.Logger.Warn("operation is undone", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", r.Op.Step, "error", cause)
+		r.runner.Logger.Warn("operation is undone", r.Op.LogAttr(), "step", r.Op.Step, "error", cause)
 	}
 	r.Op.Irrevocable = false
 	if !r.save(ctx, false) {
@@ -435,11 +483,14 @@ func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
 	}
 	for try := 0; at >= 0; {
 		if undo := plan[at].Undo; undo != nil {
-			if err := undo(failpoint.Within(ctx, string(r.Op.Kind), "undo_"+plan[at].Name), r); err != nil {
+			r.moves(true)
+			err := undo(failpoint.Within(ctx, string(r.Op.Kind), "undo_"+plan[at].Name), r)
+			r.moves(false)
+			if err != nil {
 				if ctx.Err() != nil {
 					return
 				}
-				r.runner.Logger.Warn("undo is tried again", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", plan[at].Name, "error", err)
+				r.runner.Logger.Warn("undo is tried again", r.Op.LogAttr(), "step", plan[at].Name, "error", err)
 				if try++; try > maxTries && !r.runner.Unavailable(err) {
 					r.finish(ctx, vps.StatusNeedsAttention, fmt.Errorf("step %s cannot be undone: %w", plan[at].Name, err))
 					return
@@ -463,10 +514,10 @@ func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
 func (r *Run) finish(ctx context.Context, to vps.Status, cause error) {
 	if cause != nil && (r.Op.Error == nil || to == vps.StatusNeedsAttention) {
 		r.Op.Error = r.runner.Explain(r.Op, cause)
-		r.runner.Logger.Error("operation stopped", "operation", r.Op.ID, "vps", r.Op.VPSName, "step", r.Op.Step, "status", to, "error", cause)
+		r.runner.Logger.Error("operation stopped", r.Op.LogAttr(), "step", r.Op.Step, "status", to, "error", cause)
 	}
 	if err := move(&r.Op, to); err != nil {
-		r.runner.Logger.Error("operation not ended", "operation", r.Op.ID, "error", err)
+		r.runner.Logger.Error("operation not ended", r.Op.LogAttr(), "error", err)
 		return
 	}
 	if to.Final() {
@@ -480,12 +531,13 @@ func (r *Run) finish(ctx context.Context, to vps.Status, cause error) {
 // or the runner stops: without the record nothing further may be done.
 func (r *Run) save(ctx context.Context, statusChanged bool) bool {
 	for try := 0; ; try++ {
+		r.moves(false)
 		err := r.commit(ctx, r.Op, statusChanged, nil)
 		if err == nil {
 			return true
 		}
-		r.runner.Logger.Error("operation cannot be recorded", "operation", r.Op.ID, "vps", r.Op.VPSName, "error", err)
-		r.runner.Failed(ctx, r.Op)
+		r.runner.Logger.Error("operation cannot be recorded", r.Op.LogAttr(), "error", err)
+		r.tellFailed(ctx)
 		if pause(ctx, try) != nil {
 			return false
 		}

@@ -20,6 +20,9 @@ type Step struct {
 	// longer be cancelled. Its Do is not interrupted, an error in it is
 	// retried and then parked, unless it says otherwise (RollBack, Fail, Back).
 	Irrevocable bool
+	// Uncut: the host should not go down within it, and not between it and another
+	// such step: a guest stands still, or its disks are not all switched.
+	Uncut bool
 }
 
 // Plan is the steps of an operation, in order.

@@ -41,6 +41,7 @@ type Store struct {
 	reader        *sql.DB
 	mark          *mark                 // nil when it is open to read only
 	failed        atomic.Pointer[error] // why nothing is written any more
+	broken        chan struct{}         // closed when failed is set
 	written, lost atomic.Int64          // transactions, by outcome
 	// committed is told of commits that added events, queued of those that added
 	// deliveries.
@@ -98,7 +99,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 }
 
 func newStore(reader, writer *sql.DB) *Store {
-	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1), queued: make(chan struct{}, 1),
+	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1), broken: make(chan struct{}), queued: make(chan struct{}, 1),
 		dropped: map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}}}
 	s.q = querier{reader, s.judge}
 	return s
@@ -289,6 +290,22 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.q.QueryRowContext(ctx, "SELECT count(*) FROM promise").Scan(&one)
 }
 
+// Writable is nil when the lock of the writer can be had, or when something is wrong
+// that is no hang: a full disk, another program's lock, a failed file system. It
+// returns an error when ctx ends before, and no transaction has ended meanwhile.
+func (s *Store) Writable(ctx context.Context) error {
+	before := s.written.Load() + s.lost.Load()
+	tx, err := s.writer.BeginTx(ctx, nil)
+	if err == nil {
+		_ = tx.Rollback() // nothing was written
+		return nil
+	}
+	if ctx.Err() != nil && s.written.Load()+s.lost.Load() == before {
+		return fmt.Errorf("nothing can be written to the database, and nothing ends: %w", err)
+	}
+	return nil
+}
+
 // Write runs do in one transaction. When Write returns nil everything do wrote is
 // durable; otherwise nothing of it is. A full disk gives insufficient_space,
 // which heals by itself. After an I/O error, or damage that was come upon, this
@@ -311,6 +328,9 @@ func (s *Store) Write(ctx context.Context, do func(*Tx) error) error {
 // many were not: refused by what they found, or failed.
 func (s *Store) Commits() (committed, failed int64) { return s.written.Load(), s.lost.Load() }
 
+// Broken is closed when an error came after which nothing is written any more.
+func (s *Store) Broken() <-chan struct{} { return s.broken }
+
 // judge notes an error after which nothing may be written any more, and says so.
 // Reads are judged too: when a file system fails, they often are the first to tell.
 func (s *Store) judge(err error) error {
@@ -322,7 +342,9 @@ func (s *Store) judge(err error) error {
 	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		err = vps.Errorf(vps.CodeInternal, "the daemon's database failed; nothing is recorded any more").
 			WithRemedy("look at the file system of the state directory (dmesg), cure it, and start vpssnapd again").Because(err)
-		s.failed.CompareAndSwap(nil, &err)
+		if s.failed.CompareAndSwap(nil, &err) {
+			close(s.broken)
+		}
 	}
 	return err
 }

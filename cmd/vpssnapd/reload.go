@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"strings"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/systemd"
+)
+
+// reloader reads the configuration anew when it is asked to.
+type reloader struct {
+	path  string
+	log   *slog.Logger
+	level *slog.LevelVar
+	// apply gives the daemon its settings.
+	apply        func(daemon.Settings)
+	certificates *certificates
+	running      config // as it counts now
+}
+
+// follow reads the configuration anew at each signal, until ctx ends.
+func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		systemd.Reloading()
+		if err := r.reload(); err != nil {
+			r.log.Error("the configuration stays as it was", vps.LogEvent(vps.LogConfigRefused), "error", err)
+		}
+		systemd.Ready()
+	}
+}
+
+// reload lets count what has changed in the file, or nothing of it.
+func (r *reloader) reload() error {
+	next, err := readConfig(r.path)
+	if err != nil {
+		return err
+	}
+	was := r.running
+	if was.TLS.on() && next.TLS.on() {
+		if err := r.certificates.use(next.TLS); err != nil {
+			return err
+		}
+		r.running.TLS = next.TLS
+	}
+	r.running.LogLevel, r.running.Snapshot, r.running.Merge, r.running.Offer = next.LogLevel, next.Snapshot, next.Merge, next.Offer
+	r.running.Mail.RemindBefore = next.Mail.RemindBefore
+	r.level.Set(next.LogLevel)
+	r.apply(next.settings())
+	r.log.Info("configuration read anew", "file", r.path, "changed", strings.Join(differing(was, r.running), " "))
+	if later := differing(r.running, next); len(later) > 0 {
+		r.log.Warn("what was changed in the configuration counts after a restart only", "keys", strings.Join(later, " "))
+	}
+	return nil
+}
+
+// differing names the keys by which two configurations differ.
+func differing(a, b config) []string {
+	var keys []string
+	before := map[string]any{}
+	eachKey(reflect.ValueOf(a), "", func(key string, value any) { before[key] = value })
+	eachKey(reflect.ValueOf(b), "", func(key string, value any) {
+		if !reflect.DeepEqual(before[key], value) {
+			keys = append(keys, key)
+		}
+	})
+	return keys
+}
+
+// eachKey visits every key of a configuration with its value, as in tls.cert.
+func eachKey(v reflect.Value, section string, visit func(key string, value any)) {
+	for i := range v.NumField() {
+		key := section + v.Type().Field(i).Tag.Get("toml")
+		if field := v.Field(i); field.Kind() == reflect.Struct {
+			eachKey(field, key+".", visit)
+		} else {
+			visit(key, field.Interface())
+		}
+	}
+}
+
+// checkConfig reads the configuration, and the files that it names, as a start would.
+func checkConfig(path string) error {
+	c, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	if _, err := c.TLS.load(); err != nil {
+		return err
+	}
+	if c.Mail.withCredential() {
+		fmt.Println("The password of [mail] is a credential of the unit, which only the daemon has: not checked.")
+		c.Mail.Username, c.Mail.PasswordFile = "", ""
+	}
+	if _, err := c.Mail.open(); err != nil {
+		return err
+	}
+	fmt.Printf("%s can be used.\n", path)
+	return nil
+}
