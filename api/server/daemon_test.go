@@ -34,7 +34,7 @@ type wholeSite struct {
 	passed time.Duration // since the real time
 }
 
-func newWholeSite(t *testing.T) *wholeSite {
+func newWholeSite(t testing.TB) *wholeSite {
 	t.Helper()
 	w := &wholeSite{hostDir: t.TempDir(), stateDir: t.TempDir()}
 	host, err := fake.Open(w.hostDir)
@@ -60,7 +60,7 @@ func newWholeSite(t *testing.T) *wholeSite {
 }
 
 // open starts the daemon, a first time or again.
-func (w *wholeSite) open(t *testing.T) {
+func (w *wholeSite) open(t testing.TB) {
 	t.Helper()
 	host, err := fake.Open(w.hostDir)
 	check(t, err)
@@ -78,14 +78,14 @@ func (w *wholeSite) open(t *testing.T) {
 	w.host = host
 }
 
-func (w *wholeSite) serve(t *testing.T) {
+func (w *wholeSite) serve(t testing.TB) {
 	t.Helper()
 	w.site = serveSite(t, server.Config{Service: w.daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit,
 		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 }
 
 // restart ends the daemon and starts it again, with a server of its own.
-func (w *wholeSite) restart(t *testing.T) {
+func (w *wholeSite) restart(t testing.TB) {
 	t.Helper()
 	check(t, errors.Join(w.daemon.Close(), w.host.Close()))
 	w.open(t)

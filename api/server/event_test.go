@@ -22,7 +22,7 @@ import (
 
 // listener reads one stream of events.
 type listener struct {
-	t     *testing.T
+	t     testing.TB
 	lines *bufio.Scanner
 	resp  *http.Response
 	last  string

@@ -61,48 +61,54 @@ func (j *judge) ask(h http.Handler, r *http.Request) *httptest.ResponseRecorder 
 // allowed are the statuses with which HTTP itself refuses; their code is less fine.
 var allowed = map[int]bool{404: true, 405: true, 408: true, 413: true, 415: true, 422: true}
 
-// judge fails unless the answer is one that openapi.yaml documents.
-func (j *judge) judge(t *testing.T, r *http.Request, w *httptest.ResponseRecorder) {
+// judgeAnswer fails unless the answer is one that openapi.yaml documents.
+func (j *judge) judgeAnswer(t *testing.T, r *http.Request, status int, header http.Header, body []byte) {
 	t.Helper()
-	if w.Code >= http.StatusBadRequest {
-		checkProblem(t, w)
+	if status >= http.StatusBadRequest {
+		checkProblem(t, status, header, body)
 	}
 	route, params, err := j.router.FindRoute(r)
 	if err != nil {
-		if w.Code < http.StatusBadRequest {
-			t.Fatalf("%s %s is not documented and answers %d", r.Method, r.URL.Path, w.Code)
+		if status < http.StatusBadRequest {
+			t.Fatalf("%s %s is not documented and answers %d", r.Method, r.URL.Path, status)
 		}
 		return
 	}
 	in := &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route},
-		Status:                 w.Code, Header: w.Result().Header,
-		Options: &openapi3filter.Options{ExcludeResponseBody: strings.HasSuffix(r.URL.Path, ".yaml")},
+		Status:                 status, Header: header,
+		Options: &openapi3filter.Options{ExcludeResponseBody: !strings.Contains(header.Get("Content-Type"), "json"), IncludeResponseStatus: true},
 	}
-	in.SetBodyBytes(w.Body.Bytes())
+	in.SetBodyBytes(body)
 	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
-		t.Fatalf("%s %s answers %d, not as documented: %v\n%s", r.Method, r.URL.Path, w.Code, err, w.Body)
+		t.Fatalf("%s %s answers %d, not as documented: %v\n%s", r.Method, r.URL.Path, status, err, body)
 	}
+}
+
+// judge is judgeAnswer of what ask returned.
+func (j *judge) judge(t *testing.T, r *http.Request, w *httptest.ResponseRecorder) {
+	t.Helper()
+	j.judgeAnswer(t, r, w.Code, w.Result().Header, w.Body.Bytes())
 }
 
 // checkProblem wants the documented form, a code that goes with the status, and
 // nothing from inside.
-func checkProblem(t *testing.T, w *httptest.ResponseRecorder) {
+func checkProblem(t *testing.T, status int, header http.Header, body []byte) {
 	t.Helper()
 	var p api.Problem
-	dec := json.NewDecoder(bytes.NewReader(w.Body.Bytes()))
+	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&p); err != nil || w.Header().Get("Content-Type") != "application/problem+json" {
-		t.Fatalf("%d is no problem document (%v): %s", w.Code, err, w.Body)
+	if err := dec.Decode(&p); err != nil || header.Get("Content-Type") != "application/problem+json" {
+		t.Fatalf("%d is no problem document (%v): %s", status, err, body)
 	}
-	if p.Status != w.Code || !p.Code.Valid() || p.Code.HTTPStatus() != w.Code && !allowed[w.Code] {
-		t.Fatalf("%d with %+v", w.Code, p)
+	if p.Status != status || !p.Code.Valid() || p.Code.HTTPStatus() != status && !allowed[status] {
+		t.Fatalf("%d with %+v", status, p)
 	}
-	if w.Code >= http.StatusInternalServerError {
-		t.Fatalf("a request brought a healthy host to %d: %+v", w.Code, p)
+	if status >= http.StatusInternalServerError {
+		t.Fatalf("a request brought a healthy host to %d: %+v", status, p)
 	}
-	if p.Detail == "" || strings.Contains(p.Detail, ".go:") || len(w.Body.Bytes()) > 2000 {
-		t.Fatalf("it says too much or nothing: %s", w.Body)
+	if p.Detail == "" || strings.Contains(p.Detail, ".go:") || len(body) > 2000 {
+		t.Fatalf("it says too much or nothing: %s", body)
 	}
 }
 

@@ -130,7 +130,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = addressOf(s.proxies)
 	e.HTTPErrorHandler = s.fail
-	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitOrigin,
+	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitOrigin, refuseOptions,
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
 	spec := loadSpec()
@@ -215,6 +215,17 @@ func limitReading(next echo.HandlerFunc) echo.HandlerFunc {
 		err := http.NewResponseController(c.Response().Writer).SetReadDeadline(time.Now().Add(bodyTime))
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
+		}
+		return next(c)
+	}
+}
+
+// refuseOptions takes OPTIONS for a method that there is not. Echo would answer it
+// by itself, to everybody, and browsers of other origins have nothing to ask here.
+func refuseOptions(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if c.Request().Method == http.MethodOptions && c.Get(echo.ContextKeyHeaderAllow) != nil {
+			return echo.MethodNotAllowedHandler(c)
 		}
 		return next(c)
 	}

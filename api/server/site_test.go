@@ -24,7 +24,7 @@ import (
 
 // site is a running server with a token for every role.
 type site struct {
-	t       *testing.T
+	t       testing.TB
 	service *servertest.Service
 	server  *server.Server
 	tcp     string
@@ -66,7 +66,7 @@ func newSiteFor(t *testing.T, operators string) *site {
 }
 
 // serveSite serves what the configuration says on both kinds of socket.
-func serveSite(t *testing.T, c server.Config) *site {
+func serveSite(t testing.TB, c server.Config) *site {
 	t.Helper()
 	// Not t.TempDir: the stranger must be able to enter it.
 	dir, err := os.MkdirTemp("", "vpssnapd")
@@ -102,7 +102,7 @@ func check(t testing.TB, err error) {
 	}
 }
 
-func ownGroup(t *testing.T) string {
+func ownGroup(t testing.TB) string {
 	t.Helper()
 	group, err := servertest.OwnGroup()
 	check(t, err)
@@ -115,7 +115,7 @@ type answer struct {
 	body string
 }
 
-func (a answer) problem(t *testing.T) api.Problem {
+func (a answer) problem(t testing.TB) api.Problem {
 	t.Helper()
 	if kind := a.Header.Get("Content-Type"); kind != "application/problem+json" {
 		t.Fatalf("%s answered with %q: %s", a.Status, kind, a.body)
@@ -123,7 +123,7 @@ func (a answer) problem(t *testing.T) api.Problem {
 	return decode[api.Problem](t, a)
 }
 
-func decode[T any](t *testing.T, a answer) T {
+func decode[T any](t testing.TB, a answer) T {
 	t.Helper()
 	var v T
 	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
