@@ -1,10 +1,13 @@
 package bus_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
 	"github.com/godbus/dbus/v5"
+
+	"vpssnapd/daemon/vps"
 )
 
 const (
@@ -145,6 +148,47 @@ func TestBusPolicy(t *testing.T) {
 		if sig := <-barred.signals; !strings.HasPrefix(sig.Name, "org.freedesktop.DBus.Name") {
 			t.Errorf("nobody hears %s %v", sig.Name, sig.Body)
 		}
+	}
+}
+
+// One user cannot take all of the daemon's time; root and others get through.
+func TestOneUserHasSoManyCalls(t *testing.T) {
+	s := &site{host: newHost(t), bus: newBus(t)}
+	begun := make(chan struct{}, 64)
+	s.serve(waiting{s.daemon, begun})
+	s.ready()
+	s.activate()
+	release := make(chan struct{})
+	s.fake.SetHook(func(_ context.Context, at, _ string) error {
+		if at == "CreateOverlay.before" {
+			<-release
+		}
+		return nil
+	})
+	op, err := s.daemon.Take(t.Context(), s.web1, vps.TakeRequest{}, vps.Actor{Name: "test", Way: vps.WayOperator})
+	check(t, err)
+	user := s.as(nobody)
+	s.bus.polkit().set(true, false)
+	path := dbus.ObjectPath(manager + "/operation/" + strings.ReplaceAll(op.ID, "-", "_"))
+	answers := make(chan *dbus.Call, 64)
+	for range cap(answers) {
+		user.conn.Object(serverName, path).Go("org.vpssnapd1.Operation.Wait", 0, answers, uint32(300))
+	}
+	for range cap(answers) {
+		<-begun
+	}
+	if got := user.refused(s.path, vpsI+".Show"); got != "org.vpssnapd1.Error.RateLimited" {
+		t.Errorf("one call too many: %s", got)
+	}
+	if got := s.as(0).refused(s.path, vpsI+".Show"); got != "" {
+		t.Errorf("root: %s", got)
+	}
+	close(release)
+	for range cap(answers) {
+		check(t, (<-answers).Err)
+	}
+	if got := user.refused(s.path, vpsI+".Show"); got != "" {
+		t.Errorf("after the waits: %s", got)
 	}
 }
 

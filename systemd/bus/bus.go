@@ -26,7 +26,7 @@ const (
 	// connectWithin is how long a bus may take to answer.
 	connectWithin = 30 * time.Second
 	// endWithin is how long calls may go on when the daemon stops.
-	endWithin = 3 * time.Second
+	endWithin = 2 * time.Second
 )
 
 // Service is what is served; *daemon.Daemon is one. A ref is the id or the name
@@ -76,7 +76,21 @@ type server struct {
 // name cannot be had, it says so once and goes on trying; the rest of the daemon
 // does not depend on it.
 func Serve(ctx context.Context, c Config) {
-	s := &server{Config: c, calls: newInFlight(), closing: ctx}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		(&server{Config: c, calls: newInFlight(), closing: ctx}).serve(ctx)
+	}()
+	<-ctx.Done()
+	select {
+	case <-ended:
+	case <-time.After(2 * endWithin):
+		// Neither writing to it nor closing the connection would return.
+		c.Logger.Warn("the system bus hangs; not waiting for it")
+	}
+}
+
+func (s *server) serve(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {
 		served, err := s.session(ctx)
@@ -85,7 +99,7 @@ func Serve(ctx context.Context, c Config) {
 		}
 		if err != nil && err.Error() != said && ctx.Err() == nil {
 			said = err.Error()
-			c.Logger.Warn("not on D-Bus for now; everything else works", "error", err)
+			s.Logger.Warn("not on D-Bus for now; everything else works", "error", err)
 		}
 		select {
 		case <-ctx.Done():

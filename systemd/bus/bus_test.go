@@ -65,6 +65,7 @@ type testBus struct {
 	address string
 	config  string
 	stop    func()
+	signal  func(os.Signal) error
 	said    lockedLog
 }
 
@@ -99,6 +100,7 @@ func (b *testBus) start() {
 	check(b.t, cmd.Start())
 	_, err = bufio.NewReader(out).ReadString('\n')
 	check(b.t, err)
+	b.signal = cmd.Process.Signal
 	b.stop = sync.OnceFunc(func() {
 		check(b.t, cmd.Process.Kill())
 		_ = cmd.Wait() // killed

@@ -24,8 +24,7 @@ func errorName(code vps.Code) string {
 
 // busError is the only place that turns an error into an answer.
 func busError(err error) *dbus.Error {
-	var ready *dbus.Error
-	if errors.As(err, &ready) {
+	if ready, ok := errors.AsType[*dbus.Error](err); ok {
 		return ready
 	}
 	e := vps.Readable(err)

@@ -121,7 +121,6 @@ func TestMainJob(t *testing.T) {
 type listener struct {
 	signals chan *dbus.Signal
 	seen    []string
-	last    string
 }
 
 func (s *site) listen(c *caller) *listener {

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,5 +90,34 @@ func TestStopAnswersWhoWaits(t *testing.T) {
 	check(t, (<-answer).Store(&waited))
 	if waited != "running" && waited != "pending" {
 		t.Errorf("the wait ended with %s", waited)
+	}
+}
+
+// talkative has no end of events.
+type talkative struct{ *daemon.Daemon }
+
+func (d talkative) Events(ctx context.Context, after int64) (vps.EventPage, error) {
+	page, err := d.Daemon.Events(ctx, after)
+	full := vps.Event{ID: page.After, Type: vps.EventSpaceCritical, EventData: vps.EventData{Space: &vps.SpaceEvent{Path: strings.Repeat("/x", 1000)}}}
+	page.Events = []vps.Event{full}
+	return page, err
+}
+
+// A bus that hangs does not keep the daemon from stopping.
+func TestStopWithoutTheBus(t *testing.T) {
+	s := &site{host: newHost(t), bus: newBus(t)}
+	s.serve(talkative{s.daemon})
+	s.ready()
+	check(t, s.bus.signal(syscall.SIGSTOP))
+	defer func() { check(t, s.bus.signal(syscall.SIGCONT)) }()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.end()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(30 * time.Second):
+		t.Error("the daemon does not stop")
 	}
 }

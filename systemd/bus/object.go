@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -85,12 +86,7 @@ func (o *object) interfaces() []string {
 }
 
 func (o *object) LookupInterface(name string) (dbus.Interface, bool) {
-	for _, i := range o.interfaces() {
-		if i == name {
-			return &face{object: o, name: name}, true
-		}
-	}
-	return nil, false
+	return &face{object: o, name: name}, slices.Contains(o.interfaces(), name)
 }
 
 // face is one interface of an object.
