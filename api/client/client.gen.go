@@ -187,6 +187,9 @@ type ClientInterface interface {
 	// An event tells that something has changed, and how it was at that moment;
 	// what it is now, the other calls tell. Events of one VPS come in order.
 	//
+	// What is sent first, and when all events of before were sent, has an `id` that
+	// the stream may go on behind, whether or not it comes with an event.
+	//
 	// Every 15 seconds at least something is sent, if only a comment. A listener
 	// that takes nothing for 10 seconds is cut off, and goes on with
 	// `Last-Event-ID` when it is back.
@@ -716,6 +719,9 @@ func (c *rest) DescribeDownload(ctx context.Context, link string, reqEditors ...
 //
 // An event tells that something has changed, and how it was at that moment;
 // what it is now, the other calls tell. Events of one VPS come in order.
+//
+// What is sent first, and when all events of before were sent, has an `id` that
+// the stream may go on behind, whether or not it comes with an event.
 //
 // Every 15 seconds at least something is sent, if only a comment. A listener
 // that takes nothing for 10 seconds is cut off, and goes on with
@@ -3703,6 +3709,9 @@ type ClientWithResponsesInterface interface {
 	// An event tells that something has changed, and how it was at that moment;
 	// what it is now, the other calls tell. Events of one VPS come in order.
 	//
+	// What is sent first, and when all events of before were sent, has an `id` that
+	// the stream may go on behind, whether or not it comes with an event.
+	//
 	// Every 15 seconds at least something is sent, if only a comment. A listener
 	// that takes nothing for 10 seconds is cut off, and goes on with
 	// `Last-Event-ID` when it is back.
@@ -6195,6 +6204,9 @@ func (c *ClientWithResponses) DescribeDownloadWithResponse(ctx context.Context, 
 //
 // An event tells that something has changed, and how it was at that moment;
 // what it is now, the other calls tell. Events of one VPS come in order.
+//
+// What is sent first, and when all events of before were sent, has an `id` that
+// the stream may go on behind, whether or not it comes with an event.
 //
 // Every 15 seconds at least something is sent, if only a comment. A listener
 // that takes nothing for 10 seconds is cut off, and goes on with

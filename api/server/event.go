@@ -110,9 +110,18 @@ func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
 	err := s.send(fmt.Appendf(nil, "retry: %d\nid: %d\n\n", reconnectMS, page.After))
 	beat := time.NewTicker(s.h.heartbeat)
 	defer beat.Stop()
+	// So does how far it has come, when it has caught up: who wants no more knows it then.
+	catching := true
 	for err == nil {
-		if err = s.pass(page); err == nil && len(page.Events) == 0 {
-			err = s.await(page.Changed, beat)
+		err = s.pass(page)
+		if err == nil && len(page.Events) == 0 {
+			if catching && s.told != s.after {
+				err = s.beat()
+			}
+			catching = false
+			if err == nil {
+				err = s.await(page.Changed, beat)
+			}
 		}
 		if err == nil {
 			page, err = s.h.service.Events(s.ctx, s.after)

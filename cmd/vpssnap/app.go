@@ -85,7 +85,7 @@ Root and the members of the group vpssnap may use it on the host itself; with
 	root.AddCommand(
 		a.listCmd(), a.showCmd(),
 		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(), a.downloadCmd(),
-		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(), a.docsCmd(),
+		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.eventsCmd(), a.watchCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.versionCmd(), a.docsCmd(),
 	)
 	documentExits(root)
 	explainUsage(root)

@@ -85,7 +85,7 @@ func (a *app) say(format string, args ...any) {
 var colours = map[string]text.Color{
 	"running": text.FgGreen, "available": text.FgGreen, "active": text.FgGreen, "succeeded": text.FgGreen,
 	"grace": text.FgYellow, "pending": text.FgYellow, "paused": text.FgYellow, "restoring": text.FgYellow, "deleting": text.FgYellow,
-	"broken": text.FgRed, "failed": text.FgRed, "crashed": text.FgRed, "needs_attention": text.FgRed,
+	"broken": text.FgRed, "critical": text.FgRed, "warning": text.FgYellow, "failed": text.FgRed, "crashed": text.FgRed, "needs_attention": text.FgRed,
 }
 
 func state[S ~string](s S) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -40,6 +41,8 @@ func TestScripts(t *testing.T) {
 			"told":    told,
 			"signals": signals,
 			"deaf":    deaf,
+			"tell":    tell,
+			"follows": follows,
 
 			"cutdownloads": cutDownloads,
 			"downloaded":   wasDownloaded,
@@ -195,4 +198,73 @@ func signals(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("exit code %d (%v): %s", code, err, stderr.String())
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), []byte(stderr.String()), 0o600))
+}
+
+// tell TYPE [VPS] makes something happen.
+func tell(ts *testscript.TestScript, _ bool, args []string) {
+	service(ts).Tell(event(args...))
+}
+
+// event is one of a type, of a VPS or of the host.
+func event(args ...string) vps.Event {
+	e := vps.Event{Type: vps.EventType(args[0])}
+	if len(args) > 1 {
+		e.VPSName = args[1]
+		e.VPS = map[string]string{"web1": servertest.Web1, "web2": servertest.Web2, "web3": servertest.Web3}[args[1]]
+	}
+	family, kind, _ := strings.Cut(args[0], ".")
+	switch family {
+	case "operation":
+		o := &vps.OperationEvent{ID: "op-7", Kind: vps.KindRestore, Status: vps.Status(kind), Step: "exchange", ActorName: "panel", ActorWay: vps.WayPanel}
+		switch e.Type {
+		case vps.EventOperationStep:
+			o.Status = vps.StatusRunning
+		case vps.EventOperationFailed:
+			o.Code, o.Detail = vps.CodeInternal, "the disks are\x1b[2J full"
+		}
+		e.Operation = o
+	case "option":
+		e.Option = &vps.OptionEvent{ID: "opt-1", State: vps.OptionState(kind), Note: "its time is over", ActorName: "vpssnapd", ActorWay: vps.WayExpiry}
+	case "snapshot":
+		e.Snapshot = &vps.SnapshotEvent{ID: "abcdef012345", State: vps.SnapshotState(kind), Reason: "a file is missing"}
+	case "message":
+		e.Message = &vps.MessageEvent{ID: 1, Kind: vps.MessageWarning, Text: "This is news."}
+	case "space":
+		e.Space = &vps.SpaceEvent{Level: vps.SpaceLevel(kind), Path: "/srv/images", TotalBytes: 1 << 40, FreeBytes: 1 << 30, FullInSeconds: 5400}
+	}
+	return e
+}
+
+// follows TEXT PROGRAM ARGUMENT... runs a program that goes on until it is
+// interrupted. When it has printed a line a take of web1 begins; when it has printed
+// TEXT it is interrupted and has to succeed. What it has printed is in followed.
+func follows(ts *testscript.TestScript, _ bool, args []string) {
+	self, err := os.Executable()
+	ts.Check(err)
+	cmd := exec.Command(self, args[2:]...)
+	cmd.Args[0] = args[1]
+	cmd.Env = append(os.Environ(), "TZ=UTC", "VPSSNAP_SOCKET="+ts.Getenv("VPSSNAP_SOCKET"))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	late := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	var printed strings.Builder
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if printed.Len() == 0 {
+			_, err := service(ts).Take(context.Background(), servertest.Web1, vps.TakeRequest{}, vps.Actor{Name: "panel", Way: vps.WayPanel})
+			ts.Check(err)
+			service(ts).Tell(event("operation.pending", "web1"))
+		}
+		printed.WriteString(lines.Text() + "\n")
+		if strings.Contains(lines.Text(), args[0]) {
+			ts.Check(cmd.Process.Signal(os.Interrupt))
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		ts.Fatalf("%v: %s%s", err, printed.String(), stderr.String())
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("followed"), []byte(printed.String()), 0o600))
 }

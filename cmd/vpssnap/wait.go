@@ -188,10 +188,15 @@ const (
 
 // width is how many columns a terminal has.
 func width(f any) int {
+	columns, _ := screenSize(f)
+	return columns
+}
+
+func screenSize(f any) (columns, rows int) {
 	if file, ok := f.(*os.File); ok {
-		if columns, _, err := term.GetSize(int(file.Fd())); err == nil && columns > 0 {
-			return columns
+		if columns, rows, err := term.GetSize(int(file.Fd())); err == nil && columns > 0 && rows > 0 {
+			return columns, rows
 		}
 	}
-	return 80
+	return 80, 24
 }
