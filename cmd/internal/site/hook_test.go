@@ -52,3 +52,30 @@ func TestPanelDefinesAnew(t *testing.T) {
 		t.Errorf("the base was written to (%v)", err)
 	}
 }
+
+// TestStartInMidMerge: a customer starts the VPS while its deletion copies with it
+// off. It starts at once, and the deletion goes on with it on.
+func TestStartInMidMerge(t *testing.T) {
+	h := newHost(t, "[merge]\nbandwidth = \"2 MiB\"\n")
+	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 16 << 20}}}, "shut off")
+	h.take("web1", api.TakeRequest{})
+	h.must(h.Lab.WriteDisk(t.Context(), "web1", "vda", 0, 'a', 8<<20))
+	want, err := h.Lab.HashDisk(t.Context(), "web1", "vda")
+	h.must(err)
+	op, err := h.Client.Delete(t.Context(), "web1")
+	h.must(err)
+	h.eventually("the merge copies", func() bool {
+		now, err := h.Client.Operation(t.Context(), op.ID)
+		return err == nil && now.Progress.DoneBytes > 0
+	})
+	h.virsh("start", "web1")
+	if now, err := h.Client.Operation(t.Context(), op.ID); err != nil || now.Status != api.OperationStatusRunning {
+		t.Fatalf("the deletion was over before the start: %+v, %v", now, err)
+	}
+	h.done(op, nil)
+	got, err := h.Lab.HashDisk(t.Context(), "web1", "vda")
+	h.must(err)
+	if got != want {
+		t.Error("the VPS does not see what it had written")
+	}
+}
