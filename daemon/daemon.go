@@ -65,6 +65,7 @@ type Daemon struct {
 	locks     keyedMutex
 	names     *names
 	suspended sync.Map // by id, the guests that this process has suspended
+	pivoting  sync.Map // by id, how often a guest had been resumed when its pivots began
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
@@ -218,6 +219,7 @@ func (d *Daemon) hold() func(context.Context, vps.Operation) func() {
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
 	d.hasStarted(op.VPS)
+	d.pivoting.Delete(op.VPS)
 	d.count(op)
 	d.letGo(d.ctx, op.VPS)
 	d.definitionChanged(d.ctx, op.VPS) // by somebody, while it was left to the operation

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vpssnapd/daemon/operation"
@@ -281,16 +282,36 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
 	if err := d.suspendForPivot(ctx, r, dom); err != nil {
 		return err
 	}
+	d.pivoting.LoadOrStore(dom.ID, d.inventory.timesResumed(dom.ID))
 	for i := range snap.Disks {
 		err := d.pivotDisk(ctx, r, snap, i)
 		if errors.Is(err, errRedefined) {
 			return errDefinedAnew(dom, snap.Disks[i])
+		}
+		if errors.Is(err, hypervisor.ErrOff) && d.ranInPivot(ctx, dom.ID) {
+			return errRanInPivot(dom, snap.Disks[i])
 		}
 		if err != nil {
 			return d.pivotLater(ctx, r, err)
 		}
 	}
 	return nil
+}
+
+// ranInPivot says whether somebody else has let a guest run since we suspended it for
+// its pivots. It says so once: an operator decides then.
+func (d *Daemon) ranInPivot(ctx context.Context, id string) bool {
+	times, known := d.pivoting.LoadAndDelete(id)
+	return known && d.inventory.resumedSince(ctx, id, times.(int)) //nolint:forcetypeassert // the only type that is stored
+}
+
+// errRanInPivot: somebody let the guest run while a disk pivoted, and then it went
+// off before that was recorded. What it wrote may be in the overlay or in the base.
+// (Of a guest that still runs, its live definition tells.)
+func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
+		WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
+		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 }
 
 // errRedefined: the definition names a base that no pivot of ours put there.
@@ -398,6 +419,9 @@ func (d *Daemon) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 	var notes deleteNotes
 	if err := r.Plan(&notes); err != nil {
 		return err
+	}
+	if i := slices.IndexFunc(snap.Disks, func(disk vps.SnapshotDisk) bool { return !disk.Pivoted }); i >= 0 && d.ranInPivot(ctx, dom.ID) {
+		return errRanInPivot(dom, snap.Disks[i])
 	}
 	for i, disk := range snap.Disks {
 		now, ok := diskOf(dom.PersistentDisks, disk.Target)

@@ -354,3 +354,31 @@ func TestRecordLockedAtTheEnd(t *testing.T) {
 	w.standsAs(id, hypervisor.Running)
 	w.merged(id)
 }
+
+// TestResumedInThePivot: somebody resumes the guest within the pivot, it writes into
+// the base, and dies before libvirt and the record know. Nobody can tell then which
+// image is the newest: an operator is asked, and nothing is merged.
+func TestResumedInThePivot(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.readyToDelete()
+	w.host.SetHook(func(_ context.Context, point, subject string) error {
+		if point != "Pivot.half" {
+			return nil
+		}
+		w.host.SetHook(nil)
+		w.must(w.host.Resume(ctx, id))
+		w.must(w.host.Write(id, "vda", 4*mib, 'z', 4096))
+		w.must(w.host.KillGuest(id))
+		return hypervisor.ErrUnavailable
+	})
+	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	if op.Status != vps.StatusNeedsAttention || op.Error.Code != vps.CodeVPSChanged || !strings.Contains(op.Error.Detail, "resumed") {
+		t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
+	}
+	base := w.snapshot(id).Disks[0]
+	w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
+	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	w.must(err)
+	w.done(op, nil)
+	w.sees(id, "vda", 4*mib, 'z')
+}

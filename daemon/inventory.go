@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -155,6 +156,28 @@ func (v *inventory) timesResumed(id string) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.resumed[id]
+}
+
+// eventLag is how far events may be behind what is read of a domain.
+const eventLag = 500 * time.Millisecond
+
+// resumedSince says whether a domain was resumed since it had been so many times.
+func (v *inventory) resumedSince(ctx context.Context, id string, times int) bool {
+	late := time.NewTimer(eventLag)
+	defer late.Stop()
+	for {
+		changed := v.changes()
+		if v.timesResumed(id) != times {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // all returns every domain, by name.

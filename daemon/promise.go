@@ -118,6 +118,9 @@ func (d *Daemon) keepResume(ctx context.Context, id string) error {
 	if err == nil {
 		err = d.Config.Host.Resume(ctx, id)
 	}
+	if err == nil {
+		d.pivoting.Delete(id) // from here on it runs by our leave
+	}
 	if err != nil && !errors.Is(err, hypervisor.ErrOff) && !errors.Is(err, hypervisor.ErrNotFound) {
 		return fmt.Errorf("guest not resumed: %w", err)
 	}
