@@ -77,8 +77,8 @@ type call struct {
 	from  caller
 	actor vps.Actor
 	args  []any
-	// operation is the one that the call has begun, for the log.
-	operation string
+	// operation is the one that the call is about, for the log.
+	operation *vps.Operation
 }
 
 // bound is a method of an object.
@@ -162,8 +162,11 @@ func (s *server) logCall(m *bound, c *call, err error, took time.Duration) {
 			level = slog.LevelError
 		}
 	}
-	if c.operation != "" {
-		line = append(line, "operation", c.operation)
+	switch {
+	case c.operation != nil:
+		line = append(line, c.operation.LogAttr())
+	case m.object.iface == vpsInterface:
+		line = append(line, "vps_uuid", m.id)
 	}
 	s.Logger.Log(context.Background(), level, "D-Bus call", line...)
 }
@@ -173,6 +176,6 @@ func (c *call) begun(op vps.Operation, err error) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.operation = op.ID
+	c.operation = &op
 	return []any{operationPath(op.ID)}, nil
 }

@@ -25,14 +25,14 @@ func (s *server) wait(c *call) ([]any, error) {
 }
 
 func (s *server) cancel(c *call) ([]any, error) {
-	c.operation = c.id
-	_, err := s.Service.CancelOperation(c.ctx, c.id, c.actor)
+	op, err := s.Service.CancelOperation(c.ctx, c.id, c.actor)
+	_, err = c.begun(op, err)
 	return nil, err
 }
 
 func (s *server) resume(c *call) ([]any, error) {
-	c.operation = c.id
-	_, err := s.Service.ResumeOperation(c.ctx, c.id, c.actor)
+	op, err := s.Service.ResumeOperation(c.ctx, c.id, c.actor)
+	_, err = c.begun(op, err)
 	return nil, err
 }
 
