@@ -127,6 +127,10 @@ func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	if err == nil {
 		err = d.checkUnshared(ctx, dom, imagesOf(snap))
 	}
+	if err == nil {
+		// Found now, a denial costs nothing.
+		err = d.Config.Host.AllowMerge(ctx, dom.ID, bases(snap))
+	}
 	if err != nil && r.Op.Irrevocable && !unavailable(err) {
 		return operation.Fail(err) // the layer below was merged away: all is whole
 	}
@@ -285,6 +289,10 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
 	d.pivoting.LoadOrStore(dom.ID, d.inventory.timesResumed(dom.ID))
 	for i := range snap.Disks {
 		err := d.pivotDisk(ctx, r, snap, i)
+		if err == nil && i < len(snap.Disks)-1 {
+			// With AppArmor the pivot may have taken the next base away.
+			err = d.Config.Host.AllowMerge(ctx, dom.ID, bases(snap))
+		}
 		if errors.Is(err, errRedefined) {
 			return errDefinedAnew(dom, snap.Disks[i])
 		}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -381,4 +382,44 @@ func TestResumedInThePivot(t *testing.T) {
 	w.must(err)
 	w.done(op, nil)
 	w.sees(id, "vda", 4*mib, 'z')
+}
+
+// TestMergesAreAllowed: AppArmor may deny writes to bases. That is asked for before
+// each merge and after a pivot, which makes libvirt deny the others again; and all
+// merges begin before the first pivot.
+func TestMergesAreAllowed(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.readyToDelete()
+	var calls []string
+	w.host.SetHook(func(_ context.Context, at, _ string) error {
+		for _, call := range []string{"AllowMerge", "StartMerge", "Pivot"} {
+			if at == call+".before" {
+				calls = append(calls, call)
+			}
+		}
+		return nil
+	})
+	w.delete(id)
+	want := []string{"AllowMerge", "AllowMerge", "StartMerge", "AllowMerge", "StartMerge", "Pivot", "AllowMerge", "Pivot"}
+	if !slices.Equal(calls, want) {
+		t.Errorf("called were %v, want %v", calls, want)
+	}
+}
+
+// TestMergeDenied: what the host denies, and nobody can cure, is found before
+// anything is lost, and said. With the VPS off the same works.
+func TestMergeDenied(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.readyToDelete()
+	w.host.FailNext("AllowMerge.before", hypervisor.ErrDenied)
+	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	if op.Status != vps.StatusFailed || op.Error == nil || !strings.Contains(op.Error.Detail, "AppArmor") || !strings.Contains(op.Error.Remedy, "shut the VPS down") {
+		t.Fatalf("%s: %+v", op.Status, op.Error)
+	}
+	if s := w.snapshot(id); s.State != vps.SnapshotAvailable {
+		t.Errorf("the snapshot is %s", s.State)
+	}
+	w.must(w.host.PowerOff(ctx, id))
+	w.delete(id)
+	w.merged(id)
 }

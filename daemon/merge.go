@@ -125,6 +125,9 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		case job.Foreign:
 			return s, fmt.Errorf("disk %s has a job that is not ours: %w", disk.Target, hypervisor.ErrBusy)
 		case !job.Found:
+			if err := d.Config.Host.AllowMerge(ctx, dom.ID, bases(set.snap)); err != nil {
+				return s, fmt.Errorf("merge of disk %s not allowed: %w", disk.Target, err)
+			}
 			m := hypervisor.Merge{Target: disk.Target, Top: disk.Overlay, Base: disk.Base, Active: set.active, BytesPerSecond: set.bandwidth}
 			if err := d.Config.Host.StartMerge(ctx, dom.ID, m); err != nil {
 				return s, fmt.Errorf("merge of disk %s not started: %w", disk.Target, err)
@@ -140,6 +143,15 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		s.total += job.Total
 	}
 	return s, nil
+}
+
+// bases are what the merges of a snapshot write to.
+func bases(snap vps.Snapshot) []string {
+	var files []string
+	for _, disk := range snap.Disks {
+		files = append(files, disk.Base)
+	}
+	return files
 }
 
 // mergeFailed says why merges end without result, as far as the host tells. The

@@ -28,6 +28,10 @@ func (h *pointedHost) SwitchToOverlays(ctx context.Context, id string, disks []h
 	return failpoint.Around(ctx, "SwitchToOverlays", func() error { return h.Host.SwitchToOverlays(ctx, id, disks) })
 }
 
+func (h *pointedHost) AllowMerge(ctx context.Context, id string, bases []string) error {
+	return failpoint.Around(ctx, "AllowMerge", func() error { return h.Host.AllowMerge(ctx, id, bases) })
+}
+
 func (h *pointedHost) StartMerge(ctx context.Context, id string, m hypervisor.Merge) error {
 	return failpoint.Around(ctx, "StartMerge", func() error { return h.Host.StartMerge(ctx, id, m) })
 }

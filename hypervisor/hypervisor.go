@@ -61,6 +61,11 @@ type Domains interface {
 	// ErrUnavailable no disk was switched.
 	SwitchToOverlays(ctx context.Context, id string, disks []DiskSwitch) error
 
+	// AllowMerge makes sure that the host's confinement of a guest that is on lets it
+	// write to the bases of merges; ErrDenied when it cannot be brought to. It is to
+	// be asked before a merge begins and after each pivot, which may take the right
+	// to write to other bases away. Off, or allowed already, is no error.
+	AllowMerge(ctx context.Context, id string, bases []string) error
 	// StartMerge begins to copy Top into Base while the guest runs (active or
 	// paused). ErrBusy when the disk has a job already, ErrOff when the domain
 	// is not active, ErrReplaced when the disk does not use these layers, ErrDenied

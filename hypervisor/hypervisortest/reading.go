@@ -123,6 +123,7 @@ func unknownIsNotFound(s *suite) {
 		"Thaw":              func(id string) error { return h.Thaw(ctx, id, time.Second) },
 		"PingAgent":         func(id string) error { return h.PingAgent(ctx, id, time.Second) },
 		"SwitchToOverlays":  func(id string) error { return h.SwitchToOverlays(ctx, id, []hypervisor.DiskSwitch{{Target: "vda"}}) },
+		"AllowMerge":        func(id string) error { return h.AllowMerge(ctx, id, []string{"/b"}) },
 		"StartMerge":        func(id string) error { return h.StartMerge(ctx, id, hypervisor.Merge{Target: "vda"}) },
 		"MergeJob":          func(id string) error { _, err := h.MergeJob(ctx, id, "vda"); return err },
 		"Pivot":             func(id string) error { return h.Pivot(ctx, id, "vda") },

@@ -45,6 +45,7 @@ type Host struct {
 	hypervisor.Images
 	uri       string
 	configDir string
+	profiles  string // AppArmor's
 	log       *slog.Logger
 
 	events *queue
@@ -70,7 +71,7 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	h := &Host{
-		Images: c.Images, uri: c.URI, configDir: c.ConfigDir, log: c.Logger,
+		Images: c.Images, uri: c.URI, configDir: c.ConfigDir, profiles: profileDir, log: c.Logger,
 		events: newQueue(), stop: stop,
 	}
 	tried := make(chan struct{})
