@@ -44,8 +44,8 @@ func (i *Images) Extents(ctx context.Context, path, format string, visit func(of
 // parseExtents reads one extent after the other: of a large disk there may be millions.
 func parseExtents(from io.Reader, visit func(offset, length int64)) error {
 	d := json.NewDecoder(from)
-	if _, err := d.Token(); err != nil {
-		return fmt.Errorf("qemu-img's answer: %w", err)
+	if open, err := d.Token(); open != json.Delim('[') {
+		return fmt.Errorf("qemu-img's answer is no list: %w", errors.Join(err, hypervisor.ErrUnsupported))
 	}
 	for end := int64(0); d.More(); {
 		var e struct {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -632,6 +634,55 @@ func FuzzParseInfo(f *testing.F) {
 		image, err := parseInfo(data, "qcow2")
 		if err == nil && (image.VirtualSize < 0 || image.Format != "qcow2") {
 			t.Errorf("accepted %+v", image)
+		}
+	})
+}
+
+// FuzzExtents: whatever qemu-img says, what is visited is in order and apart.
+func FuzzExtents(f *testing.F) {
+	f.Add(`[{"start":0,"length":65536,"depth":1,"present":true,"zero":false,"data":true,"offset":327680},{"start":65536,"length":512,"zero":true}]`)
+	f.Add(`[{"start":0,"length":1,"zero":false}`)
+	f.Add(`[{"start":0,"length":9223372036854775807},{"start":9223372036854775807,"length":1}]`)
+	f.Add(`{"start":0}`)
+	f.Add(`{}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		end := int64(0)
+		err := parseExtents(strings.NewReader(text), func(offset, length int64) {
+			if offset < end || length <= 0 || offset+length < offset {
+				t.Errorf("%d bytes at %d follow %d", length, offset, end)
+			}
+			end = offset + length
+		})
+		if err == nil && !strings.Contains(text, "]") {
+			t.Errorf("%q was taken for a whole answer", text)
+		}
+	})
+}
+
+// FuzzNBD: whatever a server sends, a reader gets an error, or what was asked for.
+func FuzzNBD(f *testing.F) {
+	hello := "NBDMAGICIHAVEOPT\x00\x03"
+	size := "\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x07\x00\x00\x00\x03\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x03"
+	ack := "\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x07\x00\x00\x00\x01\x00\x00\x00\x00"
+	f.Add([]byte(hello + size + ack + "\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01abcd"))
+	f.Add([]byte(hello + size + ack + "\x67\x44\x66\x98\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x01"))
+	f.Add([]byte(hello + ack))
+	f.Fuzz(func(t *testing.T, answers []byte) {
+		here, there := net.Pipe()
+		defer here.Close()
+		go io.Copy(io.Discard, there) //nolint:errcheck // it ends with the pipe
+		go func() {
+			_, _ = there.Write(answers)
+			there.Close()
+		}()
+		got, err := negotiate(here)
+		if err != nil {
+			return
+		}
+		e := &export{conn: here, size: got}
+		p := make([]byte, 4)
+		if n, err := e.ReadAt(p, 0); err == nil && (n != 4 || !bytes.Contains(answers, p)) || n > 4 {
+			t.Errorf("of %d bytes %d were read: %q (%v)", got, n, p, err)
 		}
 	})
 }
