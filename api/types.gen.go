@@ -1732,6 +1732,9 @@ type ListOperationsParams struct {
 
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ShowOperationParams defines parameters for ShowOperation.
@@ -1739,6 +1742,9 @@ type ShowOperationParams struct {
 	// Wait Answer when the operation is final or needs attention, or after this
 	// time as it then is. At most 5 minutes; more is cut to that.
 	Wait *string `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // CancelOperationParams defines parameters for CancelOperation.

@@ -236,6 +236,9 @@ type ClientInterface interface {
 
 	// ListOperations List operations
 	//
+	// `result`, `progress.note` and the texts of `error` are in English for
+	// operators, who need them to the letter.
+	//
 	// Corresponds with GET /v1/operations (the `ListOperations` operationId).
 	ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -828,6 +831,9 @@ func (c *rest) ListOffers(ctx context.Context, reqEditors ...RequestEditorFn) (*
 }
 
 // ListOperations List operations
+//
+// `result`, `progress.note` and the texts of `error` are in English for
+// operators, who need them to the letter.
 //
 // Corresponds with GET /v1/operations (the `ListOperations` operationId).
 func (c *rest) ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2151,6 +2157,21 @@ func NewListOperationsRequest(server string, params *ListOperationsParams) (*htt
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -2210,6 +2231,21 @@ func NewShowOperationRequest(server string, id OperationID, params *ShowOperatio
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -3769,6 +3805,9 @@ type ClientWithResponsesInterface interface {
 	ListOffersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListOffersResponse, error)
 
 	// ListOperationsWithResponse List operations
+	//
+	// `result`, `progress.note` and the texts of `error` are in English for
+	// operators, who need them to the letter.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6301,6 +6340,9 @@ func (c *ClientWithResponses) ListOffersWithResponse(ctx context.Context, reqEdi
 }
 
 // ListOperationsWithResponse List operations
+//
+// `result`, `progress.note` and the texts of `error` are in English for
+// operators, who need them to the letter.
 //
 // Returns a wrapper object for the known response body format(s).
 //

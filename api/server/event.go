@@ -233,7 +233,11 @@ func (s *eventStream) end(err error) error {
 
 func wireEvent(e vps.Event, operator bool, in vps.Language) api.Event {
 	w := api.Event{ID: strconv.FormatInt(e.ID, 10), At: e.At.UTC(), Type: api.EventType(e.Type), VPS: e.VPS, VPSName: e.VPSName}
-	if o := e.Operation; o != nil {
+	if e.Operation != nil {
+		o := *e.Operation
+		if !operator {
+			o = o.In(in)
+		}
 		w.Operation = &api.OperationEvent{ID: o.ID, Kind: api.OperationKind(o.Kind), Status: api.OperationStatus(o.Status), Step: o.Step,
 			SnapshotID: o.SnapshotID, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay}), Result: o.Result}
 		if o.Code != "" {

@@ -214,6 +214,32 @@ func TestMessagesByTimeAndLanguage(t *testing.T) {
 	}
 }
 
+// TestOperationInFrench: for customers; an operator reads the very words.
+func TestOperationInFrench(t *testing.T) {
+	s := newSite(t)
+	s.service.Set(func(s *servertest.Service) { s.Outcome = vps.StatusNeedsAttention })
+	op := decode[api.Operation](t, s.call("snapshot", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=1s", "")
+	read := func(role, path, language string) answer {
+		r := s.request(role, http.MethodGet, path, "")
+		r.Header.Set("Accept-Language", language)
+		return s.do(r)
+	}
+	french := "L'espace disque de l'hôte ne suffit pas."
+	for _, c := range []struct {
+		role, language string
+		french         bool
+	}{{"read", "fr-CA", true}, {"read", "en", false}, {"read", "", false}, {"admin", "fr", false}} {
+		one := decode[api.Operation](t, read(c.role, "/v1/operations/"+op.ID, c.language))
+		all := decode[api.OperationList](t, read(c.role, "/v1/operations?vps=web1", c.language)).Operations
+		for _, got := range append(all, one) {
+			if got.ID == op.ID && ((got.Error.Detail == french) != c.french || got.Error.Code != api.CodeInsufficientSpace || got.Error.Remedy == "") {
+				t.Errorf("%s, %q: %+v", c.role, c.language, got.Error)
+			}
+		}
+	}
+}
+
 // TestMetrics: operators and admin tokens see the figures, nobody else does.
 func TestMetrics(t *testing.T) {
 	s := newSite(t)

@@ -18,3 +18,12 @@ func preferred(header *string) vps.Language {
 	_, index := language.MatchStrings(matcher, value(header))
 	return written[index]
 }
+
+// reads is the language of what is said to a caller of operations: operators read
+// the very words, with what they have to do.
+func (c *caller) reads(header *string) vps.Language {
+	if c.operator() {
+		return vps.English
+	}
+	return preferred(header)
+}

@@ -28,7 +28,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		q.VPS = id
 	}
-	mine := callerOf(ctx).sees
+	mine, in := callerOf(ctx).sees, callerOf(ctx).reads(r.Params.AcceptLanguage)
 	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
 	for range mostPages {
 		page, err := h.service.Operations(ctx, q)
@@ -37,7 +37,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		for _, op := range page.Operations {
 			if mine(op.VPS) {
-				list.Operations = append(list.Operations, wireOperation(op))
+				list.Operations = append(list.Operations, wireOperation(op.In(in)))
 			}
 		}
 		list.Next, q.Before = page.Next, page.Next
@@ -62,7 +62,7 @@ func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObje
 			return nil, err
 		}
 	}
-	return ShowOperation200JSONResponse(wireOperation(op)), nil
+	return ShowOperation200JSONResponse(wireOperation(op.In(callerOf(ctx).reads(r.Params.AcceptLanguage)))), nil
 }
 
 // await answers early when the server shuts down: the caller asks again, and

@@ -126,14 +126,16 @@ var phrases = map[Phrase]map[Language]string{
 	PhraseMailGivenUp:    {English: "An e-mail could not be sent; trying was given up.", French: "Un e-mail n'a pas pu être envoyé ; les tentatives ont été abandonnées."},
 }
 
-// results are the parts of an operation's result, which is stored in English; *
-// stands for what varies.
+// results are the parts of an operation's result and of its note, which are in
+// English; * stands for what varies.
 var results = map[string]string{
-	"the guest's file systems were frozen for * ms":                    "les systèmes de fichiers ont été figés pendant * ms",
-	"the disks are as after a power cut":                               "les disques sont comme après une coupure de courant",
-	"the VPS was off":                                                  "le VPS était éteint",
-	"the VPS is off":                                                   "le VPS est éteint",
-	"the VPS was started":                                              "le VPS a été démarré",
+	"the guest's file systems were frozen for * ms":                            "les systèmes de fichiers ont été figés pendant * ms",
+	"the disks are as after a power cut":                                       "les disques sont comme après une coupure de courant",
+	"the VPS writes as fast as its disk is merged":                             "le VPS écrit aussi vite que son disque est fusionné",
+	"it may be stopped for moments of at most * until the merge has caught up": "il peut être suspendu par instants de * au plus, jusqu'à ce que la fusion l'ait rattrapé",
+	"the VPS was off":     "le VPS était éteint",
+	"the VPS is off":      "le VPS est éteint",
+	"the VPS was started": "le VPS a été démarré",
 	"the VPS was started and is paused, as before":                     "le VPS a été démarré et reste en pause, comme avant",
 	"its saved memory belonged to the disks of before and was dropped": "sa mémoire enregistrée correspondait aux anciens disques et a été abandonnée",
 	"the guest answers again":                                          "le système invité répond de nouveau",

@@ -23,3 +23,44 @@ var reasons = map[Code]map[Language]string{
 
 // In says to a customer why something could not be done.
 func (c Code) In(l Language) string { return reasons[c][l] }
+
+// frenchRemedies say to a customer what to do next, where they can do something
+// themselves.
+var frenchRemedies = map[Code]string{
+	CodeGuestUnresponsive: "Vérifiez qemu-guest-agent dans le VPS, ou autorisez un snapshot sans lui.",
+}
+
+// frenchSupport is what to do next in every other case.
+const frenchSupport = "Refaites la demande plus tard ; si elle échoue encore, contactez l'assistance."
+
+// In returns an operation as a customer reads it in a language.
+func (o Operation) In(l Language) Operation {
+	if l != French {
+		return o
+	}
+	o.Result, o.Progress.Note = frenchResult(o.Result), frenchResult(o.Progress.Note)
+	if o.Error != nil {
+		detail, remedy := o.Error.Code.french()
+		o.Error = &Error{Code: o.Error.Code, Detail: detail, Remedy: remedy}
+	}
+	return o
+}
+
+// In returns an operation as a customer reads it in a language.
+func (o OperationEvent) In(l Language) OperationEvent {
+	if l != French {
+		return o
+	}
+	o.Result = frenchResult(o.Result)
+	if o.Code != "" {
+		o.Detail, o.Remedy = o.Code.french()
+	}
+	return o
+}
+
+func (c Code) french() (detail, remedy string) {
+	if remedy = frenchRemedies[c]; remedy == "" {
+		remedy = frenchSupport
+	}
+	return c.In(French), remedy
+}
