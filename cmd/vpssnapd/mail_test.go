@@ -1,11 +1,19 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/mail"
+	"vpssnapd/daemon/mail/mailtest"
+	"vpssnapd/daemon/vps"
 )
 
 func TestMailConfiguration(t *testing.T) {
@@ -76,5 +84,55 @@ func TestMailPassword(t *testing.T) {
 	}
 	if mailer, err := (mailConfig{}).open(); mailer != nil || err != nil || len(senders(mailer)) != 0 {
 		t.Errorf("without a host: %v, %v", mailer, err)
+	}
+}
+
+// TestMailReload: a reload takes up the password and the templates, or nothing.
+func TestMailReload(t *testing.T) {
+	server, dir := mailtest.Start(t, "tls", "u", "new"), t.TempDir()
+	c := defaults()
+	c.Mail.Host, c.Mail.Port, c.Mail.TLS, c.Mail.CA = "127.0.0.1", server.Port, mail.TLSFromStart, server.CA
+	c.Mail.From, c.Mail.Username, c.Mail.PasswordFile = "a@example.org", "u", filepath.Join(dir, "password")
+	write := func(name, text string) {
+		t.Helper()
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	write("password", "old")
+	log := &lockedLog{}
+	r := &reloader{path: filepath.Join(dir, "config.toml"), level: new(slog.LevelVar), running: c, apply: func(daemon.Settings) {}}
+	r.log = slog.New(slog.NewTextHandler(log, nil))
+	var err error
+	r.mailer, err = c.Mail.open()
+	must(t, err)
+	send := func() error {
+		return r.mailer.Send(t.Context(), vps.Delivery{ID: "msg-1", Payload: []byte(`{"kind":"option_activated","to":"b@example.org","vps":"web1"}`)})
+	}
+	if err := send(); err == nil || !strings.Contains(err.Error(), "535") {
+		t.Errorf("with the old password: %v", err)
+	}
+	write("password", "new")
+	c.Mail.Templates = filepath.Join(dir, "templates")
+	must(t, os.Mkdir(c.Mail.Templates, 0o700))
+	own := filepath.Join("templates", "option_activated.en.tmpl")
+	write(own, "{{define")
+	written, err := toml.Marshal(c)
+	must(t, err)
+	write("config.toml", string(written))
+	if err := r.reload(); err == nil || !strings.Contains(err.Error(), own+":1") || send() == nil {
+		t.Errorf("a template that cannot be used: %v", err)
+	}
+	write(own, `{{define "subject"}}{{.VPS}} is yours{{end}}{{define "text"}}{{end}}{{define "html"}}{{end}}`)
+	must(t, r.reload())
+	must(t, send())
+	if got := server.Wait(1)[0]; got.Subject != "web1 is yours" {
+		t.Errorf("%q", got.Subject)
+	}
+	c.Mail.Host = ""
+	written, err = toml.Marshal(c)
+	must(t, err)
+	write("config.toml", string(written))
+	must(t, r.reload())
+	if !log.says("mail.host\"")() || send() != nil {
+		t.Errorf("mail was switched off without a restart, or nothing was said of it: %s", log.text.String())
 	}
 }

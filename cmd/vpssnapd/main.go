@@ -127,8 +127,7 @@ func run(path string) error {
 	if r.certificates, err = c.TLS.load(); err != nil {
 		return err
 	}
-	mailer, err := c.Mail.open()
-	if err != nil {
+	if r.mailer, err = c.Mail.open(); err != nil {
 		return err
 	}
 	started := systemd.Starting("taking up what an earlier run left behind")
@@ -138,7 +137,7 @@ func run(path string) error {
 		return err
 	}
 	defer closing(r.log, "libvirt", host.Close)
-	d, err := openDaemon(ctx, c.daemon(host, r.log), mailer)
+	d, err := openDaemon(ctx, c.daemon(host, r.log), r.mailer)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/systemd"
 )
@@ -21,7 +22,8 @@ type reloader struct {
 	// apply gives the daemon its settings.
 	apply        func(daemon.Settings)
 	certificates *certificates
-	running      config // as it counts now
+	mailer       *mail.Mailer // nil without mail
+	running      config       // as it counts now
 }
 
 // follow reads the configuration anew at each signal, until ctx ends.
@@ -46,6 +48,10 @@ func (r *reloader) reload() error {
 	if err != nil {
 		return err
 	}
+	mailer, err := next.Mail.open()
+	if err != nil {
+		return err
+	}
 	was := r.running
 	if was.TLS.on() && next.TLS.on() {
 		if err := r.certificates.use(next.TLS); err != nil {
@@ -55,6 +61,10 @@ func (r *reloader) reload() error {
 	}
 	r.running.LogLevel, r.running.Snapshot, r.running.Merge, r.running.Offer = next.LogLevel, next.Snapshot, next.Merge, next.Offer
 	r.running.Mail.RemindBefore = next.Mail.RemindBefore
+	if r.mailer != nil && mailer != nil {
+		r.mailer.Become(mailer)
+		r.running.Mail = next.Mail
+	}
 	r.level.Set(next.LogLevel)
 	r.apply(next.settings())
 	r.log.Info("configuration read anew", "file", r.path, "changed", strings.Join(differing(was, r.running), " "))

@@ -160,23 +160,20 @@ type settings struct {
 
 // New makes a mailer. It refuses templates that cannot be used; it connects to nobody.
 func New(c Config) (*Mailer, error) {
-	m := &Mailer{slots: semaphore.NewWeighted(connections)}
-	return m, m.Change(c)
-}
-
-// Change makes it work by another configuration, from the next letter on. When
-// that cannot be used everything stays as it was.
-func (m *Mailer) Change(c Config) error {
 	if err := c.Check(); err != nil {
-		return err
+		return nil, err
 	}
 	t, err := readTemplates(c.Templates)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	m := &Mailer{slots: semaphore.NewWeighted(connections)}
 	m.present.Store(&settings{Config: c, templates: t})
-	return nil
+	return m, nil
 }
+
+// Become makes it work as another one does, from the next letter on.
+func (m *Mailer) Become(other *Mailer) { m.present.Store(other.present.Load()) }
 
 // Send writes a letter and gives it to the mail server, with the delivery's id as
 // its Message-ID. It is final (vps.DeliveryError) when the letter will never be
