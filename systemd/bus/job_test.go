@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,6 +178,57 @@ func TestSpaceAlarm(t *testing.T) {
 		Space: &vps.SpaceEvent{Level: vps.SpaceCritical, Path: "/srv/images", TotalBytes: 100, FreeBytes: 1, FullInSeconds: 60}}}
 	s.activate()
 	news.until(t, "space critical /srv/images")
+}
+
+// copying is a daemon whose operations get on by a megabyte whenever they are looked at.
+type copying struct {
+	*daemon.Daemon
+	done atomic.Int64
+}
+
+func (c *copying) Operation(ctx context.Context, id string) (vps.Operation, error) {
+	op, err := c.Daemon.Operation(ctx, id)
+	op.Progress = vps.Progress{DoneBytes: c.done.Add(1 << 20), TotalBytes: 1 << 30, Note: "the VPS writes as fast"}
+	return op, err
+}
+
+// Who follows an operation hears how far it is, without asking.
+func TestProgress(t *testing.T) {
+	s := &site{host: newHost(t), bus: newBus(t)}
+	s.serve(&copying{Daemon: s.daemon})
+	s.ready()
+	s.activate()
+	release := make(chan struct{})
+	defer close(release)
+	s.fake.SetHook(func(_ context.Context, at, _ string) error {
+		if at == "CreateOverlay.before" {
+			<-release
+		}
+		return nil
+	})
+	root := s.as(0)
+	news := s.listen(root)
+	var operation dbus.ObjectPath
+	root.must(s.path, vpsI+".Take", []any{options{}}, &operation)
+	var done []uint64
+	for limit := time.After(20 * time.Second); len(done) < 6; {
+		select {
+		case sig := <-news.signals:
+			if sig.Path != operation {
+				continue
+			}
+			changed := sig.Body[1].(map[string]dbus.Variant)
+			if changed["TotalBytes"].Value() != uint64(1<<30) || changed["Note"].Value() != "the VPS writes as fast" {
+				t.Errorf("the change is %v", changed)
+			}
+			done = append(done, changed["DoneBytes"].Value().(uint64))
+		case <-limit:
+			t.Fatalf("only %d were told", done)
+		}
+	}
+	if !slices.IsSorted(done) {
+		t.Errorf("told in another order: %d", done)
+	}
 }
 
 // activate activates the option of web1.
