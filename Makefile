@@ -2,6 +2,7 @@
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
 # make test-client   a client in Perl, generated from the API's document, does the main job
+# make bench-api     list, show and listeners to events of a daemon with 500 VPSes (VPSES=)
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make mutants       the product is broken on purpose, and must be found out
@@ -50,6 +51,13 @@ histories:
 .PHONY: test-client
 test-client: deps
 	$(GO) test -v -count=1 -run '^TestForeignClient$$' ./cmd/internal/site
+
+# How many VPSes the measured host has.
+VPSES ?= 500
+
+.PHONY: bench-api
+bench-api: deps
+	$(GO) run ./cmd/vpssnap-bench-api -vps $(VPSES)
 
 # How many cuts for each layout of file systems; 0: after every write.
 CUTS ?= 60

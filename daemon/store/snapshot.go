@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"maps"
+	"slices"
 	"time"
 
 	"vpssnapd/daemon/vps"
@@ -53,12 +56,7 @@ func (s queries) SnapshotsOf(ctx context.Context, vpsID string) ([]vps.Snapshot,
 	if err != nil {
 		return nil, err
 	}
-	for i := range all {
-		if all[i], err = s.withDisks(ctx, all[i]); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
+	return all, s.readDisks(ctx, all)
 }
 
 // OverlaysLeft returns the overlays of snapshots that are gone without having been
@@ -70,15 +68,33 @@ func (s queries) OverlaysLeft(ctx context.Context) ([]string, error) {
 }
 
 func (s queries) withDisks(ctx context.Context, snap vps.Snapshot) (vps.Snapshot, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
-		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot = ? ORDER BY target`, snap.ID)
-	snap.Disks, err = collect(rows, err, func(row scanner) (vps.SnapshotDisk, error) {
-		var d vps.SnapshotDisk
-		err := row.Scan(&d.Target, &d.Base, &d.BaseFormat, inode{&d.BaseInode}, &d.SizeBytes, &d.Overlay, inode{&d.OverlayInode},
+	one := []vps.Snapshot{snap}
+	err := s.readDisks(ctx, one)
+	return one[0], err
+}
+
+// readDisks reads the disks of all these snapshots in one query.
+func (s queries) readDisks(ctx context.Context, all []vps.Snapshot) error {
+	at := map[string]int{}
+	for i, snap := range all {
+		at[snap.ID] = i
+	}
+	ids, err := json.Marshal(slices.Collect(maps.Keys(at)))
+	if err != nil {
+		return err
+	}
+	rows, err := s.q.QueryContext(ctx, `SELECT snapshot, target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
+		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot IN (SELECT value FROM json_each(?)) ORDER BY target`, string(ids))
+	_, err = collect(rows, err, func(row scanner) (d vps.SnapshotDisk, err error) {
+		var id string
+		err = row.Scan(&id, &d.Target, &d.Base, &d.BaseFormat, inode{&d.BaseInode}, &d.SizeBytes, &d.Overlay, inode{&d.OverlayInode},
 			&d.Undo, inode{&d.UndoInode}, &d.Pivoted, fileTime{&d.BaseModified})
+		if snap := &all[at[id]]; err == nil {
+			snap.Disks = append(snap.Disks, d)
+		}
 		return d, err
 	})
-	return snap, err
+	return err
 }
 
 // SaveSnapshot inserts or updates a snapshot and all its disks. The description
