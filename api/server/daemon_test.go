@@ -72,7 +72,7 @@ func (w *wholeSite) open(t testing.TB) {
 			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
 		},
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
-		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, WebhookBody: server.WebhookBody,
+		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, AllowHTTP: true}, WebhookBody: server.WebhookBody,
 	})
 	check(t, err)
 	w.host = host
