@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"syscall"
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -34,6 +35,7 @@ var hostErrors = []struct {
 	{hypervisor.ErrOff, vps.CodeVPSChanged, "the VPS went off meanwhile", "ask for the same again"},
 	{hypervisor.ErrPersistence, vps.CodeInternal, "libvirt could not save the VPS's definition", "look for a full or read-only file system below libvirt's configuration directory, then resume the operation"},
 	{hypervisor.ErrUnsupported, vps.CodeUnsupportedDisk, "the host cannot do this with the VPS's disks", ""},
+	{syscall.EROFS, vps.CodeUnsupportedDisk, "the file system of the VPS's disks is read-only", "look at the host's mounts; where only vpssnapd.service may not write, allow it (systemctl edit vpssnapd: ReadWritePaths=)"},
 	{fs.ErrNotExist, vps.CodeVPSChanged, "a file of the VPS's disks is missing", "look at the VPS's disks on its host (virsh domblklist)"},
 }
 

@@ -1,9 +1,13 @@
 package systemd
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/journal"
 	slogjournal "github.com/systemd/slog-journal"
@@ -16,10 +20,64 @@ import (
 func Logger(level slog.Leveler) *slog.Logger {
 	if ours, err := journal.StderrIsJournalStream(); err == nil && ours {
 		if h, err := slogjournal.NewHandler(&slogjournal.Options{Level: level, ReplaceAttr: field, ReplaceGroup: strings.ToUpper}); err == nil {
-			return slog.New(h)
+			return slog.New(newStoryteller(h))
 		}
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// storyteller puts the attributes into the message too: journalctl shows no other field.
+type storyteller struct {
+	journal, text slog.Handler
+	line          *line
+}
+
+// line is what text writes to.
+type line struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func newStoryteller(journal slog.Handler) *storyteller {
+	s := &storyteller{journal: journal, line: &line{}}
+	s.text = slog.NewTextHandler(s.line, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		switch a.Key {
+		case slog.TimeKey, slog.LevelKey, slog.MessageKey, vps.LogEventKey, "vps_uuid":
+			return slog.Attr{} // the journal shows them by itself, or they help to search only
+		}
+		return a
+	}})
+	return s
+}
+
+// Enabled is part of slog.Handler.
+func (s *storyteller) Enabled(ctx context.Context, level slog.Level) bool {
+	return s.journal.Enabled(ctx, level)
+}
+
+// Handle is part of slog.Handler.
+func (s *storyteller) Handle(ctx context.Context, r slog.Record) error {
+	s.line.mu.Lock()
+	s.line.Reset()
+	err := s.text.Handle(ctx, r)
+	attributes := strings.TrimSpace(s.line.String())
+	s.line.mu.Unlock()
+	told := slog.NewRecord(r.Time, r.Level, strings.TrimSpace(r.Message+" "+attributes), r.PC)
+	r.Attrs(func(a slog.Attr) bool {
+		told.AddAttrs(a)
+		return true
+	})
+	return errors.Join(err, s.journal.Handle(ctx, told))
+}
+
+// WithAttrs is part of slog.Handler.
+func (s *storyteller) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &storyteller{s.journal.WithAttrs(attrs), s.text.WithAttrs(attrs), s.line}
+}
+
+// WithGroup is part of slog.Handler.
+func (s *storyteller) WithGroup(name string) slog.Handler {
+	return &storyteller{s.journal.WithGroup(name), s.text.WithGroup(name), s.line}
 }
 
 const messageID = "MESSAGE_ID"

@@ -51,6 +51,7 @@ type Server struct {
 	proxies                   []netip.Prefix
 	unix, tcp                 *http.Server
 	handlers                  *handlers
+	drain                     *drain
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -71,6 +72,7 @@ func New(cfg Config) *Server {
 		calls:         inProgress{ended: map[string]chan struct{}{}},
 		proxies:       cfg.Proxies,
 		stopWaiting:   stop,
+		drain:         newDrain(),
 	}
 	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader, slowDownload: slowDownload}
 	router := s.router(s.handlers, cfg.Version)
@@ -81,7 +83,7 @@ func New(cfg Config) *Server {
 
 // ServeUnix answers on a Unix socket, where the caller's uid decides. It
 // returns nil after Shutdown.
-func (s *Server) ServeUnix(l net.Listener) error { return serve(s.unix, limitConns(l, nil)) }
+func (s *Server) ServeUnix(l net.Listener) error { return s.serve(s.unix, limitConns(l, nil)) }
 
 // ServeTCP answers where tokens decide, in TLS if tlsConfig is not nil. It returns
 // nil after Shutdown.
@@ -90,24 +92,27 @@ func (s *Server) ServeTCP(l net.Listener, tlsConfig *tls.Config) error {
 	if tlsConfig != nil {
 		l = tls.NewListener(l, tlsConfig)
 	}
-	return serve(s.tcp, l)
+	return s.serve(s.tcp, l)
 }
 
-func serve(h *http.Server, l net.Listener) error {
-	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+func (s *Server) serve(h *http.Server, l net.Listener) error {
+	if err := s.drain.serve(h, l); err != nil {
 		return fmt.Errorf("cannot serve on %s: %w", l.Addr(), err)
 	}
 	return nil
 }
 
-// Shutdown takes no more requests, ends long waits and lets the others finish.
-// When ctx ends first, connections are cut.
+// Shutdown accepts no more connections, ends long waits and lets the other requests
+// finish. When ctx ends first, connections are cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopWaiting()
-	var errs []error
+	errs := []error{s.drain.stopAccepting()}
+	s.unix.SetKeepAlivesEnabled(false)
+	s.tcp.SetKeepAlivesEnabled(false)
+	s.drain.wait(ctx)
 	for _, h := range []*http.Server{s.unix, s.tcp} {
 		if err := h.Shutdown(ctx); err != nil {
-			errs = append(errs, err, h.Close())
+			errs = append(errs, h.Close()) // what still goes on had its time
 		}
 	}
 	return errors.Join(errs...)
@@ -116,6 +121,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
+		ConnState:         s.drain.note,
 		ReadHeaderTimeout: 5 * time.Second,
 		// No ReadTimeout: it would cut a long wait. See limitReading.
 		WriteTimeout:   maxWait + time.Minute,
