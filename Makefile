@@ -123,11 +123,11 @@ install: build
 	install -m 0644 daemon/mail/template/*.tmpl $(DESTDIR)$(PREFIX)/share/vpssnapd/mail
 	install -D -m 0755 packaging/libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/vpssnapd
 	test -e $(DESTDIR)/etc/vpssnapd/config.toml || install -D -m 0644 packaging/config.toml $(DESTDIR)/etc/vpssnapd/config.toml
+	test -n '$(DESTDIR)' || { systemd-sysusers $(PREFIX)/lib/sysusers.d/vpssnapd.conf && journalctl --update-catalog; }
 
 .PHONY: packages
 packages: deps
 	GO=$(GO) packaging/build-packages build/packages
-	test -n '$(DESTDIR)' || { systemd-sysusers $(PREFIX)/lib/sysusers.d/vpssnapd.conf && journalctl --update-catalog; }
 
 clean:
 	rm -rf build
