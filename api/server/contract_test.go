@@ -278,7 +278,7 @@ func FuzzContract(f *testing.F) {
 	f.Fuzz(func(t *testing.T, call uint16, role uint8, seed uint64) {
 		one, as := calls[int(call)%len(calls)], roles[int(role)%len(roles)]
 		c.random = rand.New(rand.NewPCG(seed, uint64(call)<<8|uint64(role)))
-		if c.random.IntN(2) == 0 { // an earlier call may have cancelled it
+		if c.random.IntN(8) == 0 { // an earlier call may have cancelled it
 			_, err := c.w.daemon.PutOption(t.Context(), c.w.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
 			check(t, err)
 		}
