@@ -58,7 +58,7 @@ func everyCall(s *site) []struct {
 // TestPolkitDecides makes every call as an unprivileged user.
 func TestPolkitDecides(t *testing.T) {
 	s := newSite(t)
-	user, polkit := s.as(nobody), s.bus.polkit()
+	user, polkit := s.as(nobody), s.polkit()
 	name := user.conn.Names()[0]
 	for _, c := range everyCall(s) {
 		want := asked{"system-bus-name " + name, "org.vpssnapd1." + c.action, 0}
@@ -98,7 +98,7 @@ func TestPolkitDecides(t *testing.T) {
 // Who only looks at the tree is told of no VPS, and asked for no password.
 func TestIntrospectionGivesNothingAway(t *testing.T) {
 	s := newSite(t)
-	user, polkit := s.as(nobody), s.bus.polkit()
+	user, polkit := s.as(nobody), s.polkit()
 	polkit.set(false, true)
 	user.flags = dbus.FlagAllowInteractiveAuthorization
 	tree := func(c *caller) (text string) {
@@ -168,7 +168,7 @@ func TestOneUserHasSoManyCalls(t *testing.T) {
 	op, err := s.daemon.Take(t.Context(), s.web1, vps.TakeRequest{}, vps.Actor{Name: "test", Way: vps.WayOperator})
 	check(t, err)
 	user := s.as(nobody)
-	s.bus.polkit().set(true, false)
+	s.polkit().set(true, false)
 	path := dbus.ObjectPath(manager + "/operation/" + strings.ReplaceAll(op.ID, "-", "_"))
 	answers := make(chan *dbus.Call, 64)
 	for range cap(answers) {

@@ -1,30 +1,24 @@
 package bus_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/godbus/dbus/v5"
-	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
 	"vpssnapd/systemd/bus"
+	"vpssnapd/systemd/bus/bustest"
 )
 
 const (
@@ -33,103 +27,14 @@ const (
 	nobody     = 65534
 )
 
-// systemBus is like the policy of every system bus: nothing may be owned or called
-// that no service's own policy permits.
-const systemBus = `<busconfig>
-  <listen>unix:path=%s</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-    <deny own="*"/>
-    <deny send_type="method_call"/>
-    <allow send_type="signal"/>
-    <allow send_requested_reply="true" send_type="method_return"/>
-    <allow send_requested_reply="true" send_type="error"/>
-    <allow receive_type="method_call"/>
-    <allow receive_type="method_return"/>
-    <allow receive_type="error"/>
-    <allow receive_type="signal"/>
-    <allow send_destination="org.freedesktop.DBus"/>
-  </policy>
-  <policy user="root">
-    <allow own="org.freedesktop.PolicyKit1"/>
-    <allow send_destination="org.freedesktop.PolicyKit1"/>
-  </policy>
-  <include>%s</include>
-</busconfig>
-`
-
-// testBus is a system bus of the test's own, with the policy that is packaged.
-type testBus struct {
-	t       *testing.T
-	address string
-	config  string
-	stop    func()
-	signal  func(os.Signal) error
-	said    lockedLog
-}
+// testBus is a system bus of the test's own.
+type testBus struct{ *bustest.Bus }
 
 func newBus(t *testing.T) *testBus {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vpssnap-bus")
-	check(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	check(t, os.Chmod(dir, 0o755)) //nolint:gosec // others shall connect
-	policy, err := filepath.Abs("../../packaging/dbus/org.vpssnapd1.conf")
-	check(t, err)
-	b := &testBus{t: t, address: "unix:path=" + dir + "/bus", config: dir + "/bus.conf"}
-	check(t, os.WriteFile(b.config, fmt.Appendf(nil, systemBus, dir+"/bus", policy), 0o600))
-	b.start()
-	t.Cleanup(func() {
-		b.stop()
-		if t.Failed() {
-			t.Log(b.said.String())
-		}
-	})
-	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", b.address)
+	b := &testBus{bustest.New(t, "../../packaging/dbus/org.vpssnapd1.conf")}
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", b.Address)
 	return b
-}
-
-// start returns when the bus listens.
-func (b *testBus) start() {
-	b.t.Helper()
-	cmd := exec.CommandContext(context.Background(), "dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address")
-	cmd.Stderr = &b.said
-	out, err := cmd.StdoutPipe()
-	check(b.t, err)
-	check(b.t, cmd.Start())
-	_, err = bufio.NewReader(out).ReadString('\n')
-	check(b.t, err)
-	b.signal = cmd.Process.Signal
-	b.stop = sync.OnceFunc(func() {
-		check(b.t, cmd.Process.Kill())
-		_ = cmd.Wait() // killed
-	})
-}
-
-// as connects as a user of the host: the kernel tells the bus who the thread is.
-func (b *testBus) as(uid int) *dbus.Conn {
-	b.t.Helper()
-	type result struct {
-		conn *dbus.Conn
-		err  error
-	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
-			made <- result{nil, errno}
-			return
-		}
-		conn, err := dbus.Dial(b.address)
-		made <- result{conn, err}
-	}()
-	r := <-made
-	check(b.t, r.err)
-	b.t.Cleanup(func() { r.conn.Close() })
-	check(b.t, r.conn.Auth([]dbus.Auth{dbus.AuthExternal(fmt.Sprint(uid))}))
-	check(b.t, r.conn.Hello())
-	return r.conn
 }
 
 // polkit answers as it is told, and keeps what it was asked.
@@ -146,15 +51,15 @@ type asked struct {
 	flags   uint32
 }
 
-func (b *testBus) polkit() *polkit {
-	b.t.Helper()
+func (s *site) polkit() *polkit {
+	s.t.Helper()
 	p := &polkit{}
-	conn := b.as(0)
-	check(b.t, conn.Export(p, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority"))
+	conn := s.bus.As(0)
+	check(s.t, conn.Export(p, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority"))
 	reply, err := conn.RequestName("org.freedesktop.PolicyKit1", dbus.NameFlagDoNotQueue)
-	check(b.t, err)
+	check(s.t, err)
 	if reply != dbus.RequestNameReplyPrimaryOwner {
-		b.t.Fatal("no name for polkit")
+		s.t.Fatal("no name for polkit")
 	}
 	return p
 }
@@ -280,7 +185,7 @@ func newSite(t *testing.T) *site {
 // ready waits until the daemon has its name.
 func (s *site) ready() {
 	s.t.Helper()
-	conn := s.bus.as(0)
+	conn := s.bus.As(0)
 	eventually(s.t, "the name is taken", func() bool {
 		var has bool
 		return conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, serverName).Store(&has) == nil && has
@@ -294,7 +199,7 @@ type caller struct {
 	flags dbus.Flags
 }
 
-func (s *site) as(uid int) *caller { return &caller{t: s.t, conn: s.bus.as(uid)} }
+func (s *site) as(uid int) *caller { return &caller{t: s.t, conn: s.bus.As(uid)} }
 
 func (c *caller) call(path dbus.ObjectPath, method string, args ...any) *dbus.Call {
 	c.t.Helper()

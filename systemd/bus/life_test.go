@@ -16,22 +16,22 @@ import (
 // The bus is away when the daemon starts, comes, goes and comes again.
 func TestBusComesAndGoes(t *testing.T) {
 	b := newBus(t)
-	b.stop()
+	b.Stop()
 	s := &site{host: newHost(t), bus: b}
 	s.serve(s.daemon)
 	eventually(t, "the daemon says that there is no bus", func() bool { return strings.Contains(s.log.String(), "not on D-Bus for now") })
 	for range 2 {
-		b.start()
+		b.Start()
 		s.ready()
 		var found dbus.ObjectPath
 		s.as(0).must(manager, "org.vpssnapd1.Manager.GetVPS", []any{"web1"}, &found)
-		b.stop()
+		b.Stop()
 		eventually(t, "the daemon notices", func() bool {
 			log := s.log.String()
 			return strings.Count(log, "not on D-Bus for now") > strings.Count(log, "msg=\"on D-Bus\"")
 		})
 	}
-	b.start()
+	b.Start()
 	s.ready()
 	if n := strings.Count(s.log.String(), "no such file"); n > 3 {
 		t.Errorf("it says %d times that there is no bus:\n%s", n, s.log.String())
@@ -108,8 +108,8 @@ func TestStopWithoutTheBus(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
 	s.serve(talkative{s.daemon})
 	s.ready()
-	check(t, s.bus.signal(syscall.SIGSTOP))
-	defer func() { check(t, s.bus.signal(syscall.SIGCONT)) }()
+	check(t, s.bus.Signal(syscall.SIGSTOP))
+	defer func() { check(t, s.bus.Signal(syscall.SIGCONT)) }()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
