@@ -24,8 +24,8 @@ const (
 	downloadValid = 24 * time.Hour
 	// linksAtMost is how many valid ones a VPS may have.
 	linksAtMost = 50
-	// mapWithin is how long a disk may take to be laid out as qcow2. QEMU 7.2 tells
-	// some 200,000 extents of a fragmented disk per second.
+	// mapWithin is how long a disk may take to be laid out as qcow2. QEMU 7.2 told the
+	// 131,072 extents of a disk as fragmented as can be in 0.3 s (qcow2) and 0.5 s (raw).
 	mapWithin = 2 * time.Minute
 )
 
