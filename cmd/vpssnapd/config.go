@@ -49,6 +49,7 @@ type config struct {
 	} `toml:"snapshot"`
 	Merge struct {
 		Bandwidth    size     `toml:"bandwidth"`
+		Weight       uint64   `toml:"weight"`
 		StalledAfter duration `toml:"stalled_after"`
 		Help         bool     `toml:"help"`
 		LongestStop  duration `toml:"longest_stop"`
@@ -108,6 +109,7 @@ func defaults() config {
 	c.Snapshot.AgentWait = duration(time.Minute)
 	c.Snapshot.MergeLimit = 2
 	c.Snapshot.Headroom = 5 << 30
+	c.Merge.Weight = 20
 	c.Merge.StalledAfter = duration(30 * time.Second)
 	c.Merge.Help = true
 	c.Merge.LongestStop = duration(2 * time.Second)
@@ -194,6 +196,8 @@ func (c config) check() error {
 		return errors.New("durations of [snapshot] must not be negative")
 	case c.Snapshot.MergeLimit < 1:
 		return errors.New("snapshot.merge_limit must be 1 or more")
+	case c.Merge.Weight < 1 || c.Merge.Weight > 10000:
+		return errors.New("merge.weight must be 1 to 10000")
 	case c.Merge.StalledAfter < duration(time.Second):
 		return errors.New("merge.stalled_after must be 1s or more")
 	case c.Merge.LongestStop < 0 || c.Merge.LongestStop > duration(10*time.Second):

@@ -188,6 +188,7 @@ func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host
 	if err != nil {
 		return nil, err
 	}
+	images.Confine = systemd.Confine(c.Merge.Weight, logger)
 	return libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
 }
 
