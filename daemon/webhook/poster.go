@@ -20,6 +20,7 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/vps"
 )
@@ -192,6 +193,8 @@ func plain(ctx context.Context, err error, host string) string {
 	switch {
 	case errors.As(err, &no):
 		return no.Error()
+	case keptOff():
+		return "the unit keeps vpssnapd off the network; allow it: systemctl edit vpssnapd, [Service], RestrictAddressFamilies=AF_INET AF_INET6"
 	case ctx.Err() != nil:
 		return fmt.Sprintf("%s did not answer within %s", host, answerWithin)
 	case errors.As(err, &name):
@@ -204,4 +207,14 @@ func plain(ctx context.Context, err error, host string) string {
 		return host + " cannot be connected to"
 	}
 	return "the connection to " + host + " failed before there was an answer"
+}
+
+// keptOff says that this process may open no connection. A resolver would call that
+// a name that cannot be resolved.
+func keptOff() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return errors.Is(err, unix.EAFNOSUPPORT)
 }
