@@ -47,7 +47,10 @@ the snapshot of a VPS. There is one snapshot per VPS. VPS is its name or its id.
 A snapshot is a quick way back before a risky change. It is no backup.
 
 Root and the members of the group vpssnap may use it on the host itself; with
---server and a token it works from elsewhere.`,
+--server and a token it works from elsewhere.
+
+Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token for
+--server; NO_COLOR=1 switches colours off, which only terminals get anyway.`,
 		Example: `  vpssnap list
   vpssnap take web1 --description "before the upgrade"
   vpssnap restore web1

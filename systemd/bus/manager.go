@@ -34,7 +34,7 @@ func (s *server) listVPS(c *call) ([]any, error) {
 }
 
 func (s *server) getVPS(c *call) ([]any, error) {
-	v, err := s.Service.ShowVPS(c.ctx, c.args[0].(string))
+	v, err := s.Service.KnownVPS(c.ctx, c.args[0].(string))
 	return []any{vpsPath(v.ID)}, err
 }
 
