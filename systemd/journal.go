@@ -62,7 +62,7 @@ func (s *storyteller) Handle(ctx context.Context, r slog.Record) error {
 	err := s.text.Handle(ctx, r)
 	attributes := strings.TrimSpace(s.line.String())
 	s.line.mu.Unlock()
-	told := slog.NewRecord(r.Time, r.Level, strings.TrimSpace(r.Message+" "+attributes), r.PC)
+	told := slog.NewRecord(r.Time, r.Level, oneLine(strings.TrimSpace(r.Message+" "+attributes)), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
 		told.AddAttrs(a)
 		return true
@@ -93,11 +93,13 @@ func field(groups []string, a slog.Attr) slog.Attr {
 			return slog.Group("", slog.String(messageID, id), slog.String(fieldPrefix+"EVENT", a.Value.String()))
 		}
 	}
-	if a.Value.Kind() == slog.KindDuration { // a bare number would not say of what
-		a.Value = slog.StringValue(a.Value.Duration().String())
-	}
-	return slog.Attr{Key: fieldPrefix + fieldName(a.Key), Value: a.Value}
+	// As text: of a duration a bare number would not say what it counts.
+	return slog.String(fieldPrefix+fieldName(a.Key), oneLine(a.Value.String()))
 }
+
+// oneLine keeps lines together: slog-journal v0.1.0 leaves out the end of a field with
+// several (seen), and journald then drops all that comes after it.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
 const fieldPrefix = "VPSSNAP_"
 
