@@ -132,7 +132,7 @@ func TestMailReload(t *testing.T) {
 	must(t, err)
 	write("config.toml", string(written))
 	must(t, r.reload())
-	if !log.says("mail.host\"")() || send() != nil {
+	if !log.says("keys=mail.host")() || send() != nil {
 		t.Errorf("mail was switched off without a restart, or nothing was said of it: %s", log.text.String())
 	}
 }

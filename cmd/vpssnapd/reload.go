@@ -80,11 +80,17 @@ func differing(a, b config) []string {
 	before := map[string]any{}
 	eachKey(reflect.ValueOf(a), "", func(key string, value any) { before[key] = value })
 	eachKey(reflect.ValueOf(b), "", func(key string, value any) {
-		if !reflect.DeepEqual(before[key], value) {
+		if !same(before[key], value) {
 			keys = append(keys, key)
 		}
 	})
 	return keys
+}
+
+// same says that two values of a key are equal; an empty list is no list.
+func same(a, b any) bool {
+	empty := func(v any) bool { return reflect.TypeOf(v).Kind() == reflect.Slice && reflect.ValueOf(v).Len() == 0 }
+	return reflect.DeepEqual(a, b) || empty(a) && empty(b)
 }
 
 // eachKey visits every key of a configuration with its value, as in tls.cert.
