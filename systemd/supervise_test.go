@@ -15,13 +15,13 @@ import (
 	"time"
 )
 
-// manager is systemd's end of the notifications.
-type manager struct {
+// notified is systemd's end of the notifications.
+type notified struct {
 	t    *testing.T
 	conn *net.UnixConn
 }
 
-func newManager(t *testing.T) *manager {
+func newNotified(t *testing.T) *notified {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -30,11 +30,11 @@ func newManager(t *testing.T) *manager {
 	}
 	t.Cleanup(func() { conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
-	return &manager{t, conn}
+	return &notified{t, conn}
 }
 
 // next is the next notification; "" when none comes within the time.
-func (m *manager) next(within time.Duration) string {
+func (m *notified) next(within time.Duration) string {
 	m.t.Helper()
 	if err := m.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		m.t.Fatal(err)
@@ -51,7 +51,7 @@ func (m *manager) next(within time.Duration) string {
 }
 
 // until returns when a notification has this assignment.
-func (m *manager) until(assignment string) {
+func (m *notified) until(assignment string) {
 	m.t.Helper()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 		for line := range strings.Lines(m.next(10 * time.Second)) {
@@ -79,7 +79,7 @@ func (p *patient) Status(context.Context) string { return "2 VPSes\nREADY=1" }
 // TestWatchdogIsFedByHealthOnly: a daemon that hangs is silent, says why in the log, and
 // is fed again if it recovers; the status is one line whatever a VPS is called.
 func TestWatchdogIsFedByHealthOnly(t *testing.T) {
-	m := newManager(t)
+	m := newNotified(t)
 	t.Setenv("WATCHDOG_USEC", strconv.Itoa(int(200*time.Millisecond/time.Microsecond)))
 	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
 	var log bytes.Buffer
@@ -109,7 +109,7 @@ func TestWatchdogIsFedByHealthOnly(t *testing.T) {
 
 // TestStartAsksForTime: while it starts, systemd is told so and gives more time.
 func TestStartAsksForTime(t *testing.T) {
-	m := newManager(t)
+	m := newNotified(t)
 	done := Starting("recovering")
 	m.until("EXTEND_TIMEOUT_USEC=30000000")
 	done()
