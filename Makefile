@@ -6,6 +6,8 @@
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make mutants       the product is broken on purpose, and must be found out
+# make bench         what a snapshot costs, beside virsh and qemu-img (FULL=1, ROUNDS=3)
+# make bench-scale   what 10 to 500 VPSes cost the daemon
 # make fuzz          every fuzz target in turn (TIME=1m for each)
 # make build         the programs, man pages and completions, into build/
 # make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
@@ -72,6 +74,17 @@ RUN ?= .
 .PHONY: mutants
 mutants: build
 	build/vpssnap-mutants -run '$(RUN)' -seed $(if $(filter 0,$(SEED)),1,$(SEED))
+
+# The figures are written into build/, too. DIR= is on the disk to be measured.
+ROUNDS ?= 3
+DIR    ?= /var/tmp
+
+.PHONY: bench bench-scale
+bench: build
+	build/vpssnap-bench -rounds $(ROUNDS) -dir $(DIR) $(if $(FULL),-full) -json build/bench.json
+
+bench-scale: build
+	build/vpssnap-bench -scale -dir $(DIR) -json build/bench-scale.json
 
 # How long each fuzz target runs.
 TIME ?= 1m
