@@ -42,8 +42,7 @@ func (d *Daemon) Health(ctx context.Context) error {
 func (d *Daemon) Status(ctx context.Context) string {
 	var parts []string
 	if err := d.Ready(ctx); err != nil && ctx.Err() == nil {
-		var e *vps.Error
-		if errors.As(err, &e) {
+		if e, ok := errors.AsType[*vps.Error](err); ok {
 			parts = append(parts, e.Detail)
 		}
 	}

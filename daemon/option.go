@@ -174,9 +174,9 @@ func noteOf(before, after vps.Option) string {
 	if after.Price != before.Price {
 		notes = append(notes, fmt.Sprintf("price %d %s %s", after.Price.Amount, after.Price.Currency, after.Price.Period))
 	}
-	switch {
-	case after.EndsAt == before.EndsAt:
-	case after.EndsAt == nil:
+	switch after.EndsAt {
+	case before.EndsAt:
+	case nil:
 		notes = append(notes, "ends_at none")
 	default:
 		notes = append(notes, "ends_at "+after.EndsAt.Format(time.RFC3339))

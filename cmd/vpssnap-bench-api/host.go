@@ -137,7 +137,7 @@ func (h *host) done(op vps.Operation, err error) error {
 	}
 	op, err = h.daemon.WaitOperation(context.Background(), op.ID, time.Minute)
 	if err == nil && op.Status != vps.StatusSucceeded {
-		err = fmt.Errorf("%s of %s is %s: %v", op.Kind, op.VPSName, op.Status, op.Error)
+		err = fmt.Errorf("%s of %s is %s: %w", op.Kind, op.VPSName, op.Status, op.Error)
 	}
 	return err
 }

@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -87,8 +88,8 @@ func run(ctx context.Context, vpses, calls, listeners int, window time.Duration,
 	} {
 		one, err := h.measure(ctx, c.name, calls, c.path)
 		if err != nil {
-			stop()
-			return err
+			_, stopped := stop()
+			return errors.Join(err, stopped)
 		}
 		r.Calls = append(r.Calls, one)
 	}

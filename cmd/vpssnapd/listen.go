@@ -89,7 +89,7 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 func openUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // the socket in it is for all
 		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil {
@@ -105,7 +105,7 @@ func openUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	// Anybody may connect; who may do what is decided by the caller's uid.
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // as the line above says
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

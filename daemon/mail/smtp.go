@@ -76,7 +76,7 @@ func (l *line) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if l.TLS != TLSFromStart {
 		return conn, nil
 	}
-	secured := tls.Client(conn, l.settings.tls())
+	secured := tls.Client(conn, l.tls())
 	return secured, secured.HandshakeContext(ctx)
 }
 
