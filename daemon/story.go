@@ -53,7 +53,7 @@ func (d *Daemon) tellTrouble(t vps.EventType, op vps.OperationEvent, about slog.
 }
 
 func (d *Daemon) tellSpaceLog(t vps.EventType, s vps.SpaceEvent) {
-	d.Logger.Warn("space", vps.LogEvent(t), "level", s.Level, "directory", s.Path, "free", s.FreeBytes, "full_in_seconds", s.FullInSeconds)
+	d.Logger.Warn("space", vps.LogEvent(t), "space", s.Level, "directory", s.Path, "free", s.FreeBytes, "full_in_seconds", s.FullInSeconds)
 }
 
 // watchStore says once that the database fails.
