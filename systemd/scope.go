@@ -15,7 +15,7 @@ const (
 	// scopeWithin bounds how long a process waits for systemd. It works all the same.
 	scopeWithin = 2 * time.Second
 	// leastNice is what a process gets where systemd does not run.
-	leastNice = 10
+	leastNice = 5
 )
 
 // Confine returns what gives a process little of the processors and of the disks when
