@@ -60,6 +60,8 @@ type Lab struct {
 	imageDir  string
 	configDir string
 	cacheDir  string
+	// foreign is the socket of a libvirtd that is not the lab's own.
+	foreign string
 
 	init     *exec.Cmd
 	mu       sync.Mutex // one request to init at a time
@@ -260,7 +262,12 @@ func (l *Lab) LogDir() string { return filepath.Join(l.dir, "var/log/libvirt") }
 
 func (l *Lab) consoleDir() string { return filepath.Join(l.dir, "console") }
 
-func (l *Lab) socket() string { return filepath.Join(l.dir, "sock/libvirt-sock") }
+func (l *Lab) socket() string {
+	if l.foreign != "" {
+		return l.foreign
+	}
+	return filepath.Join(l.dir, "sock/libvirt-sock")
+}
 
 // StartLibvirtd starts libvirtd and returns when it answers.
 func (l *Lab) StartLibvirtd(ctx context.Context) error {
