@@ -306,6 +306,21 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
 	return nil
 }
 
+// errRedefined: the definition names a base that no pivot of ours put there.
+var errRedefined = errors.New("the VPS was defined anew")
+
+// redefined says that somebody defined the VPS anew, which wipes our metadata.
+// The merge sees to it that there is some: a base that a definition names
+// without it may lack what the guest wrote last.
+func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
+
+func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
+		WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
+			dom.Name, disk.Target, dom.Name).
+		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
+}
+
 // ranInPivot says whether somebody else has let a guest run since we suspended it for
 // its pivots. It says so once: an operator decides then.
 func (d *Daemon) ranInPivot(ctx context.Context, id string) bool {
@@ -319,21 +334,6 @@ func (d *Daemon) ranInPivot(ctx context.Context, id string) bool {
 func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
 		WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
-		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
-}
-
-// errRedefined: the definition names a base that no pivot of ours put there.
-var errRedefined = errors.New("the VPS was defined anew")
-
-// redefined says that somebody defined the VPS anew, which wipes our metadata.
-// The merge sees to it that there is some: a base that a definition names
-// without it may lack what the guest wrote last.
-func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
-
-func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
-		WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
-			dom.Name, disk.Target, dom.Name).
 		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 }
 

@@ -68,7 +68,7 @@ var mutants = []mutant{
 	{
 		name: "no-suspend", rule: "the guest is suspended across the pivot", campaign: sweep,
 		edits: []edit{
-			{"daemon/delete.go", "if err := d.Config.Host.Suspend(ctx, dom.ID); err != nil {", "if err := ctx.Err(); err != nil {"},
+			{"daemon/delete.go", "return d.Config.Host.Suspend(ctx, r.Op.VPS)", "return ctx.Err()"},
 			{"daemon/delete.go", "case dom.State == hypervisor.Running:", "case ctx.Err() != nil:"},
 		},
 	},
