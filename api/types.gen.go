@@ -855,6 +855,26 @@ type Download struct {
 	VPS string `json:"vps"`
 }
 
+// DownloadLink defines model for DownloadLink.
+type DownloadLink struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// Disk The guest-side name, as in vda.
+	Disk      string      `json:"disk"`
+	ExpiresAt time.Time   `json:"expires_at"`
+	Format    ImageFormat `json:"format"`
+	ID        string      `json:"id"`
+
+	// SizeBytes Of the whole image.
+	SizeBytes  int64  `json:"size_bytes"`
+	SnapshotID string `json:"snapshot_id"`
+}
+
+// DownloadList defines model for DownloadList.
+type DownloadList struct {
+	Downloads []DownloadLink `json:"downloads"`
+}
+
 // DownloadRequest defines model for DownloadRequest.
 type DownloadRequest struct {
 	// Disk The guest-side name, as in vda. May be left out when the snapshot has one disk.

@@ -22,7 +22,7 @@ import (
 const (
 	// downloadValid is how long a link can be used.
 	downloadValid = 24 * time.Hour
-	// linksAtMost is how many valid ones a VPS may have.
+	// linksAtMost is how many valid ones a snapshot may have.
 	linksAtMost = 50
 	// mapWithin is how long a disk may take to be laid out as qcow2. QEMU 7.2 told the
 	// 131,072 extents of a disk as fragmented as can be in 0.3 s (qcow2) and 0.5 s (raw).
@@ -67,12 +67,13 @@ func (d *Daemon) MakeDownload(ctx context.Context, ref string, r vps.DownloadReq
 }
 
 func (d *Daemon) addDownload(ctx context.Context, tx *store.Tx, link *vps.Download, name string, actor vps.Actor) error {
-	n, err := tx.CountDownloads(ctx, link.VPS, link.CreatedAt)
+	valid, err := tx.Downloads(ctx, link.SnapshotID, link.CreatedAt)
 	if err != nil {
 		return err
 	}
-	if n >= linksAtMost {
-		return vps.Errorf(vps.CodeRateLimited, "%s has %d links already", name, n).WithRemedy("use one of them, or revoke those that are no longer needed")
+	if len(valid) >= linksAtMost {
+		return vps.Errorf(vps.CodeRateLimited, "the snapshot of %s has %d links already", name, len(valid)).
+			WithRemedy("revoke those that are no longer needed: vpssnap downloads list, and revoke")
 	}
 	if err := tx.AddDownload(ctx, *link); err != nil {
 		return err
@@ -90,6 +91,32 @@ func (d *Daemon) addDownload(ctx context.Context, tx *store.Tx, link *vps.Downlo
 		return err
 	}
 	return d.remember(ctx, tx, *link)
+}
+
+// Downloads returns the links to the snapshot of a VPS that are valid, oldest first,
+// but not what makes them work: who made a link was shown it, once. Codes: not_found.
+func (d *Daemon) Downloads(ctx context.Context, ref string) ([]vps.Download, error) {
+	snap, err := d.Snapshot(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return d.store.Downloads(ctx, snap.ID, d.now())
+}
+
+// Download returns a link that is valid by its id: for the repetition of the call
+// that made it. Codes: not_found.
+func (d *Daemon) Download(ctx context.Context, id string) (vps.Download, error) {
+	found, err := d.store.Download(ctx, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return found, errNoLink()
+	}
+	if err == nil {
+		err = d.sign(ctx, d.store, &found)
+	}
+	if err != nil {
+		return found, err
+	}
+	return found, d.stillLeads(ctx, found)
 }
 
 // RevokeDownload ends a link, and cuts off who downloads with it. Codes: not_found.
@@ -133,15 +160,23 @@ func (d *Daemon) FindDownload(ctx context.Context, link string) (vps.Download, e
 		return found, err
 	}
 	// In constant time, and also when there is no such link.
-	if !hmac.Equal([]byte(right.Link), []byte(link)) || !known || !d.now().Before(found.ExpiresAt) {
+	if !hmac.Equal([]byte(right.Link), []byte(link)) || !known {
 		return found, errNoLink()
 	}
 	found.Link = link
-	snap, err := d.store.CurrentSnapshot(ctx, found.VPS)
-	if errors.Is(err, sql.ErrNoRows) || err == nil && (snap.ID != found.SnapshotID || snap.State == vps.SnapshotDeleting) {
-		return found, errNoLink()
+	return found, d.stillLeads(ctx, found)
+}
+
+// stillLeads says that a link has not expired and its snapshot is there.
+func (d *Daemon) stillLeads(ctx context.Context, link vps.Download) error {
+	if !d.now().Before(link.ExpiresAt) {
+		return errNoLink()
 	}
-	return found, err
+	snap, err := d.store.CurrentSnapshot(ctx, link.VPS)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && (snap.ID != link.SnapshotID || snap.State == vps.SnapshotDeleting) {
+		return errNoLink()
+	}
+	return err
 }
 
 // errNoLink is the same whatever is wrong with a link.

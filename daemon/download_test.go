@@ -206,6 +206,49 @@ func TestLinksThatDoNotWork(t *testing.T) {
 	w.refuses(vps.CodeNotFound, err)
 }
 
+// The links of a snapshot are listed, without what makes them work, and counted. Those
+// of snapshots that are gone count no more: nobody could revoke them to make room.
+func TestLinksAreListedAndCounted(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx := context.Background()
+	id, _ := w.frozen("web1", hypervisor.Running)
+	for range 50 {
+		w.link(id, vps.FormatRaw)
+	}
+	_, err := w.daemon.MakeDownload(ctx, id, vps.DownloadRequest{}, operator)
+	w.refuses(vps.CodeRateLimited, err)
+	links, err := w.daemon.Downloads(ctx, "web1")
+	w.must(err)
+	if len(links) != 50 || links[0].Link != "" || links[0].Image.SizeBytes != 8*mib || links[0].Disk != "vda" {
+		t.Fatalf("%d links, as %+v", len(links), links[:1])
+	}
+	w.must(w.daemon.RevokeDownload(ctx, id, links[7].ID, operator))
+	kept := w.link(id, vps.FormatRaw)
+	again, err := w.daemon.Download(ctx, kept.ID)
+	w.must(err)
+	if again.Link != kept.Link {
+		t.Errorf("the link %s is %s when it is asked for by its id", kept.Link, again.Link)
+	}
+	w.done(w.daemon.Delete(ctx, id, operator))
+	_, err = w.daemon.Download(ctx, kept.ID)
+	w.refuses(vps.CodeNotFound, err)
+	_, err = w.daemon.Downloads(ctx, id)
+	w.refuses(vps.CodeNotFound, err)
+	w.take(id, vps.TakeRequest{})
+	w.link(id, vps.FormatRaw)
+	links, err = w.daemon.Downloads(ctx, id)
+	w.must(err)
+	if len(links) != 1 {
+		t.Errorf("the next snapshot has %d links", len(links))
+	}
+	w.setClock(time.Now().Add(24*time.Hour + time.Minute))
+	links, err = w.daemon.Downloads(ctx, id)
+	w.must(err)
+	if len(links) != 0 {
+		t.Errorf("a day later there are still %d links", len(links))
+	}
+}
+
 func TestWhoMayDownload(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) { c.Settings.Download.AtOnce = 3 })
 	ctx := context.Background()
@@ -227,6 +270,9 @@ func TestWhoMayDownload(t *testing.T) {
 	link := w.link(id, vps.FormatRaw)
 	first := w.download(link.Link)
 	w.download(link.Link)
+	if n, _ := w.measured("vpssnap_downloads"); n != 2 {
+		t.Errorf("two downloads run, and /metrics says %v", n)
+	}
 	_, _, err = w.daemon.OpenDownload(ctx, link.Link)
 	w.refuses(vps.CodeRateLimited, err)
 	w.download(second.Link)

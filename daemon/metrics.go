@@ -108,6 +108,7 @@ var (
 	descOwed      = gauge("guests_owed", "Guests that the daemon has to thaw or to resume.", "kind")
 	descMerges    = gauge("merges", "Merges that copy (running) or wait for their turn (waiting).", "state")
 	descMergeMost = gauge("merges_limit", "How many merges may copy at the same time.")
+	descDownloads = gauge("downloads", "Downloads of snapshots that run.")
 	descDatabase  = gauge("database_up", "1 while the database answers and nothing forbids writing.")
 	descSize      = gauge("database_bytes", "Size of the database's files, database or wal.", "file")
 	descCommits   = gauge("database_commits_total", "Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).", "outcome")
@@ -123,7 +124,7 @@ type stateCollector struct{ d *Daemon }
 // Describe is part of prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{descBuild, descSnapshots, descOptions, descOldest, descOwed, descMerges,
-		descMergeMost, descDatabase, descSize, descCommits, descEvents, descWaiting, descWaitOld, descDropped} {
+		descMergeMost, descDownloads, descDatabase, descSize, descCommits, descEvents, descWaiting, descWaitOld, descDropped} {
 		out <- desc
 	}
 }
@@ -154,6 +155,7 @@ func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	out := sample(to)
 	out.gauge(descBuild, 1, c.d.Version)
 	c.merges(out)
+	out.gauge(descDownloads, float64(c.d.downloads.running()))
 	c.database(ctx, out)
 	c.records(ctx, out)
 	c.outbox(ctx, out)

@@ -73,6 +73,18 @@ func (s *readers) begin(ctx, life context.Context, vpsID, link string, atOnce in
 	return r, nil
 }
 
+// running counts the downloads.
+func (s *readers) running() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.all {
+		if r.link != "" {
+			n++
+		}
+	}
+	return n
+}
+
 // end says that nothing of the reader has the disk open any more.
 func (r *reading) end() {
 	r.once.Do(func() {

@@ -129,6 +129,7 @@ type ClientInterface interface {
 	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 	// | `vpssnap_merges_limit` | | how many may copy at the same time |
+	// | `vpssnap_downloads` | | downloads of snapshots that run |
 	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
@@ -417,6 +418,14 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
 	TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListDownloads List the links to the snapshot that are valid
+	//
+	// What each is for, oldest first, so that it can be revoked. The links themselves
+	// are told to who makes them, and to nobody else.
+	//
+	// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
+	ListDownloads(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// MakeDownloadWithBody Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
@@ -501,7 +510,7 @@ type ClientInterface interface {
 	// Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 	// with one of its libraries and the secret of this answer, which cannot be
 	// read again; the same call with the same `Idempotency-Key` answers with the
-	// same secret.
+	// same secret, and with 404 when the webhook was deleted.
 	//
 	// Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 	// failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -528,7 +537,7 @@ type ClientInterface interface {
 	// Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 	// with one of its libraries and the secret of this answer, which cannot be
 	// read again; the same call with the same `Idempotency-Key` answers with the
-	// same secret.
+	// same secret, and with 404 when the webhook was deleted.
 	//
 	// Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 	// failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -625,6 +634,7 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 // | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 // | `vpssnap_merges_limit` | | how many may copy at the same time |
+// | `vpssnap_downloads` | | downloads of snapshots that run |
 // | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
@@ -1233,6 +1243,24 @@ func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapsho
 	return c.Client.Do(req)
 }
 
+// ListDownloads List the links to the snapshot that are valid
+//
+// What each is for, oldest first, so that it can be revoked. The links themselves
+// are told to who makes them, and to nobody else.
+//
+// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
+func (c *rest) ListDownloads(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListDownloadsRequest(c.Server, vps)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // MakeDownloadWithBody Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
@@ -1387,7 +1415,7 @@ func (c *rest) ListWebhooks(ctx context.Context, reqEditors ...RequestEditorFn) 
 // Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 // with one of its libraries and the secret of this answer, which cannot be
 // read again; the same call with the same `Idempotency-Key` answers with the
-// same secret.
+// same secret, and with 404 when the webhook was deleted.
 //
 // Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 // failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -1424,7 +1452,7 @@ func (c *rest) CreateWebhookWithBody(ctx context.Context, params *CreateWebhookP
 // Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 // with one of its libraries and the secret of this answer, which cannot be
 // read again; the same call with the same `Idempotency-Key` answers with the
-// same secret.
+// same secret, and with 404 when the webhook was deleted.
 //
 // Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 // failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -3150,6 +3178,40 @@ func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, params *TakeSnaps
 	return req, nil
 }
 
+// NewListDownloadsRequest constructs an http.Request for the ListDownloads method
+func NewListDownloadsRequest(server string, vps VPSRef) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "vps", vps, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vps/%s/snapshot/download", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewMakeDownloadRequest calls the generic MakeDownload builder with application/json body
 func NewMakeDownloadRequest(server string, vps VPSRef, params *MakeDownloadParams, body MakeDownloadJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -3679,6 +3741,7 @@ type ClientWithResponsesInterface interface {
 	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 	// | `vpssnap_merges_limit` | | how many may copy at the same time |
+	// | `vpssnap_downloads` | | downloads of snapshots that run |
 	// | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 	// | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 	// | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
@@ -4015,6 +4078,16 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/vps/{vps}/snapshot (the `TakeSnapshot` operationId).
 	TakeSnapshotWithResponse(ctx context.Context, vps VPSRef, params *TakeSnapshotParams, body TakeSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeSnapshotResponse, error)
 
+	// ListDownloadsWithResponse List the links to the snapshot that are valid
+	//
+	// What each is for, oldest first, so that it can be revoked. The links themselves
+	// are told to who makes them, and to nobody else.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
+	ListDownloadsWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error)
+
 	// MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
@@ -4105,7 +4178,7 @@ type ClientWithResponsesInterface interface {
 	// Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 	// with one of its libraries and the secret of this answer, which cannot be
 	// read again; the same call with the same `Idempotency-Key` answers with the
-	// same secret.
+	// same secret, and with 404 when the webhook was deleted.
 	//
 	// Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 	// failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -4132,7 +4205,7 @@ type ClientWithResponsesInterface interface {
 	// Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 	// with one of its libraries and the secret of this answer, which cannot be
 	// read again; the same call with the same `Idempotency-Key` answers with the
-	// same secret.
+	// same secret, and with 404 when the webhook was deleted.
 	//
 	// Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 	// failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -5668,6 +5741,54 @@ func (r TakeSnapshotResponse) ContentType() string {
 	return ""
 }
 
+type ListDownloadsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DownloadList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListDownloadsResponse) GetJSON200() *DownloadList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListDownloadsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListDownloadsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListDownloadsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListDownloadsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListDownloadsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type MakeDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6154,6 +6275,7 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 // | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 // | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 // | `vpssnap_merges_limit` | | how many may copy at the same time |
+// | `vpssnap_downloads` | | downloads of snapshots that run |
 // | `vpssnap_database_up` | | 1: it answers, and nothing forbids writing |
 // | `vpssnap_database_bytes` | `file` | size of its files: `database`, `wal` |
 // | `vpssnap_database_commits_total` | `outcome` | transactions since the start: `committed`, `failed` (given up, too) |
@@ -6682,6 +6804,22 @@ func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps 
 	return ParseTakeSnapshotResponse(rsp)
 }
 
+// ListDownloadsWithResponse List the links to the snapshot that are valid
+//
+// What each is for, oldest first, so that it can be revoked. The links themselves
+// are told to who makes them, and to nobody else.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
+func (c *ClientWithResponses) ListDownloadsWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error) {
+	rsp, err := c.ListDownloads(ctx, vps, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListDownloadsResponse(rsp)
+}
+
 // MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
@@ -6814,7 +6952,7 @@ func (c *ClientWithResponses) ListWebhooksWithResponse(ctx context.Context, reqE
 // Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 // with one of its libraries and the secret of this answer, which cannot be
 // read again; the same call with the same `Idempotency-Key` answers with the
-// same secret.
+// same secret, and with 404 when the webhook was deleted.
 //
 // Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 // failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -6847,7 +6985,7 @@ func (c *ClientWithResponses) CreateWebhookWithBodyWithResponse(ctx context.Cont
 // Webhooks](https://www.standardwebhooks.com) has it. Check `webhook-signature`
 // with one of its libraries and the secret of this answer, which cannot be
 // read again; the same call with the same `Idempotency-Key` answers with the
-// same secret.
+// same secret, and with 404 when the webhook was deleted.
 //
 // Answer 2xx within 10 seconds, and do the work afterwards. All else is a
 // failure, a redirect too, and is tried again for 24 hours, at first after 5
@@ -8089,6 +8227,39 @@ func ParseTakeSnapshotResponse(rsp *http.Response) (*TakeSnapshotResponse, error
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListDownloadsResponse parses an HTTP response from a ListDownloadsWithResponse call
+func ParseListDownloadsResponse(rsp *http.Response) (*ListDownloadsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListDownloadsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DownloadList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -136,6 +136,12 @@ func (c *Client) MakeDownload(ctx context.Context, ref string, r api.DownloadReq
 	return read[api.Download](c)(c.rest.MakeDownload(ctx, ref, nil, r))
 }
 
+// Downloads returns what links there are to the snapshot.
+func (c *Client) Downloads(ctx context.Context, ref string) ([]api.DownloadLink, error) {
+	list, err := read[api.DownloadList](c)(c.rest.ListDownloads(ctx, ref))
+	return list.Downloads, err
+}
+
 // RevokeDownload ends a link, by its id.
 func (c *Client) RevokeDownload(ctx context.Context, ref, id string) error {
 	_, err := read[struct{}](c)(c.rest.RevokeDownload(ctx, ref, id, nil))

@@ -40,6 +40,18 @@ func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject
 	return MakeDownload201JSONResponse(wireDownload(d)), nil
 }
 
+func (h *handlers) ListDownloads(ctx context.Context, r ListDownloadsRequestObject) (ListDownloadsResponseObject, error) {
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	all, err := h.service.Downloads(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return ListDownloads200JSONResponse{Downloads: each(all, wireDownloadLink)}, nil
+}
+
 func (h *handlers) RevokeDownload(ctx context.Context, r RevokeDownloadRequestObject) (RevokeDownloadResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {
@@ -66,6 +78,11 @@ func wireDownload(d vps.Download) api.Download {
 		CreatedAt:  d.CreatedAt.UTC(),
 		ExpiresAt:  d.ExpiresAt.UTC(),
 	}
+}
+
+func wireDownloadLink(d vps.Download) api.DownloadLink {
+	return api.DownloadLink{ID: d.ID, SnapshotID: d.SnapshotID, Disk: d.Disk, Format: api.ImageFormat(d.Format),
+		SizeBytes: d.Image.SizeBytes, CreatedAt: d.CreatedAt.UTC(), ExpiresAt: d.ExpiresAt.UTC()}
 }
 
 func (h *handlers) DescribeDownload(ctx context.Context, r DescribeDownloadRequestObject) (DescribeDownloadResponseObject, error) {

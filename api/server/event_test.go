@@ -200,6 +200,12 @@ func TestBadListeners(t *testing.T) {
 			t.Errorf("%s: %s, want %d", path, got.Status, want)
 		}
 	}
+	for _, last := range []string{"", "nonsense", "-1", "+1", "1.5", "0x10", "9999999999999999999", "1; DROP TABLE event", "١", strings.Repeat("1", 300)} {
+		got := s.with("bound", http.MethodGet, "/v1/events", "", "Last-Event-ID", last)
+		if got.StatusCode != 400 || got.problem(t).Code != api.CodeInvalid {
+			t.Errorf("Last-Event-ID %q: %s %s", last, got.Status, got.body)
+		}
+	}
 }
 
 // A shutdown does not wait for listeners; they come back by themselves.

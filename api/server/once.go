@@ -24,14 +24,16 @@ const (
 	headerMatch = "If-Match"
 )
 
-// kept is an answer as it is stored with what the call has changed. The secret
-// of a token is not: Renew names the token that gets another one.
+// kept is an answer as it is stored with what the call has changed. A secret in it
+// is not stored: SecretOf names what the secret is read of when the answer is sent
+// again, and Renew the token that gets another one, since its own is nowhere.
 type kept struct {
-	Status   int    `json:"status"`
-	Location string `json:"location,omitempty"`
-	ETag     string `json:"etag,omitempty"`
-	Body     []byte `json:"body,omitempty"`
-	Renew    string `json:"renew,omitempty"`
+	Status   int             `json:"status"`
+	Location string          `json:"location,omitempty"`
+	ETag     string          `json:"etag,omitempty"`
+	Body     json.RawMessage `json:"body,omitempty"`
+	Renew    string          `json:"renew,omitempty"`
+	SecretOf string          `json:"secret_of,omitempty"`
 }
 
 // keep makes the answer of what came of a call, as the handlers do.
@@ -50,11 +52,13 @@ func keep(result any) ([]byte, error) {
 	case vps.Token:
 		k.Status, k.Renew, body = http.StatusCreated, r.ID, wireToken(r)
 	case vps.Webhook:
-		k.Status, body = http.StatusCreated, wireNewWebhook(r)
+		r.Secret = ""
+		k.Status, k.SecretOf, body = http.StatusCreated, r.ID, wireNewWebhook(r)
 	case vps.WebhookTest:
 		k.Status, body = http.StatusOK, wireWebhookTest(r)
 	case vps.Download:
-		k.Status, body = http.StatusCreated, wireDownload(r)
+		r.Link = ""
+		k.Status, k.SecretOf, body = http.StatusCreated, r.ID, wireDownload(r)
 	case nil:
 		k.Status = http.StatusNoContent
 	default:
@@ -65,7 +69,7 @@ func keep(result any) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		k.Body = append(text, '\n')
+		k.Body = text
 	}
 	return json.Marshal(k)
 }
@@ -119,16 +123,12 @@ func (s *Server) repeat(c echo.Context, answer []byte) error {
 	if err := json.Unmarshal(answer, &k); err != nil {
 		return fmt.Errorf("a kept answer cannot be read: %w", err)
 	}
-	if k.Renew != "" {
-		secret, err := s.service.RenewSecret(c.Request().Context(), k.Renew)
+	if k.Renew != "" || k.SecretOf != "" {
+		body, err := s.withSecret(c.Request().Context(), k)
 		if err != nil {
 			return err
 		}
-		var t api.Token
-		if err := json.Unmarshal(k.Body, &t); err != nil {
-			return fmt.Errorf("a kept token cannot be read: %w", err)
-		}
-		return c.JSON(k.Status, api.NewToken{Token: t, Secret: secret})
+		return c.JSON(k.Status, body)
 	}
 	h := c.Response().Header()
 	for name, value := range map[string]string{echo.HeaderLocation: k.Location, headerETag: k.ETag} {
@@ -139,7 +139,38 @@ func (s *Server) repeat(c echo.Context, answer []byte) error {
 	if len(k.Body) == 0 {
 		return c.NoContent(k.Status)
 	}
-	return c.Blob(k.Status, echo.MIMEApplicationJSON, k.Body)
+	return c.Blob(k.Status, echo.MIMEApplicationJSON, append(k.Body, '\n'))
+}
+
+// withSecret is the body of a kept answer with the secret that was left out. What it
+// is of may be gone by now, and then nobody gets it any more: not_found.
+func (s *Server) withSecret(ctx context.Context, k kept) (any, error) {
+	switch {
+	case k.Renew != "":
+		secret, err := s.service.RenewSecret(ctx, k.Renew)
+		if err != nil {
+			return nil, err
+		}
+		made := api.NewToken{Secret: secret}
+		return made, json.Unmarshal(k.Body, &made.Token)
+	case strings.HasPrefix(k.SecretOf, "wh-"):
+		w, err := s.service.Webhook(ctx, k.SecretOf)
+		if err != nil {
+			return nil, err
+		}
+		made := api.NewWebhook{}
+		err = json.Unmarshal(k.Body, &made)
+		made.Secret = w.Secret
+		return made, err
+	}
+	d, err := s.service.Download(ctx, k.SecretOf)
+	if err != nil {
+		return nil, err
+	}
+	made := api.Download{}
+	err = json.Unmarshal(k.Body, &made)
+	made.URL = linkPath + d.Link
+	return made, err
 }
 
 // sumOf tells a call from every other. readBody has read the body.

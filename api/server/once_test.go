@@ -59,6 +59,9 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 	if got := w.call("", "GET", made.URL, ""); got.StatusCode != 404 {
 		t.Errorf("the revoked download: %s", got.Status)
 	}
+	if got := w.with(w.admin, "POST", snapshot+"/download", `{"format":"raw"}`, keyHeader, "makeDownload"); got.StatusCode != 404 {
+		t.Errorf("the call that had made it: %s %s", got.Status, got.body)
+	}
 	twice("describeSnapshot", "PATCH", snapshot, `{"description":"another"}`, 200)
 	id := decode[api.Snapshot](t, w.call(w.admin, "GET", snapshot, "")).ID
 	w.ended(twice("restoreSnapshot", "POST", snapshot+"/restore", `{"confirm":"`+id+`"}`, 202))
@@ -118,6 +121,9 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 	}
 	twice("testWebhook", "POST", "/v1/webhooks/"+hook.Webhook.ID+"/test", "", 200)
 	twice("deleteWebhook", "DELETE", "/v1/webhooks/"+hook.Webhook.ID, "", 204)
+	if got := w.with(w.admin, "POST", "/v1/webhooks", `{"url":"https://127.0.0.1:1/"}`, keyHeader, "createWebhook"); got.StatusCode != 404 {
+		t.Errorf("the deleted webhook came back: %s %s", got.Status, got.body)
+	}
 
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)
 	check(t, err)

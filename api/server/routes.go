@@ -43,6 +43,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodPost, snapshot + "/undo-restore", vps.ScopeSnapshot, w.UndoRestore},
 
 		{http.MethodPost, snapshot + "/download", vps.ScopeSnapshot, w.MakeDownload},
+		{http.MethodGet, snapshot + "/download", vps.ScopeRead, w.ListDownloads},
 		{http.MethodDelete, snapshot + "/download/{download}", vps.ScopeSnapshot, w.RevokeDownload},
 		{http.MethodGet, "/v1/downloads/{link}", vps.ScopeNone, w.Download},
 		{http.MethodHead, "/v1/downloads/{link}", vps.ScopeNone, w.DescribeDownload},

@@ -112,6 +112,9 @@ type ServerInterface interface {
 	// TakeSnapshot Take the snapshot
 	// (POST /v1/vps/{vps}/snapshot)
 	TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeSnapshotParams) error
+	// ListDownloads List the links to the snapshot that are valid
+	// (GET /v1/vps/{vps}/snapshot/download)
+	ListDownloads(ctx echo.Context, vps VPSRef) error
 	// MakeDownload Make a link to download a disk of the snapshot
 	// (POST /v1/vps/{vps}/snapshot/download)
 	MakeDownload(ctx echo.Context, vps VPSRef, params MakeDownloadParams) error
@@ -1105,6 +1108,22 @@ func (w *ServerInterfaceWrapper) TakeSnapshot(ctx echo.Context) error {
 	return err
 }
 
+// ListDownloads converts echo context to params.
+func (w *ServerInterfaceWrapper) ListDownloads(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vps" -------------
+	var vps VPSRef
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vps", ctx.Param("vps"), &vps, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListDownloads(ctx, vps)
+	return err
+}
+
 // MakeDownload converts echo context to params.
 func (w *ServerInterfaceWrapper) MakeDownload(ctx echo.Context) error {
 	var err error
@@ -1443,6 +1462,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.TakeSnapshot, options.OperationMiddlewares["takeSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/restore", wrapper.RestoreSnapshot, options.OperationMiddlewares["restoreSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/undo-restore", wrapper.UndoRestore, options.OperationMiddlewares["undoRestore"]...)
+	router.GET(options.BaseURL+"/v1/vps/:vps/snapshot/download", wrapper.ListDownloads, options.OperationMiddlewares["listDownloads"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/download", wrapper.MakeDownload, options.OperationMiddlewares["makeDownload"]...)
 	router.DELETE(options.BaseURL+"/v1/vps/:vps/snapshot/download/:download", wrapper.RevokeDownload, options.OperationMiddlewares["revokeDownload"]...)
 	router.GET(options.BaseURL+"/v1/downloads/:link", wrapper.Download, options.OperationMiddlewares["download"]...)
@@ -2855,6 +2875,45 @@ func (response TakeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitTakeS
 	return err
 }
 
+type ListDownloadsRequestObject struct {
+	VPS VPSRef `json:"vps"`
+}
+
+type ListDownloadsResponseObject interface {
+	VisitListDownloadsResponse(w http.ResponseWriter) error
+}
+
+type ListDownloads200JSONResponse DownloadList
+
+func (response ListDownloads200JSONResponse) VisitListDownloadsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDownloadsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDownloadsdefaultApplicationProblemPlusJSONResponse) VisitListDownloadsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type MakeDownloadRequestObject struct {
 	VPS    VPSRef `json:"vps"`
 	Params MakeDownloadParams
@@ -3300,6 +3359,9 @@ type StrictServerInterface interface {
 	// TakeSnapshot Take the snapshot
 	// (POST /v1/vps/{vps}/snapshot)
 	TakeSnapshot(ctx context.Context, request TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error)
+	// ListDownloads List the links to the snapshot that are valid
+	// (GET /v1/vps/{vps}/snapshot/download)
+	ListDownloads(ctx context.Context, request ListDownloadsRequestObject) (ListDownloadsResponseObject, error)
 	// MakeDownload Make a link to download a disk of the snapshot
 	// (POST /v1/vps/{vps}/snapshot/download)
 	MakeDownload(ctx context.Context, request MakeDownloadRequestObject) (MakeDownloadResponseObject, error)
@@ -4197,6 +4259,31 @@ func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeS
 		return err
 	} else if validResponse, ok := response.(TakeSnapshotResponseObject); ok {
 		return validResponse.VisitTakeSnapshotResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListDownloads operation middleware
+func (sh *strictHandler) ListDownloads(ctx echo.Context, vps VPSRef) error {
+	var request ListDownloadsRequestObject
+
+	request.VPS = vps
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDownloads(ctx.Request().Context(), request.(ListDownloadsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDownloads")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListDownloadsResponseObject); ok {
+		return validResponse.VisitListDownloadsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -35,6 +35,9 @@ type Service interface {
 
 	MakeDownload(ctx context.Context, ref string, r vps.DownloadRequest, a vps.Actor) (vps.Download, error)
 	RevokeDownload(ctx context.Context, ref, id string, a vps.Actor) error
+	// Downloads returns what links there are, but not the links; Download one with it.
+	Downloads(ctx context.Context, ref string) ([]vps.Download, error)
+	Download(ctx context.Context, id string) (vps.Download, error)
 	// FindDownload returns what a link is for; OpenDownload its image, too, whose
 	// reads fail when it is cut off.
 	FindDownload(ctx context.Context, link string) (vps.Download, error)

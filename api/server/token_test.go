@@ -68,24 +68,37 @@ func TestTokenFromItsMakingToItsEnd(t *testing.T) {
 	}
 }
 
+// onDisk says how often the daemon's files hold a text.
+func (w *wholeSite) onDisk(text string) (n int) {
+	w.t.Helper()
+	check(w.t, filepath.WalkDir(w.stateDir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		n += strings.Count(string(content), text)
+		return err
+	}))
+	return n
+}
+
 // What is on the disk opens nothing.
 func TestSecretsAreNotKept(t *testing.T) {
 	w := newWholeSite(t)
 	made := decode[api.NewToken](t, w.with(w.admin, "POST", "/v1/tokens", `{"name":"jo","scopes":["read"]}`, keyHeader, "k"))
 	secret := made.Secret[strings.LastIndex(made.Secret, "_")+1:]
-	err := filepath.WalkDir(w.stateDir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
+	w.ended(w.call(w.admin, "POST", "/v1/vps/web1/snapshot", ""))
+	link := decode[api.Download](t, w.with(w.admin, "POST", "/v1/vps/web1/snapshot/download", "", keyHeader, "l"))
+	_, signature, _ := strings.Cut(link.URL, ".")
+	hook := decode[api.NewWebhook](t, w.with(w.admin, "POST", "/v1/webhooks", `{"url":"https://panel.example.net/"}`, keyHeader, "m"))
+	// The daemon signs with a webhook's secret: that is in the webhook's own record.
+	for text, want := range map[string]int{secret: 0, signature: 0, hook.Secret: 1, link.ID: -1} {
+		if n := w.onDisk(text); want >= 0 && n > want || want < 0 && n == 0 {
+			t.Errorf("%s is on the disk %d times", text, n)
 		}
-		text, err := os.ReadFile(path)
-		if strings.Contains(string(text), secret) {
-			t.Errorf("the secret is in %s", filepath.Base(path))
+		if want >= 0 && strings.Contains(w.log.String(), text) {
+			t.Errorf("%s is in the log", text)
 		}
-		return err
-	})
-	check(t, err)
-	if strings.Contains(w.log.String(), secret) {
-		t.Error("the secret is in the log")
 	}
 	// Nor does any other part of a token.
 	for _, wrong := range []string{

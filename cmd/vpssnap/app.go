@@ -87,7 +87,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 	root.SetErr(a.stderr)
 	root.AddCommand(
 		a.listCmd(), a.showCmd(),
-		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(), a.downloadCmd(),
+		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(), a.downloadCmd(), a.downloadsCmd(),
 		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.eventsCmd(), a.watchCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.configCmd(), a.versionCmd(), a.docsCmd(),
 	)
 	documentExits(root)

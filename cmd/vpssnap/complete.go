@@ -110,6 +110,18 @@ func (a *app) completeWebhook(cmd *cobra.Command, args []string, typed string) (
 	}))(cmd, args, typed)
 }
 
+// linksOf offers the ids of the links to the snapshot of a VPS.
+func (a *app) linksOf(ref string) completion {
+	return a.words(func(ctx context.Context, c *client.Client) ([]string, error) {
+		list, err := c.Downloads(ctx, ref)
+		var ids []string
+		for _, d := range list {
+			ids = append(ids, word(d.ID, d.Disk))
+		}
+		return ids, err
+	})
+}
+
 // completeFlag teaches the shell the words of a flag that was added just now.
 func completeFlag(cmd *cobra.Command, name string, offer completion) {
 	if err := cmd.RegisterFlagCompletionFunc(name, offer); err != nil {

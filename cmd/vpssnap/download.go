@@ -86,6 +86,7 @@ func (d *download) run(ctx context.Context) (err error) {
 	if d.link, err = d.c.MakeDownload(ctx, d.ref, d.request); err != nil {
 		return err
 	}
+	defer d.endLink(ctx)
 	if d.path == "" {
 		d.path = d.link.FileName
 	}
@@ -119,7 +120,17 @@ func (d *download) run(ctx context.Context) (err error) {
 		})
 }
 
+// endLink revokes the link: nobody else has it, and it would open the disk for
+// another day. Where that fails, it does so.
+func (d *download) endLink(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeWithin)
+	defer cancel()
+	_ = d.c.RevokeDownload(ctx, d.ref, d.link.ID)
+}
+
 const (
+	// revokeWithin is how long a user waits for the end of the link.
+	revokeWithin = 5 * time.Second
 	// patience is how long a download is tried without getting a byte.
 	patience = 2 * time.Minute
 	// tryAgain is how long a try waits.

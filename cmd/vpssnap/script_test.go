@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 
 			"cutdownloads": cutDownloads,
 			"downloaded":   wasDownloaded,
+			"link":         link,
 		},
 	})
 }
@@ -162,6 +163,12 @@ func cutDownloads(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	service(ts).Set(func(s *servertest.Service) { s.CutDownloads = n })
+}
+
+// link VPS makes a link to a snapshot, as a panel does.
+func link(ts *testscript.TestScript, _ bool, args []string) {
+	_, err := service(ts).MakeDownload(context.Background(), args[0], vps.DownloadRequest{}, vps.Actor{Name: "panel"})
+	ts.Check(err)
 }
 
 // wasDownloaded FILE checks that a file is the disk of the snapshot.

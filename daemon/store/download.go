@@ -7,16 +7,30 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+const (
+	downloadColumns = `SELECT d.id, d.vps, d.snapshot, d.disk, d.format, d.file_name, d.created_at, d.expires_at, i.size_bytes, i.map_name, i.sha256, `
+	downloadTables  = ` FROM download d JOIN image i ON i.snapshot = d.snapshot AND i.disk = d.disk AND i.format = d.format `
+)
+
+func scanDownload(row scanner) (vps.Download, error) {
+	var d vps.Download
+	err := row.Scan(&d.ID, &d.VPS, &d.SnapshotID, &d.Disk, &d.Format, &d.FileName, moment{&d.CreatedAt}, moment{&d.ExpiresAt},
+		&d.Image.SizeBytes, &d.Image.MapName, &d.Image.SHA256, &d.Image.Map)
+	return d, err
+}
+
 // Download returns a link with what is known of its image; sql.ErrNoRows when
 // there is none.
 func (s queries) Download(ctx context.Context, id string) (vps.Download, error) {
-	d := vps.Download{ID: id}
-	err := s.q.QueryRowContext(ctx, `SELECT d.vps, d.snapshot, d.disk, d.format, d.file_name, d.created_at, d.expires_at,
-		i.size_bytes, i.map, i.map_name, i.sha256 FROM download d
-		JOIN image i ON i.snapshot = d.snapshot AND i.disk = d.disk AND i.format = d.format WHERE d.id = ?`, id).
-		Scan(&d.VPS, &d.SnapshotID, &d.Disk, &d.Format, &d.FileName, moment{&d.CreatedAt}, moment{&d.ExpiresAt},
-			&d.Image.SizeBytes, &d.Image.Map, &d.Image.MapName, &d.Image.SHA256)
-	return d, err
+	return scanDownload(s.q.QueryRowContext(ctx, downloadColumns+`i.map`+downloadTables+`WHERE d.id = ?`, id))
+}
+
+// Downloads returns the links to a snapshot that are valid, oldest first, without the
+// maps of their images.
+func (s queries) Downloads(ctx context.Context, snapshot string, now time.Time) ([]vps.Download, error) {
+	rows, err := s.q.QueryContext(ctx, downloadColumns+`NULL`+downloadTables+`WHERE d.snapshot = ? AND d.expires_at > ? ORDER BY d.created_at, d.id`,
+		snapshot, micros(now))
+	return collect(rows, err, scanDownload)
 }
 
 // Image returns what is known of a disk of a snapshot as an image; sql.ErrNoRows
@@ -39,13 +53,14 @@ func (t *Tx) AddDownloadKey(ctx context.Context, key []byte) error {
 	return t.exec(ctx, `INSERT INTO download_key (one, key) VALUES (1, ?) ON CONFLICT DO NOTHING`, key)
 }
 
-// AddDownload records a link, and its image unless that is known, and forgets
-// links that expired and images of snapshots that are gone.
+// AddDownload records a link, and its image unless that is known, and forgets links
+// that expired, and links and images of snapshots that are gone.
 func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
-	if err := t.exec(ctx, `DELETE FROM download WHERE expires_at < ?`, micros(d.CreatedAt)); err != nil {
+	const ofNone = `snapshot NOT IN (SELECT id FROM snapshot WHERE state <> 'gone')`
+	if err := t.exec(ctx, `DELETE FROM download WHERE expires_at < ? OR `+ofNone, micros(d.CreatedAt)); err != nil {
 		return err
 	}
-	if err := t.exec(ctx, `DELETE FROM image WHERE snapshot NOT IN (SELECT id FROM snapshot WHERE state <> 'gone')`); err != nil {
+	if err := t.exec(ctx, `DELETE FROM image WHERE `+ofNone); err != nil {
 		return err
 	}
 	err := t.exec(ctx, `INSERT INTO image (snapshot, disk, format, size_bytes, map, map_name) VALUES (?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
@@ -55,12 +70,6 @@ func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
 	}
 	return t.exec(ctx, `INSERT INTO download (id, vps, snapshot, disk, format, file_name, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)`,
 		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, micros(d.CreatedAt), micros(d.ExpiresAt))
-}
-
-// CountDownloads counts the links of a VPS that are valid.
-func (s queries) CountDownloads(ctx context.Context, vpsID string, now time.Time) (n int, err error) {
-	err = s.q.QueryRowContext(ctx, `SELECT count(*) FROM download WHERE vps = ? AND expires_at >= ?`, vpsID, micros(now)).Scan(&n)
-	return n, err
 }
 
 // RemoveDownload revokes a link of a VPS; sql.ErrNoRows (wrapped) when it has none

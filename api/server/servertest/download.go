@@ -61,6 +61,27 @@ func (s *Service) RevokeDownload(_ context.Context, ref, id string, a vps.Actor)
 	return vps.Errorf(vps.CodeNotFound, "%s has no such link", v.Name)
 }
 
+// Downloads leaves out those that were revoked.
+func (s *Service) Downloads(_ context.Context, ref string) ([]vps.Download, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	var valid []vps.Download
+	for _, d := range s.downloads {
+		if d.VPS == v.ID && d.Link != "" {
+			valid = append(valid, d)
+		}
+	}
+	return valid, nil
+}
+
+func (s *Service) Download(ctx context.Context, id string) (vps.Download, error) {
+	return s.FindDownload(ctx, id+".signed")
+}
+
 func (s *Service) FindDownload(_ context.Context, link string) (vps.Download, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
