@@ -27,7 +27,7 @@ type machine struct {
 	nspawn
 }
 
-// nspawn is the process that runs the container, through reboots.
+// nspawn is the process that runs the container until it reboots.
 type nspawn struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
@@ -79,16 +79,15 @@ func (m *machine) boot(ctx context.Context) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("cannot start a host: %w", err)
 	}
-	return m.booted(ctx, 0)
+	return m.booted(ctx)
 }
 
-// booted waits until a first process other than before has started everything.
-func (m *machine) booted(ctx context.Context, before int) error {
+// booted waits until the first process has started everything.
+func (m *machine) booted(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
 	err := m.until(ctx, func() (bool, error) {
-		first, err := m.first()
-		if err != nil || first == before {
+		if _, err := m.first(); err != nil {
 			return false, nil //nolint:nilerr // it is about to come
 		}
 		// Degraded is up, too: some units have nothing to do in a container.
@@ -151,16 +150,23 @@ func (m *machine) run(ctx context.Context, args ...string) (string, error) {
 	return output(ctx, nil, append(append(enter, inside...), args...)...)
 }
 
-// reboot asks systemd to reboot, as an operator does, and returns when it is up again.
+// rebootWithin is how long the host may take to shut down its VPSes and itself.
+const rebootWithin = 3 * time.Minute
+
+// reboot asks systemd to reboot, as an operator does, and returns when it is up
+// again. nspawn leaves it to its caller to start the container anew.
 func (m *machine) reboot(ctx context.Context) error {
-	before, err := m.first()
-	if err != nil {
-		return err
-	}
 	if _, err := m.run(ctx, "systemctl", "--no-block", "reboot"); err != nil {
 		return err
 	}
-	return m.booted(ctx, before)
+	select {
+	case <-m.ended:
+		return m.boot(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(rebootWithin):
+		return errors.New("the host does not go down for a reboot")
+	}
 }
 
 // kill ends every process of the host, and returns when all are gone.

@@ -32,10 +32,20 @@ func stopped(ctx context.Context, h *host) error {
 	return err
 }
 
-// upgraded installs the later version: over the first one, and then over itself.
+// upgraded is the end of an upgrade, which restarts the daemon. What comes before
+// takes longer than some operations, and is done before they begin.
 func upgraded(ctx context.Context, h *host) error {
-	_, err := h.run(ctx, "dpkg", "--install", h.packages[1])
+	_, err := h.run(ctx, "dpkg", "--configure", "vpssnapd")
 	return err
+}
+
+// upgradeRound installs the later version in a round: over the first one, and then
+// over itself.
+func upgradeRound(ctx context.Context, h *host) error {
+	return h.round(ctx, upgraded, func() error {
+		_, err := h.run(ctx, "dpkg", "--unpack", h.packages[1])
+		return err
+	})
 }
 
 func libvirtRestarted(ctx context.Context, h *host) error {
@@ -49,6 +59,11 @@ func died(ctx context.Context, h *host) error { return h.die(ctx) }
 
 // round does every kind of operation on both VPSes at once and interrupts each.
 func round(ctx context.Context, h *host, interrupt interruption) error {
+	return h.round(ctx, interrupt, func() error { return nil })
+}
+
+// round prepares each interruption.
+func (h *host) round(ctx context.Context, interrupt interruption, prepare func() error) error {
 	if err := h.configure(ctx, slowMerges); err != nil {
 		return err
 	}
@@ -59,7 +74,7 @@ func round(ctx context.Context, h *host, interrupt interruption) error {
 				return err
 			}
 		}
-		if err := os.WriteFile(slow, nil, 0o600); err != nil {
+		if err := errors.Join(prepare(), os.WriteFile(slow, nil, 0o600)); err != nil {
 			return err
 		}
 		if err := h.interrupted(ctx, a, interrupt); err != nil {

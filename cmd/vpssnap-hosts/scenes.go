@@ -21,7 +21,7 @@ var scenes = []struct {
 	{"the daemon is killed in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, killed) }},
 	{"libvirt is restarted in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, libvirtRestarted) }},
 	{"the daemon is stopped and started in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, stopped) }},
-	{"the package is upgraded in the middle of everything, the database with it", func(ctx context.Context, h *host) error { return round(ctx, h, upgraded) }},
+	{"the package is upgraded in the middle of everything, the database with it", upgradeRound},
 	{"an older version is refused", downgrade},
 	{"the host is rebooted in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, rebooted) }},
 	{"the host dies in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, died) }},
@@ -289,7 +289,7 @@ func purge(ctx context.Context, h *host) error {
 var leftBehind = []string{"/var/log/", "/var/cache/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/"}
 
 func (h *host) nothingLeft(ctx context.Context) error {
-	printed, err := h.run(ctx, "find", "/", "-xdev", "(", "-path", h.share, "-o", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune",
+	printed, err := h.run(ctx, "find", "/", "-xdev", "(", "-path", filepath.Dir(h.share), "-o", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune",
 		"-o", "-iname", "*vpssnap*", "-print")
 	if err != nil {
 		return err
