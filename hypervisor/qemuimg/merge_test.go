@@ -15,7 +15,7 @@ import (
 )
 
 // mergeRounds is enough for every kind of base and overlay to meet.
-const mergeRounds = 16
+const mergeRounds = 12
 
 // TestMergeEqualsCommit holds MergeOffline against qemu-img commit, with overlays
 // that were written, zeroed and discarded at random, and with a merge that was
@@ -126,7 +126,7 @@ func (r *mergeRound) play() {
 	// As slow as that, it is stopped in the midst of it.
 	stopped, stop := context.WithCancelCause(r.Context())
 	slow := r.ours
-	slow.BytesPerSecond = mib
+	slow.BytesPerSecond = 4 * mib
 	err := r.images.MergeOffline(stopped, slow, func(done, total int64) {
 		if done > total/4 {
 			stop(errStopped)
