@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"slices"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -69,7 +68,7 @@ func (d *Daemon) othersDisks(dom hypervisor.Domain) []hypervisor.Disk {
 	var disks []hypervisor.Disk
 	for _, other := range d.inventory.all() {
 		if other.ID != dom.ID {
-			disks = slices.Concat(disks, other.Disks, other.PersistentDisks)
+			disks = append(append(disks, other.Disks...), other.PersistentDisks...)
 		}
 	}
 	return disks
