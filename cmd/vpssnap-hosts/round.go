@@ -69,7 +69,8 @@ func (h *host) round(ctx context.Context, interrupt interruption, prepare func()
 	}
 	slow := filepath.Join(h.share, "run/slow")
 	for i, a := range []act{take, restore, undo, replace, remove} {
-		if a.name == restore.name || a.name == replace.name {
+		// An undo needs what was before the restore; all others something to do.
+		if a.name == restore.name || a.name == replace.name || a.name == remove.name {
 			if err := h.write(ctx, byte('a'+i)); err != nil {
 				return err
 			}
