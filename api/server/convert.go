@@ -48,8 +48,12 @@ func wireVPS(v vps.VPS, operator bool) api.VPS {
 		w.Snapshot = &s
 	}
 	if v.Operation != nil {
-		op := wireOperation(*v.Operation)
-		w.Operation = &op
+		op := *v.Operation
+		if !operator {
+			op = op.In(vps.English)
+		}
+		told := wireOperation(op)
+		w.Operation = &told
 	}
 	return w
 }

@@ -19,11 +19,11 @@ func preferred(header *string) vps.Language {
 	return written[index]
 }
 
-// reads is the language of what is said to a caller of operations: operators read
-// the very words, with what they have to do.
-func (c *caller) reads(header *string) vps.Language {
+// told is an operation as a caller reads it: operators get the very words, with what
+// they have to do.
+func (c *caller) told(op vps.Operation, header *string) vps.Operation {
 	if c.operator() {
-		return vps.English
+		return op
 	}
-	return preferred(header)
+	return op.In(preferred(header))
 }

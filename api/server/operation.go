@@ -28,7 +28,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		q.VPS = id
 	}
-	mine, in := callerOf(ctx).sees, callerOf(ctx).reads(r.Params.AcceptLanguage)
+	who := callerOf(ctx)
 	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
 	for range mostPages {
 		page, err := h.service.Operations(ctx, q)
@@ -36,8 +36,8 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 			return nil, err
 		}
 		for _, op := range page.Operations {
-			if mine(op.VPS) {
-				list.Operations = append(list.Operations, wireOperation(op.In(in)))
+			if who.sees(op.VPS) {
+				list.Operations = append(list.Operations, wireOperation(who.told(op, r.Params.AcceptLanguage)))
 			}
 		}
 		list.Next, q.Before = page.Next, page.Next
@@ -62,7 +62,7 @@ func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObje
 			return nil, err
 		}
 	}
-	return ShowOperation200JSONResponse(wireOperation(op.In(callerOf(ctx).reads(r.Params.AcceptLanguage)))), nil
+	return ShowOperation200JSONResponse(wireOperation(callerOf(ctx).told(op, r.Params.AcceptLanguage))), nil
 }
 
 // await answers early when the server shuts down: the caller asks again, and

@@ -116,13 +116,23 @@ func TestPriceIn(t *testing.T) {
 func TestOperationIn(t *testing.T) {
 	o := Operation{Result: "the VPS was off", Error: &Error{Code: CodeGuestUnresponsive, Detail: "/srv/x", Remedy: "virsh"},
 		Progress: Progress{Note: "the VPS writes as fast as its disk is merged; it may be stopped for moments of at most 2s until the merge has caught up"}}
-	if got := o.In(English); got.Error != o.Error || got.Progress != o.Progress || got.Result != o.Result {
+	if got := o.In(English); *got.Error != *o.Error || got.Progress != o.Progress || got.Result != o.Result {
 		t.Errorf("%+v", got)
 	}
 	got := o.In(French)
 	if got.Result != "le VPS était éteint" || got.Error.Detail != "L'agent invité du VPS n'a pas répondu." || !strings.Contains(got.Error.Remedy, "qemu-guest-agent") ||
 		got.Progress.Note != "le VPS écrit aussi vite que son disque est fusionné ; il peut être suspendu par instants de 2s au plus, jusqu'à ce que la fusion l'ait rattrapé" {
 		t.Errorf("%+v %+v", got, got.Error)
+	}
+	o.Status = StatusNeedsAttention
+	for l, want := range map[Language]string{English: "You need not do anything: ", French: "Vous n'avez rien à faire : "} {
+		e := OperationEvent{Code: o.Error.Code, Status: o.Status, Remedy: o.Error.Remedy}.In(l)
+		if got := o.In(l).Error.Remedy; !strings.HasPrefix(got, want) || e.Remedy != got {
+			t.Errorf("what an operator has to do is told to a customer: %s, %s", got, e.Remedy)
+		}
+	}
+	if o.Error.Remedy != "virsh" {
+		t.Error("and no more to the operator")
 	}
 	e := OperationEvent{Code: CodeInternal, Detail: "x", Result: "the VPS was off"}.In(French)
 	if e.Detail != CodeInternal.In(French) || e.Remedy != frenchSupport || e.Result != "le VPS était éteint" {

@@ -1,5 +1,7 @@
 package vps
 
+import "cmp"
+
 // reasons say of each code, to a customer, why something could not be done: no
 // host paths, no internals, nothing that only an operator can do.
 var reasons = map[Code]map[Language]string{
@@ -33,34 +35,43 @@ var frenchRemedies = map[Code]string{
 // frenchSupport is what to do next in every other case.
 const frenchSupport = "Refaites la demande plus tard ; si elle échoue encore, contactez l'assistance."
 
+// parked is what to do next about an operation that waits for an operator: the very
+// remedy (virsh edit ...) is for nobody else.
+var parked = map[Language]string{
+	English: "You need not do anything: it goes on when the operator of the host has cured the cause.",
+	French:  "Vous n'avez rien à faire : l'opération continuera dès que l'opérateur aura remédié à la cause.",
+}
+
 // In returns an operation as a customer reads it in a language.
 func (o Operation) In(l Language) Operation {
-	if l != French {
-		return o
+	if l == French {
+		o.Result, o.Progress.Note = frenchResult(o.Result), frenchResult(o.Progress.Note)
 	}
-	o.Result, o.Progress.Note = frenchResult(o.Result), frenchResult(o.Progress.Note)
-	if o.Error != nil {
-		detail, remedy := o.Error.Code.french()
-		o.Error = &Error{Code: o.Error.Code, Detail: detail, Remedy: remedy}
+	if e := o.Error; e != nil {
+		detail, remedy := e.Code.failed(l, o.Status, e.Detail, e.Remedy)
+		o.Error = &Error{Code: e.Code, Detail: detail, Remedy: remedy}
 	}
 	return o
 }
 
 // In returns an operation as a customer reads it in a language.
 func (o OperationEvent) In(l Language) OperationEvent {
-	if l != French {
-		return o
+	if l == French {
+		o.Result = frenchResult(o.Result)
 	}
-	o.Result = frenchResult(o.Result)
 	if o.Code != "" {
-		o.Detail, o.Remedy = o.Code.french()
+		o.Detail, o.Remedy = o.Code.failed(l, o.Status, o.Detail, o.Remedy)
 	}
 	return o
 }
 
-func (c Code) french() (detail, remedy string) {
-	if remedy = frenchRemedies[c]; remedy == "" {
-		remedy = frenchSupport
+// failed is what a customer is told of a failure, and what to do next.
+func (c Code) failed(l Language, s Status, detail, remedy string) (inWords, next string) {
+	if l == French {
+		detail, remedy = c.In(French), cmp.Or(frenchRemedies[c], frenchSupport)
 	}
-	return c.In(French), remedy
+	if s == StatusNeedsAttention {
+		remedy = parked[l]
+	}
+	return detail, remedy
 }
