@@ -94,6 +94,8 @@ func (p *Poster) CheckURL(text string) error {
 		return bad("is not one")
 	case len(text) > urlLength:
 		return bad(fmt.Sprintf("is longer than %d characters", urlLength))
+	case u.Port() != "" && !isPort(u.Port()):
+		return bad("has a port that there cannot be")
 	case u.Scheme != "https" && (u.Scheme != "http" || !p.allowHTTP):
 		return bad("must begin with https://")
 	case u.User != nil:
@@ -107,6 +109,11 @@ func (p *Poster) CheckURL(text string) error {
 		}
 	}
 	return nil
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 // Post sends a message once. Its error is for operators to read: it holds nothing

@@ -105,6 +105,14 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// A proxy would connect to what is refused here: none is asked, whatever the
+// environment says. (net/http reads it once, so that the outcome cannot be tried.)
+func TestNoProxyIsAsked(t *testing.T) {
+	if transport, ok := New(Config{}).client.Transport.(*http.Transport); !ok || transport.Proxy != nil {
+		t.Error("a proxy may be asked")
+	}
+}
+
 // Redirects are not followed, wherever they lead.
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	var followed atomic.Bool
@@ -246,7 +254,9 @@ func TestURLs(t *testing.T) {
 		"https://panel.example.net/hooks?x=1": true, "https://panel.example.net": true, "https://8.8.8.8:8443/": true, "https://[2606:4700::1]/": true,
 		"http://panel.example.net/": false, "ftp://panel.example.net/": false, "panel.example.net": false, "https:///x": false, "https:panel": false,
 		"https://jo:pw@panel.example.net/": false, "https://jo@panel.example.net/": false, "https://panel.example.net/#x": false, "https://127.0.0.1/": false,
-		"https://[::1]/": false, "https://[::ffff:10.0.0.1]/": false, "https://panel.example.net/" + strings.Repeat("a", 2048): false, "": false,
+		"https://[::1]/": false, "https://[::ffff:10.0.0.1]/": false, "https://[::ffff:7f00:1]/": false, "https://[64:ff9b::7f00:1]/": false,
+		"https://[fe80::1%25lo]/": false, "https://[::ffff:127.0.0.1%25lo]/": false, "https://[::]/": false, "https://0.0.0.0/": false,
+		"https://panel.example.net:99999999/": false, "https://panel.example.net:0/": false, "https://panel.example.net:x/": false, "https://panel.example.net/" + strings.Repeat("a", 2048): false, "": false,
 		"https://a b/": false, "https://panel.example.net/\x00": false, "file:///etc/passwd": false, "unix:///run/libvirt/libvirt-sock": false,
 	} {
 		if err := New(Config{}).CheckURL(text); (err == nil) != good || vps.CodeOf(err) != vps.CodeInvalid && !good {
