@@ -49,6 +49,9 @@ func TestRefuseStart(t *testing.T) {
 	w.must(os.WriteFile(base, nil, 0o600))
 	start(false, base)
 	w.must(os.Rename(base+".old", base))
+	w.close()
+	w.open() // which heals the snapshot, if it was looked at while its base was away
+	w.awaits(id, vps.SnapshotAvailable)
 
 	w.delete(id)
 	start(false, base)
