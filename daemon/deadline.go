@@ -71,6 +71,9 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		return
 	}
 	for _, o := range options {
+		if !isDue(o, now) {
+			continue
+		}
 		if err := d.endOption(ctx, o, now); err != nil {
 			d.Logger.Error("option not ended", d.logAttr(o.VPS), "error", err)
 		}
@@ -93,11 +96,18 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 	}
 }
 
+// isDue says that the time of an option, or its grace, is over.
+func isDue(o vps.Option, now time.Time) bool {
+	end := o.EndsAt
+	if o.State == vps.OptionGrace {
+		end = o.GraceUntil
+	}
+	return end != nil && !now.Before(*end)
+}
+
 // endOption moves an option whose time is over into its grace.
 func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) error {
-	over := func(o vps.Option) bool {
-		return o.State != vps.OptionGrace && o.EndsAt != nil && !now.Before(*o.EndsAt)
-	}
+	over := func(o vps.Option) bool { return o.State != vps.OptionGrace && isDue(o, now) }
 	if !over(o) {
 		return nil
 	}
@@ -125,15 +135,14 @@ func (d *Daemon) graceOver(ctx context.Context, tx *store.Tx, vpsID string) (vps
 	if errors.Is(err, sql.ErrNoRows) {
 		return o, false, nil
 	}
-	return o, err == nil && o.State == vps.OptionGrace && o.GraceUntil != nil && !d.now().Before(*o.GraceUntil), err
+	return o, err == nil && o.State == vps.OptionGrace && isDue(o, d.now()), err
 }
 
 // endGrace deletes the snapshot of an option whose grace is over; when there
 // is none (any more), the option is released. Until then it is tried again.
 func (d *Daemon) endGrace(ctx context.Context, vpsID string) {
 	rec, err := readRecord(ctx, d.store, vpsID)
-	if err != nil || rec.option == nil || rec.option.State != vps.OptionGrace || rec.option.GraceUntil == nil ||
-		d.now().Before(*rec.option.GraceUntil) || rec.operation != nil {
+	if err != nil || rec.option == nil || rec.option.State != vps.OptionGrace || !isDue(*rec.option, d.now()) || rec.operation != nil {
 		return
 	}
 	if rec.snapshot == nil {

@@ -24,13 +24,19 @@ import (
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
+	"vpssnapd/hypervisor/qemuimg"
 )
 
 const (
 	// clients ask side by side, as the panels and order systems of a provider do.
 	clients = 4
+	// callEvery is how often each of them asks: a busy panel, but one that leaves the
+	// processors to the guests. One that asks without pause measures the processors.
+	callEvery = 200 * time.Millisecond
 	// workers keep operations running while the calls are measured.
 	workers = 2
+	// workEvery is how often each of them takes and deletes a snapshot.
+	workEvery = 500 * time.Millisecond
 	// noLimit is more calls per second than are made.
 	noLimit = 1_000_000
 )
@@ -88,10 +94,25 @@ func (h *host) define(ctx context.Context) (err error) {
 	return nil
 }
 
+// quickStat is the fake host, but for one call that lists make for every snapshot:
+// the fake's own waits for a lock that its takes hold while they read 500 VPSes.
+type quickStat struct {
+	*fake.Host
+	files *qemuimg.Images
+}
+
+func (q quickStat) Stat(ctx context.Context, path string) (hypervisor.File, error) {
+	return q.files.Stat(ctx, path)
+}
+
 func (h *host) start(ctx context.Context) (err error) {
 	log := slog.New(slog.DiscardHandler)
+	files, err := qemuimg.New()
+	if err != nil {
+		return err
+	}
 	h.daemon, err = daemon.Open(ctx, daemon.Config{
-		Host: h.fake, StateDir: filepath.Join(h.dir, "state"), Version: "bench", Logger: log,
+		Host: quickStat{h.fake, files}, StateDir: filepath.Join(h.dir, "state"), Version: "bench", Logger: log,
 		Settings: daemon.Settings{
 			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: workers,
 			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
@@ -150,6 +171,8 @@ func (h *host) work(ctx context.Context) (stop func() (int64, error)) {
 	errs := make(chan error, workers)
 	for w := range workers {
 		wg.Go(func() {
+			pace := time.NewTicker(workEvery)
+			defer pace.Stop()
 			for i := 2 * w; ctx.Err() == nil; i = (i + 2*workers) % h.vpses { // those without a snapshot
 				op, err := h.daemon.Take(ctx, name(i), vps.TakeRequest{Quiesce: vps.QuiesceNever}, operator)
 				if err = h.done(op, err); err == nil {
@@ -162,6 +185,10 @@ func (h *host) work(ctx context.Context) (stop func() (int64, error)) {
 					return
 				}
 				n.Add(2)
+				select {
+				case <-pace.C:
+				case <-ctx.Done():
+				}
 			}
 		})
 	}
@@ -196,7 +223,10 @@ func (h *host) measure(ctx context.Context, what string, n int, path func(i int)
 	errs := make(chan error, clients)
 	for range clients {
 		wg.Go(func() {
+			pace := time.NewTicker(callEvery)
+			defer pace.Stop()
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				<-pace.C
 				start := time.Now()
 				resp, err := h.get(ctx, path(i))
 				if err != nil {

@@ -53,7 +53,7 @@ type listenCosts struct {
 
 func main() {
 	vpses := flag.Int("vps", 500, "how many `VPSes` the host has")
-	calls := flag.Int("calls", 2000, "how many `calls` of each kind are made")
+	calls := flag.Int("calls", 500, "how many `calls` of each kind are made")
 	listeners := flag.Int("listeners", 100, "how many `listeners` to events there are")
 	window := flag.Duration("window", 10*time.Second, "how `long` listeners are observed")
 	file := flag.String("json", "", "write the figures to this `file`, too")
