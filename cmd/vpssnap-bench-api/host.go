@@ -221,8 +221,9 @@ func (h *host) measure(ctx context.Context, what string, n int, path func(i int)
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	errs := make(chan error, clients)
-	for range clients {
+	for c := range clients {
 		wg.Go(func() {
+			<-time.After(time.Duration(c) * callEvery / clients) // they do not know of each other
 			pace := time.NewTicker(callEvery)
 			defer pace.Stop()
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
