@@ -13,17 +13,22 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// recordForHook opens the record to read it beside the daemon; nil when there is none.
+func recordForHook(stateDir string) (*store.Store, error) {
+	path := filepath.Join(stateDir, databaseFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // none is no error
+	}
+	return store.OpenReadOnly(path)
+}
+
 // RefuseStart says why a VPS must not be started on these images now, nil when
 // it may. It is asked by libvirt's hook, in a process of its own, so it reads
 // nothing but the record: calling libvirt from its hook would deadlock. Without
 // a record nothing is refused.
 func RefuseStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
-	path := filepath.Join(stateDir, databaseFile)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	db, err := store.OpenReadOnly(path)
-	if err != nil {
+	db, err := recordForHook(stateDir)
+	if db == nil || err != nil {
 		return err
 	}
 	defer db.Close()

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/operation"
-	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -39,12 +37,8 @@ func mergingFile(stateDir, id string) string { return filepath.Join(stateDir, "m
 // MakeWay asks a merge to let go of the images of a VPS that is about to start, and
 // returns when nothing holds them. Like RefuseStart it is asked by libvirt's hook.
 func MakeWay(ctx context.Context, stateDir, vpsID string) error {
-	path := filepath.Join(stateDir, databaseFile)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	db, err := store.OpenReadOnly(path)
-	if err != nil {
+	db, err := recordForHook(stateDir)
+	if db == nil || err != nil {
 		return err
 	}
 	defer db.Close()
