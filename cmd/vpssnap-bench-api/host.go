@@ -36,8 +36,7 @@ const (
 	// workers keep operations running while the calls are measured.
 	workers = 2
 	// workEvery is how often each of them takes and deletes a snapshot: far more than
-	// customers ask for. The fake host holds its one lock for some 50 ms in each, and
-	// a show that comes then waits: real VPSes do not wait for each other.
+	// customers ask for.
 	workEvery = time.Second
 	// noLimit is more calls per second than are made.
 	noLimit = 1_000_000
@@ -97,7 +96,7 @@ func (h *host) define(ctx context.Context) (err error) {
 }
 
 // quickStat is the fake host, but for one call that lists make for every snapshot:
-// the fake's own waits for a lock that its takes hold while they read 500 VPSes.
+// the fake's own reads the whole image, under the lock of all.
 type quickStat struct {
 	*fake.Host
 	files *qemuimg.Images

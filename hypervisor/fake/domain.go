@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"vpssnapd/hypervisor"
 )
 
@@ -125,23 +127,45 @@ func (h *Host) load(id string) (*domain, error) {
 	return nil, fmt.Errorf("cannot read fake domain %s", id)
 }
 
+// glance is a domain as it lay in its file when it was last read, and which file
+// that was: another one, or one that has grown, is read anew.
+type glance struct {
+	domain  *domain
+	inode   uint64
+	size    int64
+	written unix.Timespec
+}
+
+// loadAll returns all domains to look at, not to change: they are shared. With 500
+// of them, reading each anew under the lock of all kept every other call waiting.
 func (h *Host) loadAll() ([]*domain, error) {
 	entries, err := os.ReadDir(filepath.Join(h.dir, "domains"))
 	if err != nil {
 		return nil, err
 	}
 	var all []*domain
+	seen := map[string]glance{}
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".json")
 		if !ok {
 			continue
 		}
-		d, err := h.load(id)
-		if err != nil {
+		var st unix.Stat_t
+		if err := unix.Stat(h.domainFile(id), &st); err != nil {
 			return nil, err
 		}
-		all = append(all, d)
+		g := h.seen[id]
+		if g.inode != st.Ino || g.size != st.Size || g.written != st.Mtim {
+			d, err := h.load(id)
+			if err != nil {
+				return nil, err
+			}
+			g = glance{domain: d, inode: st.Ino, size: st.Size, written: st.Mtim}
+		}
+		seen[id] = g
+		all = append(all, g.domain)
 	}
+	h.seen = seen
 	return all, nil
 }
 

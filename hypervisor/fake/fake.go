@@ -29,6 +29,7 @@ type Host struct {
 	queue *queue
 
 	mu        sync.Mutex // one user of lock in this process
+	seen      map[string]glance
 	faultMu   sync.Mutex
 	faults    faults
 	closeOnce sync.Once
