@@ -136,7 +136,8 @@ type Images interface {
 	Exchange(ctx context.Context, a, b string) error
 	// Remove unlinks path if it is still the file with that inode, and makes that
 	// durable. A file that is gone already is no error; another file there is
-	// ErrReplaced and is left alone.
+	// ErrReplaced and is left alone. The room that it took may come back a little
+	// later.
 	Remove(ctx context.Context, path string, inode uint64) error
 	// Export opens an image to read what a guest would see through it and the
 	// images below it. Others may read them meanwhile; who wants to write to one,

@@ -102,19 +102,30 @@ func (i *Images) Exchange(_ context.Context, a, b string) error {
 
 // Remove unlinks path if it is still the file with that inode. The directory is
 // synced even when the file is gone: an earlier Remove may have died before that.
+//
+// The file's blocks are given back a little later. A file system that discards what
+// it frees sends the disk one command for each piece, which took 1.3 s for an overlay
+// that a guest had written here and there, and the kernel does it before unlink
+// returns, unless somebody has the file open: so we have, and close it beside the
+// work. Should this process end first, the kernel closes it then.
 func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
 	what := fmt.Sprintf("cannot remove %q", path)
 	if err := checkPath(path); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	var st unix.Stat_t
-	err := unix.Lstat(path, &st)
+	held, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return syncDirectoryOf(path)
 	case err != nil:
 		return fileError(what, err)
-	case st.Ino != inode || st.Mode&unix.S_IFMT != unix.S_IFREG:
+	}
+	defer func() { go unix.Close(held) }() //nolint:errcheck // nothing was written through it
+	var st unix.Stat_t
+	if err := unix.Fstat(held, &st); err != nil {
+		return fileError(what, err)
+	}
+	if st.Ino != inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s: %w: inode %d instead of %d", what, hypervisor.ErrReplaced, st.Ino, inode)
 	}
 	if err := unix.Unlink(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

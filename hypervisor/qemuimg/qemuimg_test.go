@@ -567,6 +567,38 @@ func TestRemoveTakesOnlyTheRecordedFile(t *testing.T) {
 	}
 }
 
+// A removed file takes up its room for as long as somebody has it open.
+func TestRemoveGivesTheRoomBack(t *testing.T) {
+	images := open(t)
+	path := filepath.Join(t.TempDir(), "file")
+	writeBase(t, path, 1, 'x')
+	file, err := images.Stat(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := images.Remove(t.Context(), path, file.Inode); err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(10 * time.Second); heldOpen(t, path); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the removed file is still open")
+		}
+	}
+}
+
+// heldOpen says whether this process has a file open, also one that is removed.
+func heldOpen(t *testing.T, path string) bool {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(open, func(fd os.DirEntry) bool {
+		name, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		return err == nil && strings.TrimSuffix(name, " (deleted)") == path
+	})
+}
+
 func TestCopyKeepsContentModeAndOwner(t *testing.T) {
 	images := open(t)
 	dir := t.TempDir()
