@@ -63,6 +63,8 @@ func number(v float64, unit string) string {
 	switch {
 	case v == 0:
 		return ""
+	case v < 0.01 && unit == "s":
+		return fmt.Sprintf("%.1f ms", v*1000)
 	case v < 0.0995:
 		return fmt.Sprintf("%.3f %s", v, unit)
 	case v < 9.95:
@@ -84,13 +86,13 @@ func (b *bench) show() error {
 	r := report{When: time.Now().UTC().Truncate(time.Second), Machine: machine(), Limits: b.limits, Figures: b.figures}
 	t := table.NewWriter()
 	t.SetOutputMirror(b.out)
-	t.AppendHeader(table.Row{"what", "ours", "theirs", "theirs:ours", "at best", "theirs is"})
+	t.AppendHeader(table.Row{"what", "ours", "theirs", "theirs:ours", "at best", "ours:best", "theirs is"})
 	for _, f := range r.Figures {
-		ratio := ""
-		if f.Ratio > 0 {
-			ratio = fmt.Sprintf("%.1f", f.Ratio)
+		best := 0.0
+		if f.Limit > 0 {
+			best = f.Ours / f.Limit
 		}
-		t.AppendRow(table.Row{f.What, number(f.Ours, f.Unit), number(f.Theirs, f.Unit), ratio, number(f.Limit, f.Unit), f.With})
+		t.AppendRow(table.Row{f.What, number(f.Ours, f.Unit), number(f.Theirs, f.Unit), number(f.Ratio, ""), number(f.Limit, f.Unit), number(best, ""), f.With})
 	}
 	fmt.Fprintf(b.out, "\n%s, %s\ndisk: writes %.0f MB/s, %.0f direct 4 KiB writes/s (32 at a time), write and fsync %.2f ms\n",
 		r.When.Format(time.DateOnly), r.Machine, r.Limits.SequentialMB, r.Limits.ScatteredPerSecond, r.Limits.FsyncMS)

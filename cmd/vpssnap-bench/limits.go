@@ -28,7 +28,7 @@ func (b *bench) meter(ctx context.Context) error {
 		return err
 	}
 	b.limits.SequentialMB = probeSize / 1e6 / took.Seconds()
-	seconds, err := b.scatter(ctx, path, "raw", 4096, scattered)
+	seconds, err := b.write(ctx, path, "raw", 4096, scattered, scatteredStep)
 	if err != nil {
 		return err
 	}

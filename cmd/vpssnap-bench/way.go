@@ -22,8 +22,14 @@ const (
 	mib = 1 << 20
 	gib = 1 << 30
 
-	// scattered is how many blocks are written all over a disk.
-	scattered = 16384
+	// scattered is how many blocks are written all over a disk, and scatteredOver its
+	// size: large enough that each lies in a cluster of its own, as libvirt's overlays
+	// have them.
+	scattered     = 20_000
+	scatteredOver = 4 * gib
+	// scatteredStep is from one to the next: 53 is prime to the number of blocks of
+	// every disk here, so that none is written twice.
+	scatteredStep = 53 * 4096
 )
 
 // longest is how long one operation may take.
@@ -130,21 +136,31 @@ func (b *bench) virshTake(ctx context.Context, name string) error {
 	return err
 }
 
-// virshDelete merges a snapshot of a VPS that is on, as libvirt does.
+// virshMerge merges a snapshot of a VPS that is on, as libvirt does.
+func (b *bench) virshMerge(ctx context.Context, name string, overlays []lab.DiskUse) error {
+	for _, disk := range overlays {
+		if _, err := b.Lab.Virsh(ctx, "blockcommit", name, disk.Target, "--active", "--pivot"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// virshDelete does so, and removes what libvirt leaves.
 func (b *bench) virshDelete(ctx context.Context, name string) error {
 	overlays, err := b.disks(name)
 	if err != nil {
 		return err
 	}
+	return errors.Join(b.virshMerge(ctx, name, overlays), removeAll(overlays))
+}
+
+func removeAll(overlays []lab.DiskUse) error {
+	var err error
 	for _, disk := range overlays {
-		if _, err := b.Lab.Virsh(ctx, "blockcommit", name, disk.Target, "--active", "--pivot"); err != nil {
-			return err
-		}
-		if err := os.Remove(disk.Path); err != nil {
-			return err
-		}
+		err = errors.Join(err, os.Remove(disk.Path))
 	}
-	return nil
+	return err
 }
 
 func (b *bench) disks(name string) ([]lab.DiskUse, error) { return b.Lab.PersistentDisks(name) }
@@ -181,12 +197,6 @@ func (b *bench) write(ctx context.Context, path, format string, size, count, ste
 		return 0, fmt.Errorf("cannot read what qemu-img bench says: %q", out)
 	}
 	return strconv.ParseFloat(m[1], 64)
-}
-
-// scatter writes blocks all over an image: 53 is prime to the number of blocks,
-// so that none is written twice.
-func (b *bench) scatter(ctx context.Context, path, format string, block, count int64) (float64, error) {
-	return b.write(ctx, path, format, block, count, 53*block)
 }
 
 // overlay makes an overlay as the daemon does, or as libvirt does.
