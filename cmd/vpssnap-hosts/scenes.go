@@ -18,6 +18,7 @@ var scenes = []struct {
 	{"the package is installed, and a snapshot taken within a minute", install},
 	{"the main job by command line, REST and D-Bus", mainJob},
 	{"who may not is refused", refusals},
+	{"a merge with its VPS off gives way", givesWay},
 	{"the daemon is killed in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, killed) }},
 	{"libvirt is restarted in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, libvirtRestarted) }},
 	{"the daemon is stopped and started in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, stopped) }},
