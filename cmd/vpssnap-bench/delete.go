@@ -133,10 +133,10 @@ func (b *bench) deletesOff(ctx context.Context) error {
 	})
 }
 
-// deletesOn: with the VPS on, each with the overlay of its own kind. That libvirt's
-// must be removed, too, is not counted.
+// deletesOn: with the VPS on, beside libvirt's merge of an overlay of its own kind, and
+// of one as we make them. That its overlay must be removed, too, is not counted.
 func (b *bench) deletesOn(ctx context.Context) error {
-	return b.eachChange(ctx, true, func(name string, _ lab.DiskUse, c change) []contest {
+	return b.eachChange(ctx, true, func(name string, base lab.DiskUse, c change) []contest {
 		ours := func(ctx context.Context) (float64, error) {
 			if err := errors.Join(b.take(ctx, name), b.whileOff(ctx, name, c)); err != nil {
 				return 0, err
@@ -144,18 +144,30 @@ func (b *bench) deletesOn(ctx context.Context) error {
 			took, err := timed(func() error { return b.delete(ctx, name) })
 			return took, errors.Join(err, b.freed(ctx))
 		}
-		theirs := func(ctx context.Context) (float64, error) {
-			if err := errors.Join(b.virshTake(ctx, name), b.whileOff(ctx, name, c)); err != nil {
-				return 0, err
+		theirs := func(take func(context.Context, string) error) func(context.Context) (float64, error) {
+			return func(ctx context.Context) (float64, error) {
+				if err := errors.Join(take(ctx, name), b.whileOff(ctx, name, c)); err != nil {
+					return 0, err
+				}
+				overlays, err := b.disks(name)
+				if err != nil {
+					return 0, err
+				}
+				took, err := timed(func() error { return b.virshMerge(ctx, name, overlays) })
+				return took, errors.Join(err, removeAll(overlays))
 			}
-			overlays, err := b.disks(name)
-			if err != nil {
-				return 0, err
-			}
-			took, err := timed(func() error { return b.virshMerge(ctx, name, overlays) })
-			return took, errors.Join(err, removeAll(overlays))
 		}
-		return []contest{{with: "virsh blockcommit", ours: ours, theirs: theirs}}
+		likeOurs := func(ctx context.Context, name string) error {
+			overlay := base.Path + ".overlay"
+			if err := b.overlay(ctx, overlay, base.Path, c.size, true); err != nil {
+				return err
+			}
+			return b.virshSnapshot(ctx, name, "--reuse-external", "--diskspec", base.Target+",snapshot=external,file="+overlay)
+		}
+		return []contest{
+			{with: "virsh blockcommit", ours: ours, theirs: theirs(b.virshTake)},
+			{with: "virsh blockcommit of our overlay", ours: ours, theirs: theirs(likeOurs)},
+		}
 	})
 }
 

@@ -64,8 +64,7 @@ func (b *bench) freezes(ctx context.Context) error {
 		},
 		theirs: func(ctx context.Context) (float64, error) {
 			took, err := timed(func() error {
-				_, err := b.Lab.Virsh(ctx, "snapshot-create-as", guest, "bench", "--disk-only", "--atomic", "--no-metadata", "--quiesce")
-				return err
+				return b.virshSnapshot(ctx, guest, "--quiesce")
 			})
 			return took, errors.Join(err, b.virshDelete(ctx, guest))
 		},

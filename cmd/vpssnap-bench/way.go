@@ -132,7 +132,11 @@ func (b *bench) restore(ctx context.Context, name string) error {
 
 // virshTake is a snapshot as libvirt makes it.
 func (b *bench) virshTake(ctx context.Context, name string) error {
-	_, err := b.Lab.Virsh(ctx, "snapshot-create-as", name, "bench", "--disk-only", "--atomic", "--no-metadata")
+	return b.virshSnapshot(ctx, name)
+}
+
+func (b *bench) virshSnapshot(ctx context.Context, name string, besides ...string) error {
+	_, err := b.Lab.Virsh(ctx, append([]string{"snapshot-create-as", name, "bench", "--disk-only", "--atomic", "--no-metadata"}, besides...)...)
 	return err
 }
 
