@@ -933,7 +933,7 @@ type EventID = string
 // `events.missed`: what was asked for is kept no more.
 type EventType string
 
-// Failure Why an operation failed or was parked.
+// Failure Why an operation failed or was parked; to a customer, what the code says.
 type Failure struct {
 	// Code Tells a program what went wrong. `guest_unresponsive` is seen only in
 	// the error of an operation.
@@ -1079,7 +1079,7 @@ type Operation struct {
 	CreatedAt       time.Time  `json:"created_at"`
 	EndedAt         *time.Time `json:"ended_at,omitempty"`
 
-	// Error Why an operation failed or was parked.
+	// Error Why an operation failed or was parked; to a customer, what the code says.
 	Error    *Failure      `json:"error,omitempty"`
 	ID       string        `json:"id"`
 	Kind     OperationKind `json:"kind"`
@@ -1107,7 +1107,7 @@ type OperationEvent struct {
 	// Actor Who asked, and by which way.
 	Actor Actor `json:"actor"`
 
-	// Error Why an operation failed or was parked.
+	// Error Why an operation failed or was parked; to a customer, what the code says.
 	Error      *Failure      `json:"error,omitempty"`
 	ID         string        `json:"id"`
 	Kind       OperationKind `json:"kind"`
@@ -1253,7 +1253,9 @@ type Problem struct {
 	// RequestID The request in the daemon's log; sent where the fault is not the caller's.
 	RequestID string `json:"request_id,omitempty,omitzero"`
 	Status    int    `json:"status"`
-	Title     string `json:"title"`
+
+	// Title What the code says.
+	Title string `json:"title"`
 
 	// Type Example: urn:vpssnapd:problem:snapshot_exists
 	Type string `json:"type"`
@@ -1692,6 +1694,15 @@ type DownloadParams struct {
 
 	// IfNoneMatch Send it only if none of these is its `ETag`.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// DescribeDownloadParams defines parameters for DescribeDownload.
+type DescribeDownloadParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ListenEventsParams defines parameters for ListenEvents.
@@ -1708,7 +1719,7 @@ type ListenEventsParams struct {
 	// LastEventID The id of the last event that was received.
 	LastEventID *EventID `json:"Last-Event-ID,omitempty"`
 
-	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
@@ -1735,7 +1746,7 @@ type ListMessagesParams struct {
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
@@ -1753,7 +1764,7 @@ type ListOperationsParams struct {
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
@@ -1763,7 +1774,7 @@ type ShowOperationParams struct {
 	// time as it then is. At most 5 minutes; more is cut to that.
 	Wait *string `form:"wait,omitempty" json:"wait,omitempty"`
 
-	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
@@ -1771,24 +1782,51 @@ type ShowOperationParams struct {
 type CancelOperationParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ResumeOperationParams defines parameters for ResumeOperation.
 type ResumeOperationParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// ListTokensParams defines parameters for ListTokens.
+type ListTokensParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // CreateTokenParams defines parameters for CreateToken.
 type CreateTokenParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // RevokeTokenParams defines parameters for RevokeToken.
 type RevokeTokenParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListVPSParams defines parameters for ListVPS.
+type ListVPSParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// ShowVPSParams defines parameters for ShowVPS.
+type ShowVPSParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ListVPSMessagesParams defines parameters for ListVPSMessages.
@@ -1808,7 +1846,7 @@ type ListVPSMessagesParams struct {
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other.
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
@@ -1822,6 +1860,15 @@ type CancelOptionParams struct {
 
 	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// ShowOptionParams defines parameters for ShowOption.
+type ShowOptionParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // PutOptionParams defines parameters for PutOption.
@@ -1831,6 +1878,9 @@ type PutOptionParams struct {
 
 	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // ListOptionHistoryParams defines parameters for ListOptionHistory.
@@ -1840,12 +1890,24 @@ type ListOptionHistoryParams struct {
 
 	// Limit At most so many entries; 50 when left out.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // DeleteSnapshotParams defines parameters for DeleteSnapshot.
 type DeleteSnapshotParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// ShowSnapshotParams defines parameters for ShowSnapshot.
+type ShowSnapshotParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // DescribeSnapshotParams defines parameters for DescribeSnapshot.
@@ -1855,36 +1917,60 @@ type DescribeSnapshotParams struct {
 
 	// IfMatch One `ETag`, several with commas between them, or `*` for whatever there is.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // TakeSnapshotParams defines parameters for TakeSnapshot.
 type TakeSnapshotParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
+// ListDownloadsParams defines parameters for ListDownloads.
+type ListDownloadsParams struct {
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // MakeDownloadParams defines parameters for MakeDownload.
 type MakeDownloadParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // RevokeDownloadParams defines parameters for RevokeDownload.
 type RevokeDownloadParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // RestoreSnapshotParams defines parameters for RestoreSnapshot.
 type RestoreSnapshotParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // UndoRestoreParams defines parameters for UndoRestore.
 type UndoRestoreParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
 // CreateWebhookParams defines parameters for CreateWebhook.

@@ -144,7 +144,7 @@ func TestFilesOfASnapshot(t *testing.T) {
 				_, err = w.daemon.Delete(ctx, id, operator)
 				w.refuses(vps.CodeVPSChanged, err)
 				w.repairs(c.code)
-				w.said(id, "The snapshot is broken: disk vda")
+				w.said(id, "The snapshot is broken and cannot be restored")
 
 				back()
 				after, err := w.host.Domain(ctx, id)

@@ -34,7 +34,7 @@ func (d *Daemon) beginDelete(ctx context.Context, ref string, actor vps.Actor) (
 		kind: vps.KindDelete, actor: actor,
 		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
 			forget := mayForget(dom, rec, actor)
-			if err := refused(deleteVerdict(dom, rec), ""); err != nil && !forget {
+			if err := refused(deleteVerdict(dom, rec), vps.Words{}); err != nil && !forget {
 				return err
 			}
 			op.SnapshotID = rec.snapshot.ID

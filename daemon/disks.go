@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -18,38 +17,37 @@ func cover(d hypervisor.Disk) vps.Disk {
 	v := vps.Disk{Target: d.Target, Path: d.Path, Format: d.Format, SizeBytes: d.SizeBytes}
 	switch {
 	case d.Device == "cdrom" || d.Device == "floppy":
-		v.Reason = "left out: a " + d.Device
+		v.Reason = vps.Say("left out: a %s", d.Device)
 	case d.ReadOnly:
-		v.Reason = "left out: read-only"
+		v.Reason = vps.Say("left out: read-only")
 	default:
-		v.Reason = refusal(d)
-		v.Refused = v.Reason != ""
+		v.Reason, v.Refused = refusal(d)
 		v.Included = !v.Refused
 	}
 	return v
 }
 
-// refusal says why a disk makes a snapshot impossible; "" when it does not.
-func refusal(d hypervisor.Disk) string {
+// refusal says whether a disk makes a snapshot impossible, and why.
+func refusal(d hypervisor.Disk) (why vps.Words, refused bool) {
 	switch {
 	case d.Device != "disk":
-		return "device type " + d.Device + " is not supported"
+		return vps.Say("device type %s is not supported", d.Device), true
 	case d.Shareable:
-		return "the disk is shareable: another VPS may write to it"
+		return vps.Say("the disk is shareable: another VPS may write to it"), true
 	case d.Transient:
-		return "the disk is transient: its changes are thrown away at power-off"
+		return vps.Say("the disk is transient: its changes are thrown away at power-off"), true
 	case d.Encrypted:
-		return "the disk is encrypted"
+		return vps.Say("the disk is encrypted"), true
 	case d.Type != "file":
-		return "the disk is of type " + d.Type + ", only image files are supported"
+		return vps.Say("the disk is of type %s, only image files are supported", d.Type), true
 	case d.Slice:
-		return "the disk is a slice of a file"
+		return vps.Say("the disk is a slice of a file"), true
 	case d.Format != "qcow2" && d.Format != "raw":
-		return "the disk has the format " + orNone(d.Format) + ", only qcow2 and raw are supported"
+		return vps.Say("the disk has the format %s, only qcow2 and raw are supported", orNone(d.Format)), true
 	case !filepath.IsAbs(d.Path):
-		return "the disk has no image file"
+		return vps.Say("the disk has no image file"), true
 	}
-	return ""
+	return vps.Words{}, false
 }
 
 func orNone(s string) string {
@@ -60,9 +58,10 @@ func orNone(s string) string {
 }
 
 // unsupported says why a VPS as a whole cannot have a snapshot; nil when it can.
-func unsupported(dom hypervisor.Domain) error {
-	refuse := func(format string, args ...any) error {
-		return vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: %s", dom.Name, fmt.Sprintf(format, args...))
+func unsupported(dom hypervisor.Domain) *vps.Words {
+	refuse := func(format string, args ...any) *vps.Words {
+		why := vps.Say("cannot take a snapshot of %s: %s", dom.Name, vps.Say(format, args...))
+		return &why
 	}
 	switch {
 	case !dom.Persistent:
@@ -122,7 +121,7 @@ func diskOf(disks []hypervisor.Disk, target string) (hypervisor.Disk, bool) {
 // can name any file of the host as its backing.
 func (d *Daemon) inspectBase(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk) (hypervisor.Image, error) {
 	refuse := func(format string, args ...any) error {
-		return vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, fmt.Sprintf(format, args...))
+		return vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, vps.Say(format, args...))
 	}
 	img, err := d.Config.Host.Inspect(ctx, disk.Path, disk.Format)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -219,11 +219,11 @@ func chosenDisk(name string, snap vps.Snapshot, target string) (vps.SnapshotDisk
 		}
 		have = append(have, disk.Target)
 	}
-	choose := "choose one of " + strings.Join(have, ", ")
+	choose := strings.Join(have, ", ")
 	if target == "" {
-		return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has %d disks", name, len(have)).WithRemedy("%s", choose)
+		return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has %d disks", name, len(have)).WithRemedy("choose one of %s", choose)
 	}
-	return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has no disk %s", name, target).WithRemedy("%s", choose)
+	return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has no disk %s", name, target).WithRemedy("choose one of %s", choose)
 }
 
 // notInFileName is what cannot be in a file's name everywhere.

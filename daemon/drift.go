@@ -23,9 +23,9 @@ func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap 
 		return err
 	}
 	snap.State, snap.Heals, snap.Reason, snap.UpdatedAt = vps.SnapshotBroken, true, reason, d.now()
-	phrase, params := vps.PhraseSnapshotBroken, map[string]string{"reason": reason}
+	phrase := vps.PhraseSnapshotBroken
 	if reason == "" {
-		snap.State, snap.Heals, phrase, params = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed, nil
+		snap.State, snap.Heals, phrase = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed
 	}
 	d.Logger.Warn("snapshot judged anew", vps.LogAttr(dom.ID, dom.Name), "snapshot", snap.ID, "state", snap.State, "reason", reason)
 	if reason != "" {
@@ -35,7 +35,7 @@ func (d *Daemon) judgeSnapshot(ctx context.Context, dom hypervisor.Domain, snap 
 		if err := tx.SaveSnapshot(ctx, snap); err != nil {
 			return err
 		}
-		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: watchman, Phrase: phrase, Params: params})
+		return d.say(ctx, tx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: watchman, Phrase: phrase, Detail: reason})
 	})
 }
 

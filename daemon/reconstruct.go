@@ -310,10 +310,10 @@ func (d *Daemon) halfDeleted(ctx context.Context, dom hypervisor.Domain, r recon
 		return reconstruction{leftover: d.noneLeft(ctx, r.snap), why: "the snapshot " + r.snap.ID + " is deleted, all but its leftovers"}
 	}
 	r.why = "its deletion was interrupted"
+	r.snap.Reason = r.why
 	if dom.State == hypervisor.Paused {
 		r.why += "; the VPS is paused, perhaps by the deletion: finish that first, then virsh resume " + dom.ID
 	}
-	r.snap.Reason = r.why
 	return r
 }
 

@@ -182,11 +182,11 @@ func errInProgress(name string) error {
 }
 
 // refused turns a verdict into the error of a call.
-func refused(v vps.Verdict, remedy string) error {
+func refused(v vps.Verdict, remedy vps.Words) error {
 	if v.Allowed {
 		return nil
 	}
-	return vps.Errorf(v.Code, "%s", v.Reason).WithRemedy("%s", remedy)
+	return vps.Refuse(v.Code, v.Reason, remedy)
 }
 
 // setPlan keeps in a new operation what its steps will need.

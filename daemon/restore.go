@@ -28,7 +28,7 @@ func (d *Daemon) Restore(ctx context.Context, ref string, r vps.RestoreRequest, 
 	return d.accept(ctx, ref, request{
 		kind: vps.KindRestore, actor: actor, body: r,
 		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
-			if err := refused(restoreVerdict(dom, rec), ""); err != nil {
+			if err := refused(restoreVerdict(dom, rec), vps.Words{}); err != nil {
 				return err
 			}
 			if err := d.confirmed(ctx, dom, *rec.snapshot, r.Confirm); err != nil {
@@ -52,7 +52,7 @@ func (d *Daemon) UndoRestore(ctx context.Context, ref string, actor vps.Actor) (
 	return d.accept(ctx, ref, request{
 		kind: vps.KindUndoRestore, actor: actor,
 		check: func(dom hypervisor.Domain, rec record, op *vps.Operation) error {
-			if err := refused(undoVerdict(dom, rec, d.now()), ""); err != nil {
+			if err := refused(undoVerdict(dom, rec, d.now()), vps.Words{}); err != nil {
 				return err
 			}
 			if err := d.checkRestorable(ctx, dom, *rec.snapshot); err != nil {
@@ -73,32 +73,25 @@ func (d *Daemon) confirmed(ctx context.Context, dom hypervisor.Domain, snap vps.
 	if confirm == snap.ID {
 		return nil
 	}
-	why := ""
+	lost := vps.Say("everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
+		dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.present().UndoKeep))
 	if confirm != "" {
-		why = "the confirmation names another snapshot: "
+		lost = vps.Say("the confirmation names another snapshot: %s", lost)
 	}
-	return vps.Errorf(vps.CodeConfirmationRequired,
-		"%severything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
-		why, dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, d.deltaBytes(ctx, snap)))), undoable(d.present().UndoKeep)).
-		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
+	return vps.Refuse(vps.CodeConfirmationRequired, lost, vps.Words{}).WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
 }
 
 // undoable says for how long a restore can be undone.
-func undoable(keep time.Duration) string {
-	n, unit := int(keep.Seconds()), "second"
+func undoable(keep time.Duration) vps.Words {
+	n := int(keep.Seconds())
 	if n <= 0 {
-		return "cannot be undone"
+		return vps.Say("cannot be undone")
 	}
-	for _, larger := range []string{"minute", "hour"} {
-		if n%60 != 0 {
-			break
-		}
-		n, unit = n/60, larger
+	units := [][2]vps.Words{{vps.Say("second"), vps.Say("seconds")}, {vps.Say("minute"), vps.Say("minutes")}, {vps.Say("hour"), vps.Say("hours")}}
+	for n%60 == 0 && len(units) > 1 {
+		n, units = n/60, units[1:]
 	}
-	if n > 1 {
-		unit += "s"
-	}
-	return fmt.Sprintf("can be undone for %d %s", n, unit)
+	return vps.Say("can be undone for %d %s", n, units[0][min(n, 2)-1])
 }
 
 // checkRestorable makes sure that everything a restore needs is there and ours.

@@ -15,7 +15,7 @@ func TestUndoable(t *testing.T) {
 		time.Hour:          "can be undone for 1 hour",
 		7 * 24 * time.Hour: "can be undone for 168 hours",
 	} {
-		if got := undoable(keep); got != want {
+		if got := undoable(keep); got.String() != want {
 			t.Errorf("%s: %q, want %q", keep, got, want)
 		}
 	}

@@ -60,7 +60,7 @@ func (d *Daemon) Take(ctx context.Context, ref string, r vps.TakeRequest, actor 
 			// for want of a snapshot: nothing would ever delete this one.
 			o, err := tx.OpenOption(ctx, snap.VPS)
 			if errors.Is(err, sql.ErrNoRows) || err == nil && o.State != vps.OptionActive {
-				return vps.Errorf(vps.CodeOptionRequired, "the snapshot option ended just now").WithRemedy("%s", orderOption)
+				return vps.Errorf(vps.CodeOptionRequired, "the snapshot option ended just now").WithRemedy(orderOption)
 			}
 			if err != nil {
 				return err
@@ -78,16 +78,16 @@ func errLayerLeft(dom hypervisor.Domain) error {
 		WithRemedy("delete the snapshot, which merges both, then take a new one")
 }
 
-func takeRemedy(rec record) string {
+func takeRemedy(rec record) vps.Words {
 	switch {
 	case rec.option == nil || rec.option.State != vps.OptionActive:
-		return orderOption
+		return vps.Say(orderOption)
 	case rec.operation != nil:
-		return "wait for it to end (GET /v1/operations)"
+		return vps.Say("wait for it to end (GET /v1/operations)")
 	case rec.snapshot != nil:
-		return "delete the snapshot first, or replace it (\"replace\": true)"
+		return vps.Say("delete the snapshot first, or replace it (\"replace\": true)")
 	}
-	return ""
+	return vps.Words{}
 }
 
 // takeNotes is what the steps of a take keep for each other.
@@ -132,7 +132,7 @@ func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec 
 		}
 	}
 	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
-		return snap, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: another VPS of this host uses its image too", dom.Name, target)
+		return snap, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, target, vps.Say("another VPS of this host uses its image too"))
 	}
 	return snap, d.checkHeadroom(ctx, dom, snap)
 }

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"vpssnapd/daemon/vps"
@@ -29,7 +27,7 @@ func verdicts(dom hypervisor.Domain, rec record, now time.Time) vps.Actions {
 }
 
 func no(code vps.Code, format string, args ...any) vps.Verdict {
-	return vps.Verdict{Code: code, Reason: fmt.Sprintf(format, args...)}
+	return vps.Verdict{Code: code, Reason: vps.Say(format, args...)}
 }
 
 func takeVerdict(dom hypervisor.Domain, rec record, replace bool) vps.Verdict {
@@ -43,10 +41,8 @@ func takeVerdict(dom hypervisor.Domain, rec record, replace bool) vps.Verdict {
 	case rec.snapshot != nil && rec.snapshot.State != vps.SnapshotAvailable:
 		return no(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced", dom.Name, rec.snapshot.State)
 	}
-	if err := unsupported(dom); err != nil {
-		if e, ok := errors.AsType[*vps.Error](err); ok {
-			return no(e.Code, "%s", e.Detail)
-		}
+	if why := unsupported(dom); why != nil {
+		return vps.Verdict{Code: vps.CodeUnsupportedDisk, Reason: *why}
 	}
 	return vps.Verdict{Allowed: true}
 }
@@ -64,7 +60,7 @@ func restoreVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	}
-	return vps.Verdict{Allowed: true, Reason: "everything written since " + rec.snapshot.CreatedAt.Format(time.RFC3339) + " is taken back"}
+	return vps.Verdict{Allowed: true, Reason: vps.Say("everything written since %s is taken back", rec.snapshot.CreatedAt.Format(time.RFC3339))}
 }
 
 func undoVerdict(dom hypervisor.Domain, rec record, now time.Time) vps.Verdict {
@@ -78,7 +74,7 @@ func undoVerdict(dom hypervisor.Domain, rec record, now time.Time) vps.Verdict {
 	case !now.Before(*rec.snapshot.UndoUntil):
 		return no(vps.CodeNotFound, "the time to undo the restore of %s ended at %s", dom.Name, rec.snapshot.UndoUntil.Format(time.RFC3339))
 	}
-	return vps.Verdict{Allowed: true, Reason: "possible until " + rec.snapshot.UndoUntil.Format(time.RFC3339)}
+	return vps.Verdict{Allowed: true, Reason: vps.Say("possible until %s", rec.snapshot.UndoUntil.Format(time.RFC3339))}
 }
 
 func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
@@ -88,8 +84,8 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 	case rec.operation != nil:
 		return busy(dom, rec)
 	case rec.snapshot.State == vps.SnapshotBroken && !givenUp(*rec.snapshot):
-		return no(vps.CodeVPSChanged, "the snapshot of %s is broken: %s; an operator of the host can do away with it once %s has other disks",
-			dom.Name, rec.snapshot.Reason, dom.Name)
+		return no(vps.CodeVPSChanged, "the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
+			dom.Name, rec.snapshot.Reason)
 	case rec.snapshot.State != vps.SnapshotAvailable && rec.snapshot.State != vps.SnapshotDeleting && !givenUp(*rec.snapshot):
 		return no(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.snapshot.State, rec.snapshot.Reason)
 	case dom.ManagedSave:
@@ -99,7 +95,7 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 	case !dom.Persistent:
 		return no(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name)
 	case undoIsKept(*rec.snapshot):
-		return vps.Verdict{Allowed: true, Reason: "this ends the possibility to undo the last restore"}
+		return vps.Verdict{Allowed: true, Reason: vps.Say("this ends the possibility to undo the last restore")}
 	}
 	return vps.Verdict{Allowed: true}
 }
@@ -107,8 +103,8 @@ func deleteVerdict(dom hypervisor.Domain, rec record) vps.Verdict {
 // foreign: snapshots that somebody made with libvirt lie in our overlay, or on
 // top of it, and would be lost with it.
 func foreign(dom hypervisor.Domain) vps.Verdict {
-	return no(vps.CodeVPSChanged, "%s has %d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %s)",
-		dom.Name, dom.ForeignSnapshots, dom.Name)
+	return no(vps.CodeVPSChanged, "%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)",
+		dom.Name, dom.ForeignSnapshots)
 }
 
 // givenUp says that a snapshot is broken for good, though the VPS's own chain may

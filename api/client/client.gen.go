@@ -172,7 +172,7 @@ type ClientInterface interface {
 	// DescribeDownload The headers of a download, without the image
 	//
 	// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
-	DescribeDownload(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DescribeDownload(ctx context.Context, link string, params *DescribeDownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListenEvents Listen to what happens, as Server-Sent Events
 	//
@@ -263,7 +263,7 @@ type ClientInterface interface {
 	// Never their secrets. Expired ones are listed for another day.
 	//
 	// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
-	ListTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListTokens(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateTokenWithBody Make an access token
 	//
@@ -307,12 +307,12 @@ type ClientInterface interface {
 	// ListVPS List the VPS of this host
 	//
 	// Corresponds with GET /v1/vps (the `ListVPS` operationId).
-	ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListVPS(ctx context.Context, params *ListVPSParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ShowVPS Show one VPS with its option, snapshot and possible actions
 	//
 	// Corresponds with GET /v1/vps/{vps} (the `ShowVPS` operationId).
-	ShowVPS(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ShowVPS(ctx context.Context, vps VPSRef, params *ShowVPSParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListVPSMessages Read the journal of one VPS
 	//
@@ -331,7 +331,7 @@ type ClientInterface interface {
 	// ShowOption Show the option of a VPS
 	//
 	// Corresponds with GET /v1/vps/{vps}/option (the `ShowOption` operationId).
-	ShowOption(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ShowOption(ctx context.Context, vps VPSRef, params *ShowOptionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PutOptionWithBody Order or activate the option
 	//
@@ -384,7 +384,7 @@ type ClientInterface interface {
 	// ShowSnapshot Show the snapshot of a VPS
 	//
 	// Corresponds with GET /v1/vps/{vps}/snapshot (the `ShowSnapshot` operationId).
-	ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ShowSnapshot(ctx context.Context, vps VPSRef, params *ShowSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DescribeSnapshotWithBody Change the snapshot's description
 	//
@@ -424,7 +424,7 @@ type ClientInterface interface {
 	// are told to who makes them, and to nobody else.
 	//
 	// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
-	ListDownloads(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListDownloads(ctx context.Context, vps VPSRef, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// MakeDownloadWithBody Make a link to download a disk of the snapshot
 	//
@@ -707,8 +707,8 @@ func (c *rest) Download(ctx context.Context, link string, params *DownloadParams
 // DescribeDownload The headers of a download, without the image
 //
 // Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
-func (c *rest) DescribeDownload(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDescribeDownloadRequest(c.Server, link)
+func (c *rest) DescribeDownload(ctx context.Context, link string, params *DescribeDownloadParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDescribeDownloadRequest(c.Server, link, params)
 	if err != nil {
 		return nil, err
 	}
@@ -908,8 +908,8 @@ func (c *rest) ResumeOperation(ctx context.Context, id OperationID, params *Resu
 // Never their secrets. Expired ones are listed for another day.
 //
 // Corresponds with GET /v1/tokens (the `ListTokens` operationId).
-func (c *rest) ListTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListTokensRequest(c.Server)
+func (c *rest) ListTokens(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTokensRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -992,8 +992,8 @@ func (c *rest) RevokeToken(ctx context.Context, token string, params *RevokeToke
 // ListVPS List the VPS of this host
 //
 // Corresponds with GET /v1/vps (the `ListVPS` operationId).
-func (c *rest) ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListVPSRequest(c.Server)
+func (c *rest) ListVPS(ctx context.Context, params *ListVPSParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListVPSRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1007,8 +1007,8 @@ func (c *rest) ListVPS(ctx context.Context, reqEditors ...RequestEditorFn) (*htt
 // ShowVPS Show one VPS with its option, snapshot and possible actions
 //
 // Corresponds with GET /v1/vps/{vps} (the `ShowVPS` operationId).
-func (c *rest) ShowVPS(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewShowVPSRequest(c.Server, vps)
+func (c *rest) ShowVPS(ctx context.Context, vps VPSRef, params *ShowVPSParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowVPSRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1056,8 +1056,8 @@ func (c *rest) CancelOption(ctx context.Context, vps VPSRef, params *CancelOptio
 // ShowOption Show the option of a VPS
 //
 // Corresponds with GET /v1/vps/{vps}/option (the `ShowOption` operationId).
-func (c *rest) ShowOption(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewShowOptionRequest(c.Server, vps)
+func (c *rest) ShowOption(ctx context.Context, vps VPSRef, params *ShowOptionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowOptionRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1159,8 +1159,8 @@ func (c *rest) DeleteSnapshot(ctx context.Context, vps VPSRef, params *DeleteSna
 // ShowSnapshot Show the snapshot of a VPS
 //
 // Corresponds with GET /v1/vps/{vps}/snapshot (the `ShowSnapshot` operationId).
-func (c *rest) ShowSnapshot(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewShowSnapshotRequest(c.Server, vps)
+func (c *rest) ShowSnapshot(ctx context.Context, vps VPSRef, params *ShowSnapshotParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewShowSnapshotRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1249,8 +1249,8 @@ func (c *rest) TakeSnapshot(ctx context.Context, vps VPSRef, params *TakeSnapsho
 // are told to who makes them, and to nobody else.
 //
 // Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
-func (c *rest) ListDownloads(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListDownloadsRequest(c.Server, vps)
+func (c *rest) ListDownloads(ctx context.Context, vps VPSRef, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListDownloadsRequest(c.Server, vps, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1715,13 +1715,24 @@ func NewDownloadRequest(server string, link string, params *DownloadParams) (*ht
 			req.Header.Set("If-None-Match", headerParam3)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam4 string
+
+			headerParam4, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam4)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewDescribeDownloadRequest constructs an http.Request for the DescribeDownload method
-func NewDescribeDownloadRequest(server string, link string) (*http.Request, error) {
+func NewDescribeDownloadRequest(server string, link string, params *DescribeDownloadParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -1749,6 +1760,21 @@ func NewDescribeDownloadRequest(server string, link string) (*http.Request, erro
 	req, err := http.NewRequest(http.MethodHead, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -2323,6 +2349,17 @@ func NewCancelOperationRequest(server string, id OperationID, params *CancelOper
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -2372,13 +2409,24 @@ func NewResumeOperationRequest(server string, id OperationID, params *ResumeOper
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewListTokensRequest constructs an http.Request for the ListTokens method
-func NewListTokensRequest(server string) (*http.Request, error) {
+func NewListTokensRequest(server string, params *ListTokensParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -2399,6 +2447,21 @@ func NewListTokensRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -2452,6 +2515,17 @@ func NewCreateTokenRequestWithBody(server string, params *CreateTokenParams, con
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
 		}
 
 	}
@@ -2509,7 +2583,7 @@ func NewRevokeTokenRequest(server string, token string, params *RevokeTokenParam
 }
 
 // NewListVPSRequest constructs an http.Request for the ListVPS method
-func NewListVPSRequest(server string) (*http.Request, error) {
+func NewListVPSRequest(server string, params *ListVPSParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -2532,11 +2606,26 @@ func NewListVPSRequest(server string) (*http.Request, error) {
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewShowVPSRequest constructs an http.Request for the ShowVPS method
-func NewShowVPSRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewShowVPSRequest(server string, vps VPSRef, params *ShowVPSParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2564,6 +2653,21 @@ func NewShowVPSRequest(server string, vps VPSRef) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -2775,13 +2879,24 @@ func NewCancelOptionRequest(server string, vps VPSRef, params *CancelOptionParam
 			req.Header.Set("If-Match", headerParam1)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam2)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewShowOptionRequest constructs an http.Request for the ShowOption method
-func NewShowOptionRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewShowOptionRequest(server string, vps VPSRef, params *ShowOptionParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2809,6 +2924,21 @@ func NewShowOptionRequest(server string, vps VPSRef) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -2880,6 +3010,17 @@ func NewPutOptionRequestWithBody(server string, vps VPSRef, params *PutOptionPar
 			}
 
 			req.Header.Set("If-Match", headerParam1)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam2)
 		}
 
 	}
@@ -2957,6 +3098,21 @@ func NewListOptionHistoryRequest(server string, vps VPSRef, params *ListOptionHi
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -3004,13 +3160,24 @@ func NewDeleteSnapshotRequest(server string, vps VPSRef, params *DeleteSnapshotP
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewShowSnapshotRequest constructs an http.Request for the ShowSnapshot method
-func NewShowSnapshotRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewShowSnapshotRequest(server string, vps VPSRef, params *ShowSnapshotParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3038,6 +3205,21 @@ func NewShowSnapshotRequest(server string, vps VPSRef) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -3111,6 +3293,17 @@ func NewDescribeSnapshotRequestWithBody(server string, vps VPSRef, params *Descr
 			req.Header.Set("If-Match", headerParam1)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam2)
+		}
+
 	}
 
 	return req, nil
@@ -3173,13 +3366,24 @@ func NewTakeSnapshotRequestWithBody(server string, vps VPSRef, params *TakeSnaps
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewListDownloadsRequest constructs an http.Request for the ListDownloads method
-func NewListDownloadsRequest(server string, vps VPSRef) (*http.Request, error) {
+func NewListDownloadsRequest(server string, vps VPSRef, params *ListDownloadsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3207,6 +3411,21 @@ func NewListDownloadsRequest(server string, vps VPSRef) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.AcceptLanguage != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -3269,6 +3488,17 @@ func NewMakeDownloadRequestWithBody(server string, vps VPSRef, params *MakeDownl
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -3323,6 +3553,17 @@ func NewRevokeDownloadRequest(server string, vps VPSRef, download string, params
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
 		}
 
 	}
@@ -3387,6 +3628,17 @@ func NewRestoreSnapshotRequestWithBody(server string, vps VPSRef, params *Restor
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -3434,6 +3686,17 @@ func NewUndoRestoreRequest(server string, vps VPSRef, params *UndoRestoreParams)
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
 		}
 
 	}
@@ -3792,7 +4055,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
-	DescribeDownloadWithResponse(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error)
+	DescribeDownloadWithResponse(ctx context.Context, link string, params *DescribeDownloadParams, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error)
 
 	// ListenEventsWithResponse Listen to what happens, as Server-Sent Events
 	//
@@ -3905,7 +4168,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/tokens (the `ListTokens` operationId).
-	ListTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTokensResponse, error)
+	ListTokensWithResponse(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*ListTokensResponse, error)
 
 	// CreateTokenWithBodyWithResponse Make an access token
 	//
@@ -3953,14 +4216,14 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/vps (the `ListVPS` operationId).
-	ListVPSWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListVPSResponse, error)
+	ListVPSWithResponse(ctx context.Context, params *ListVPSParams, reqEditors ...RequestEditorFn) (*ListVPSResponse, error)
 
 	// ShowVPSWithResponse Show one VPS with its option, snapshot and possible actions
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/vps/{vps} (the `ShowVPS` operationId).
-	ShowVPSWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowVPSResponse, error)
+	ShowVPSWithResponse(ctx context.Context, vps VPSRef, params *ShowVPSParams, reqEditors ...RequestEditorFn) (*ShowVPSResponse, error)
 
 	// ListVPSMessagesWithResponse Read the journal of one VPS
 	//
@@ -3985,7 +4248,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/vps/{vps}/option (the `ShowOption` operationId).
-	ShowOptionWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowOptionResponse, error)
+	ShowOptionWithResponse(ctx context.Context, vps VPSRef, params *ShowOptionParams, reqEditors ...RequestEditorFn) (*ShowOptionResponse, error)
 
 	// PutOptionWithBodyWithResponse Order or activate the option
 	//
@@ -4044,7 +4307,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/vps/{vps}/snapshot (the `ShowSnapshot` operationId).
-	ShowSnapshotWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowSnapshotResponse, error)
+	ShowSnapshotWithResponse(ctx context.Context, vps VPSRef, params *ShowSnapshotParams, reqEditors ...RequestEditorFn) (*ShowSnapshotResponse, error)
 
 	// DescribeSnapshotWithBodyWithResponse Change the snapshot's description
 	//
@@ -4086,7 +4349,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
-	ListDownloadsWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error)
+	ListDownloadsWithResponse(ctx context.Context, vps VPSRef, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error)
 
 	// MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
 	//
@@ -4250,11 +4513,18 @@ type ClientWithResponsesInterface interface {
 	TestWebhookWithResponse(ctx context.Context, webhook WebhookID, params *TestWebhookParams, reqEditors ...RequestEditorFn) (*TestWebhookResponse, error)
 }
 
+// ShowDocsResponseDefaultHeaders the declared response headers of an HTTP default response for ShowDocs
+type ShowDocsResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowDocsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowDocsResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -4291,6 +4561,11 @@ func (r ShowDocsResponse) ContentType() string {
 	return ""
 }
 
+// ShowHealthResponseDefaultHeaders the declared response headers of an HTTP default response for ShowHealth
+type ShowHealthResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowHealthResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4298,6 +4573,8 @@ type ShowHealthResponse struct {
 	JSON200 *Health
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowHealthResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4339,11 +4616,18 @@ func (r ShowHealthResponse) ContentType() string {
 	return ""
 }
 
+// ShowMetricsResponseDefaultHeaders the declared response headers of an HTTP default response for ShowMetrics
+type ShowMetricsResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowMetricsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowMetricsResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -4380,6 +4664,11 @@ func (r ShowMetricsResponse) ContentType() string {
 	return ""
 }
 
+// ShowReadinessResponseDefaultHeaders the declared response headers of an HTTP default response for ShowReadiness
+type ShowReadinessResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowReadinessResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4387,6 +4676,8 @@ type ShowReadinessResponse struct {
 	JSON200 *Health
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowReadinessResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4444,6 +4735,11 @@ type DownloadResponse206Headers struct {
 	ReprDigest         string
 }
 
+// DownloadResponseDefaultHeaders the declared response headers of an HTTP default response for Download
+type DownloadResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type DownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4453,6 +4749,8 @@ type DownloadResponse struct {
 	Headers200 *DownloadResponse200Headers
 	// Headers206 the parsed response headers for an HTTP 206 response
 	Headers206 *DownloadResponse206Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DownloadResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -4497,6 +4795,11 @@ type DescribeDownloadResponse200Headers struct {
 	ReprDigest         string
 }
 
+// DescribeDownloadResponseDefaultHeaders the declared response headers of an HTTP default response for DescribeDownload
+type DescribeDownloadResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type DescribeDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4504,6 +4807,8 @@ type DescribeDownloadResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *DescribeDownloadResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DescribeDownloadResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -4540,11 +4845,18 @@ func (r DescribeDownloadResponse) ContentType() string {
 	return ""
 }
 
+// ListenEventsResponseDefaultHeaders the declared response headers of an HTTP default response for ListenEvents
+type ListenEventsResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListenEventsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListenEventsResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -4581,6 +4893,11 @@ func (r ListenEventsResponse) ContentType() string {
 	return ""
 }
 
+// ShowHostResponseDefaultHeaders the declared response headers of an HTTP default response for ShowHost
+type ShowHostResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowHostResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4588,6 +4905,8 @@ type ShowHostResponse struct {
 	JSON200 *Host
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowHostResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4629,6 +4948,11 @@ func (r ShowHostResponse) ContentType() string {
 	return ""
 }
 
+// CheckHostResponseDefaultHeaders the declared response headers of an HTTP default response for CheckHost
+type CheckHostResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type CheckHostResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4636,6 +4960,8 @@ type CheckHostResponse struct {
 	JSON200 *Report
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CheckHostResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4677,6 +5003,11 @@ func (r CheckHostResponse) ContentType() string {
 	return ""
 }
 
+// RepairHostResponseDefaultHeaders the declared response headers of an HTTP default response for RepairHost
+type RepairHostResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type RepairHostResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4684,6 +5015,8 @@ type RepairHostResponse struct {
 	JSON200 *Report
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *RepairHostResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4725,6 +5058,11 @@ func (r RepairHostResponse) ContentType() string {
 	return ""
 }
 
+// ListMessagesResponseDefaultHeaders the declared response headers of an HTTP default response for ListMessages
+type ListMessagesResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListMessagesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4732,6 +5070,8 @@ type ListMessagesResponse struct {
 	JSON200 *MessageList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListMessagesResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4773,6 +5113,11 @@ func (r ListMessagesResponse) ContentType() string {
 	return ""
 }
 
+// ListOffersResponseDefaultHeaders the declared response headers of an HTTP default response for ListOffers
+type ListOffersResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListOffersResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4780,6 +5125,8 @@ type ListOffersResponse struct {
 	JSON200 *OfferList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListOffersResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4821,6 +5168,11 @@ func (r ListOffersResponse) ContentType() string {
 	return ""
 }
 
+// ListOperationsResponseDefaultHeaders the declared response headers of an HTTP default response for ListOperations
+type ListOperationsResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListOperationsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4828,6 +5180,8 @@ type ListOperationsResponse struct {
 	JSON200 *OperationList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListOperationsResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4869,6 +5223,11 @@ func (r ListOperationsResponse) ContentType() string {
 	return ""
 }
 
+// ShowOperationResponseDefaultHeaders the declared response headers of an HTTP default response for ShowOperation
+type ShowOperationResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowOperationResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4876,6 +5235,8 @@ type ShowOperationResponse struct {
 	JSON200 *Operation
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowOperationResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -4922,6 +5283,11 @@ type CancelOperationResponse202Headers struct {
 	Location string
 }
 
+// CancelOperationResponseDefaultHeaders the declared response headers of an HTTP default response for CancelOperation
+type CancelOperationResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type CancelOperationResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4931,6 +5297,8 @@ type CancelOperationResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *CancelOperationResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CancelOperationResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -4977,6 +5345,11 @@ type ResumeOperationResponse202Headers struct {
 	Location string
 }
 
+// ResumeOperationResponseDefaultHeaders the declared response headers of an HTTP default response for ResumeOperation
+type ResumeOperationResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ResumeOperationResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4986,6 +5359,8 @@ type ResumeOperationResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *ResumeOperationResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ResumeOperationResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -5027,6 +5402,11 @@ func (r ResumeOperationResponse) ContentType() string {
 	return ""
 }
 
+// ListTokensResponseDefaultHeaders the declared response headers of an HTTP default response for ListTokens
+type ListTokensResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListTokensResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5034,6 +5414,8 @@ type ListTokensResponse struct {
 	JSON200 *TokenList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListTokensResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5075,6 +5457,11 @@ func (r ListTokensResponse) ContentType() string {
 	return ""
 }
 
+// CreateTokenResponseDefaultHeaders the declared response headers of an HTTP default response for CreateToken
+type CreateTokenResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type CreateTokenResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5082,6 +5469,8 @@ type CreateTokenResponse struct {
 	JSON201 *NewToken
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CreateTokenResponseDefaultHeaders
 }
 
 // GetJSON201 returns the response for an HTTP 201 `application/json` response
@@ -5123,11 +5512,18 @@ func (r CreateTokenResponse) ContentType() string {
 	return ""
 }
 
+// RevokeTokenResponseDefaultHeaders the declared response headers of an HTTP default response for RevokeToken
+type RevokeTokenResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type RevokeTokenResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *RevokeTokenResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -5164,6 +5560,11 @@ func (r RevokeTokenResponse) ContentType() string {
 	return ""
 }
 
+// ListVPSResponseDefaultHeaders the declared response headers of an HTTP default response for ListVPS
+type ListVPSResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListVPSResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5171,6 +5572,8 @@ type ListVPSResponse struct {
 	JSON200 *VPSList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListVPSResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5212,6 +5615,11 @@ func (r ListVPSResponse) ContentType() string {
 	return ""
 }
 
+// ShowVPSResponseDefaultHeaders the declared response headers of an HTTP default response for ShowVPS
+type ShowVPSResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowVPSResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5219,6 +5627,8 @@ type ShowVPSResponse struct {
 	JSON200 *VPS
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowVPSResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5260,6 +5670,11 @@ func (r ShowVPSResponse) ContentType() string {
 	return ""
 }
 
+// ListVPSMessagesResponseDefaultHeaders the declared response headers of an HTTP default response for ListVPSMessages
+type ListVPSMessagesResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListVPSMessagesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5267,6 +5682,8 @@ type ListVPSMessagesResponse struct {
 	JSON200 *MessageList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListVPSMessagesResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5313,6 +5730,11 @@ type CancelOptionResponse200Headers struct {
 	ETag string
 }
 
+// CancelOptionResponseDefaultHeaders the declared response headers of an HTTP default response for CancelOption
+type CancelOptionResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type CancelOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5322,6 +5744,8 @@ type CancelOptionResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *CancelOptionResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CancelOptionResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5368,6 +5792,11 @@ type ShowOptionResponse200Headers struct {
 	ETag string
 }
 
+// ShowOptionResponseDefaultHeaders the declared response headers of an HTTP default response for ShowOption
+type ShowOptionResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5377,6 +5806,8 @@ type ShowOptionResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *ShowOptionResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowOptionResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5423,6 +5854,11 @@ type PutOptionResponse200Headers struct {
 	ETag string
 }
 
+// PutOptionResponseDefaultHeaders the declared response headers of an HTTP default response for PutOption
+type PutOptionResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type PutOptionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5432,6 +5868,8 @@ type PutOptionResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *PutOptionResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *PutOptionResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5473,6 +5911,11 @@ func (r PutOptionResponse) ContentType() string {
 	return ""
 }
 
+// ListOptionHistoryResponseDefaultHeaders the declared response headers of an HTTP default response for ListOptionHistory
+type ListOptionHistoryResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListOptionHistoryResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5480,6 +5923,8 @@ type ListOptionHistoryResponse struct {
 	JSON200 *OptionHistory
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListOptionHistoryResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5526,6 +5971,11 @@ type DeleteSnapshotResponse202Headers struct {
 	Location string
 }
 
+// DeleteSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for DeleteSnapshot
+type DeleteSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type DeleteSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5535,6 +5985,8 @@ type DeleteSnapshotResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *DeleteSnapshotResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteSnapshotResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -5581,6 +6033,11 @@ type ShowSnapshotResponse200Headers struct {
 	ETag string
 }
 
+// ShowSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for ShowSnapshot
+type ShowSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5590,6 +6047,8 @@ type ShowSnapshotResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *ShowSnapshotResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowSnapshotResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5636,6 +6095,11 @@ type DescribeSnapshotResponse200Headers struct {
 	ETag string
 }
 
+// DescribeSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for DescribeSnapshot
+type DescribeSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type DescribeSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5645,6 +6109,8 @@ type DescribeSnapshotResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *DescribeSnapshotResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DescribeSnapshotResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5691,6 +6157,11 @@ type TakeSnapshotResponse202Headers struct {
 	Location string
 }
 
+// TakeSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for TakeSnapshot
+type TakeSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type TakeSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5700,6 +6171,8 @@ type TakeSnapshotResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *TakeSnapshotResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *TakeSnapshotResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -5741,6 +6214,11 @@ func (r TakeSnapshotResponse) ContentType() string {
 	return ""
 }
 
+// ListDownloadsResponseDefaultHeaders the declared response headers of an HTTP default response for ListDownloads
+type ListDownloadsResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListDownloadsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5748,6 +6226,8 @@ type ListDownloadsResponse struct {
 	JSON200 *DownloadList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListDownloadsResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -5789,6 +6269,11 @@ func (r ListDownloadsResponse) ContentType() string {
 	return ""
 }
 
+// MakeDownloadResponseDefaultHeaders the declared response headers of an HTTP default response for MakeDownload
+type MakeDownloadResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type MakeDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5796,6 +6281,8 @@ type MakeDownloadResponse struct {
 	JSON201 *Download
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *MakeDownloadResponseDefaultHeaders
 }
 
 // GetJSON201 returns the response for an HTTP 201 `application/json` response
@@ -5837,11 +6324,18 @@ func (r MakeDownloadResponse) ContentType() string {
 	return ""
 }
 
+// RevokeDownloadResponseDefaultHeaders the declared response headers of an HTTP default response for RevokeDownload
+type RevokeDownloadResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type RevokeDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *RevokeDownloadResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -5883,6 +6377,11 @@ type RestoreSnapshotResponse202Headers struct {
 	Location string
 }
 
+// RestoreSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for RestoreSnapshot
+type RestoreSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type RestoreSnapshotResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5892,6 +6391,8 @@ type RestoreSnapshotResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *RestoreSnapshotResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *RestoreSnapshotResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -5938,6 +6439,11 @@ type UndoRestoreResponse202Headers struct {
 	Location string
 }
 
+// UndoRestoreResponseDefaultHeaders the declared response headers of an HTTP default response for UndoRestore
+type UndoRestoreResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type UndoRestoreResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5947,6 +6453,8 @@ type UndoRestoreResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *UndoRestoreResponse202Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *UndoRestoreResponseDefaultHeaders
 }
 
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
@@ -5988,6 +6496,11 @@ func (r UndoRestoreResponse) ContentType() string {
 	return ""
 }
 
+// ListWebhooksResponseDefaultHeaders the declared response headers of an HTTP default response for ListWebhooks
+type ListWebhooksResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ListWebhooksResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5995,6 +6508,8 @@ type ListWebhooksResponse struct {
 	JSON200 *WebhookList
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ListWebhooksResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -6036,6 +6551,11 @@ func (r ListWebhooksResponse) ContentType() string {
 	return ""
 }
 
+// CreateWebhookResponseDefaultHeaders the declared response headers of an HTTP default response for CreateWebhook
+type CreateWebhookResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type CreateWebhookResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6043,6 +6563,8 @@ type CreateWebhookResponse struct {
 	JSON201 *NewWebhook
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *CreateWebhookResponseDefaultHeaders
 }
 
 // GetJSON201 returns the response for an HTTP 201 `application/json` response
@@ -6084,11 +6606,18 @@ func (r CreateWebhookResponse) ContentType() string {
 	return ""
 }
 
+// DeleteWebhookResponseDefaultHeaders the declared response headers of an HTTP default response for DeleteWebhook
+type DeleteWebhookResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type DeleteWebhookResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *DeleteWebhookResponseDefaultHeaders
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -6125,6 +6654,11 @@ func (r DeleteWebhookResponse) ContentType() string {
 	return ""
 }
 
+// ShowWebhookResponseDefaultHeaders the declared response headers of an HTTP default response for ShowWebhook
+type ShowWebhookResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type ShowWebhookResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6132,6 +6666,8 @@ type ShowWebhookResponse struct {
 	JSON200 *Webhook
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *ShowWebhookResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -6173,6 +6709,11 @@ func (r ShowWebhookResponse) ContentType() string {
 	return ""
 }
 
+// TestWebhookResponseDefaultHeaders the declared response headers of an HTTP default response for TestWebhook
+type TestWebhookResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
 type TestWebhookResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6180,6 +6721,8 @@ type TestWebhookResponse struct {
 	JSON200 *WebhookTest
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *TestWebhookResponseDefaultHeaders
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -6344,8 +6887,8 @@ func (c *ClientWithResponses) DownloadWithResponse(ctx context.Context, link str
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with HEAD /v1/downloads/{link} (the `DescribeDownload` operationId).
-func (c *ClientWithResponses) DescribeDownloadWithResponse(ctx context.Context, link string, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error) {
-	rsp, err := c.DescribeDownload(ctx, link, reqEditors...)
+func (c *ClientWithResponses) DescribeDownloadWithResponse(ctx context.Context, link string, params *DescribeDownloadParams, reqEditors ...RequestEditorFn) (*DescribeDownloadResponse, error) {
+	rsp, err := c.DescribeDownload(ctx, link, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6523,8 +7066,8 @@ func (c *ClientWithResponses) ResumeOperationWithResponse(ctx context.Context, i
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/tokens (the `ListTokens` operationId).
-func (c *ClientWithResponses) ListTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTokensResponse, error) {
-	rsp, err := c.ListTokens(ctx, reqEditors...)
+func (c *ClientWithResponses) ListTokensWithResponse(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*ListTokensResponse, error) {
+	rsp, err := c.ListTokens(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6595,8 +7138,8 @@ func (c *ClientWithResponses) RevokeTokenWithResponse(ctx context.Context, token
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/vps (the `ListVPS` operationId).
-func (c *ClientWithResponses) ListVPSWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListVPSResponse, error) {
-	rsp, err := c.ListVPS(ctx, reqEditors...)
+func (c *ClientWithResponses) ListVPSWithResponse(ctx context.Context, params *ListVPSParams, reqEditors ...RequestEditorFn) (*ListVPSResponse, error) {
+	rsp, err := c.ListVPS(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6608,8 +7151,8 @@ func (c *ClientWithResponses) ListVPSWithResponse(ctx context.Context, reqEditor
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/vps/{vps} (the `ShowVPS` operationId).
-func (c *ClientWithResponses) ShowVPSWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowVPSResponse, error) {
-	rsp, err := c.ShowVPS(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) ShowVPSWithResponse(ctx context.Context, vps VPSRef, params *ShowVPSParams, reqEditors ...RequestEditorFn) (*ShowVPSResponse, error) {
+	rsp, err := c.ShowVPS(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6651,8 +7194,8 @@ func (c *ClientWithResponses) CancelOptionWithResponse(ctx context.Context, vps 
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/vps/{vps}/option (the `ShowOption` operationId).
-func (c *ClientWithResponses) ShowOptionWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowOptionResponse, error) {
-	rsp, err := c.ShowOption(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) ShowOptionWithResponse(ctx context.Context, vps VPSRef, params *ShowOptionParams, reqEditors ...RequestEditorFn) (*ShowOptionResponse, error) {
+	rsp, err := c.ShowOption(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6740,8 +7283,8 @@ func (c *ClientWithResponses) DeleteSnapshotWithResponse(ctx context.Context, vp
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/vps/{vps}/snapshot (the `ShowSnapshot` operationId).
-func (c *ClientWithResponses) ShowSnapshotWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ShowSnapshotResponse, error) {
-	rsp, err := c.ShowSnapshot(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) ShowSnapshotWithResponse(ctx context.Context, vps VPSRef, params *ShowSnapshotParams, reqEditors ...RequestEditorFn) (*ShowSnapshotResponse, error) {
+	rsp, err := c.ShowSnapshot(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6812,8 +7355,8 @@ func (c *ClientWithResponses) TakeSnapshotWithResponse(ctx context.Context, vps 
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/vps/{vps}/snapshot/download (the `ListDownloads` operationId).
-func (c *ClientWithResponses) ListDownloadsWithResponse(ctx context.Context, vps VPSRef, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error) {
-	rsp, err := c.ListDownloads(ctx, vps, reqEditors...)
+func (c *ClientWithResponses) ListDownloadsWithResponse(ctx context.Context, vps VPSRef, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*ListDownloadsResponse, error) {
+	rsp, err := c.ListDownloads(ctx, vps, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -7076,6 +7619,19 @@ func ParseShowDocsResponse(rsp *http.Response) (*ShowDocsResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ShowDocsResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7109,6 +7665,19 @@ func ParseShowHealthResponse(rsp *http.Response) (*ShowHealthResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ShowHealthResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7133,6 +7702,19 @@ func ParseShowMetricsResponse(rsp *http.Response) (*ShowMetricsResponse, error) 
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ShowMetricsResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7166,6 +7748,19 @@ func ParseShowReadinessResponse(rsp *http.Response) (*ShowReadinessResponse, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ShowReadinessResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7266,6 +7861,16 @@ func ParseDownloadResponse(rsp *http.Response) (*DownloadResponse, error) {
 			headers.ReprDigest = value
 		}
 		response.Headers206 = &headers
+	case true:
+		var headers DownloadResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7329,6 +7934,16 @@ func ParseDescribeDownloadResponse(rsp *http.Response) (*DescribeDownloadRespons
 			headers.ReprDigest = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers DescribeDownloadResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7355,6 +7970,19 @@ func ParseListenEventsResponse(rsp *http.Response) (*ListenEventsResponse, error
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ListenEventsResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7390,6 +8018,19 @@ func ParseShowHostResponse(rsp *http.Response) (*ShowHostResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ShowHostResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7421,6 +8062,19 @@ func ParseCheckHostResponse(rsp *http.Response) (*CheckHostResponse, error) {
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers CheckHostResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7456,6 +8110,19 @@ func ParseRepairHostResponse(rsp *http.Response) (*RepairHostResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers RepairHostResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7487,6 +8154,19 @@ func ParseListMessagesResponse(rsp *http.Response) (*ListMessagesResponse, error
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ListMessagesResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7522,6 +8202,19 @@ func ParseListOffersResponse(rsp *http.Response) (*ListOffersResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ListOffersResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7555,6 +8248,19 @@ func ParseListOperationsResponse(rsp *http.Response) (*ListOperationsResponse, e
 
 	}
 
+	switch {
+	case true:
+		var headers ListOperationsResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7586,6 +8292,19 @@ func ParseShowOperationResponse(rsp *http.Response) (*ShowOperationResponse, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ShowOperationResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7632,6 +8351,16 @@ func ParseCancelOperationResponse(rsp *http.Response) (*CancelOperationResponse,
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers CancelOperationResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7678,6 +8407,16 @@ func ParseResumeOperationResponse(rsp *http.Response) (*ResumeOperationResponse,
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers ResumeOperationResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7713,6 +8452,19 @@ func ParseListTokensResponse(rsp *http.Response) (*ListTokensResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ListTokensResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7746,6 +8498,19 @@ func ParseCreateTokenResponse(rsp *http.Response) (*CreateTokenResponse, error) 
 
 	}
 
+	switch {
+	case true:
+		var headers CreateTokenResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7773,6 +8538,19 @@ func ParseRevokeTokenResponse(rsp *http.Response) (*RevokeTokenResponse, error) 
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers RevokeTokenResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7808,6 +8586,19 @@ func ParseListVPSResponse(rsp *http.Response) (*ListVPSResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ListVPSResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7841,6 +8632,19 @@ func ParseShowVPSResponse(rsp *http.Response) (*ShowVPSResponse, error) {
 
 	}
 
+	switch {
+	case true:
+		var headers ShowVPSResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -7872,6 +8676,19 @@ func ParseListVPSMessagesResponse(rsp *http.Response) (*ListVPSMessagesResponse,
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ListVPSMessagesResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7918,6 +8735,16 @@ func ParseCancelOptionResponse(rsp *http.Response) (*CancelOptionResponse, error
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers CancelOptionResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -7964,6 +8791,16 @@ func ParseShowOptionResponse(rsp *http.Response) (*ShowOptionResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers ShowOptionResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8010,6 +8847,16 @@ func ParsePutOptionResponse(rsp *http.Response) (*PutOptionResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers PutOptionResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8043,6 +8890,19 @@ func ParseListOptionHistoryResponse(rsp *http.Response) (*ListOptionHistoryRespo
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers ListOptionHistoryResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8089,6 +8949,16 @@ func ParseDeleteSnapshotResponse(rsp *http.Response) (*DeleteSnapshotResponse, e
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers DeleteSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8135,6 +9005,16 @@ func ParseShowSnapshotResponse(rsp *http.Response) (*ShowSnapshotResponse, error
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers ShowSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8181,6 +9061,16 @@ func ParseDescribeSnapshotResponse(rsp *http.Response) (*DescribeSnapshotRespons
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	case true:
+		var headers DescribeSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8227,6 +9117,16 @@ func ParseTakeSnapshotResponse(rsp *http.Response) (*TakeSnapshotResponse, error
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers TakeSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8262,6 +9162,19 @@ func ParseListDownloadsResponse(rsp *http.Response) (*ListDownloadsResponse, err
 
 	}
 
+	switch {
+	case true:
+		var headers ListDownloadsResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -8295,6 +9208,19 @@ func ParseMakeDownloadResponse(rsp *http.Response) (*MakeDownloadResponse, error
 
 	}
 
+	switch {
+	case true:
+		var headers MakeDownloadResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -8322,6 +9248,19 @@ func ParseRevokeDownloadResponse(rsp *http.Response) (*RevokeDownloadResponse, e
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers RevokeDownloadResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8368,6 +9307,16 @@ func ParseRestoreSnapshotResponse(rsp *http.Response) (*RestoreSnapshotResponse,
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers RestoreSnapshotResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8414,6 +9363,16 @@ func ParseUndoRestoreResponse(rsp *http.Response) (*UndoRestoreResponse, error) 
 			headers.Location = value
 		}
 		response.Headers202 = &headers
+	case true:
+		var headers UndoRestoreResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8449,6 +9408,19 @@ func ParseListWebhooksResponse(rsp *http.Response) (*ListWebhooksResponse, error
 
 	}
 
+	switch {
+	case true:
+		var headers ListWebhooksResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -8482,6 +9454,19 @@ func ParseCreateWebhookResponse(rsp *http.Response) (*CreateWebhookResponse, err
 
 	}
 
+	switch {
+	case true:
+		var headers CreateWebhookResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -8509,6 +9494,19 @@ func ParseDeleteWebhookResponse(rsp *http.Response) (*DeleteWebhookResponse, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers DeleteWebhookResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil
@@ -8544,6 +9542,19 @@ func ParseShowWebhookResponse(rsp *http.Response) (*ShowWebhookResponse, error) 
 
 	}
 
+	switch {
+	case true:
+		var headers ShowWebhookResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
 	return response, nil
 }
 
@@ -8575,6 +9586,19 @@ func ParseTestWebhookResponse(rsp *http.Response) (*TestWebhookResponse, error) 
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case true:
+		var headers TestWebhookResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
 	}
 
 	return response, nil

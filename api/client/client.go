@@ -74,12 +74,12 @@ func newClient(address, server string, transport http.RoundTripper, token string
 }
 
 func (c *Client) ListVPS(ctx context.Context) ([]api.VPS, error) {
-	list, err := read[api.VPSList](c)(c.rest.ListVPS(ctx))
+	list, err := read[api.VPSList](c)(c.rest.ListVPS(ctx, nil))
 	return list.VPS, err
 }
 
 func (c *Client) VPS(ctx context.Context, ref string) (api.VPS, error) {
-	return read[api.VPS](c)(c.rest.ShowVPS(ctx, ref))
+	return read[api.VPS](c)(c.rest.ShowVPS(ctx, ref, nil))
 }
 
 func (c *Client) Offers(ctx context.Context) ([]api.Offer, error) {
@@ -88,7 +88,7 @@ func (c *Client) Offers(ctx context.Context) ([]api.Offer, error) {
 }
 
 func (c *Client) Option(ctx context.Context, ref string) (api.Option, error) {
-	return read[api.Option](c)(c.rest.ShowOption(ctx, ref))
+	return read[api.Option](c)(c.rest.ShowOption(ctx, ref, nil))
 }
 
 // PutOption orders or activates the option. It may be repeated.
@@ -108,7 +108,7 @@ func (c *Client) OptionHistory(ctx context.Context, ref string, p api.ListOption
 }
 
 func (c *Client) Snapshot(ctx context.Context, ref string) (api.Snapshot, error) {
-	return read[api.Snapshot](c)(c.rest.ShowSnapshot(ctx, ref))
+	return read[api.Snapshot](c)(c.rest.ShowSnapshot(ctx, ref, nil))
 }
 
 func (c *Client) Describe(ctx context.Context, ref, description string) (api.Snapshot, error) {
@@ -138,7 +138,7 @@ func (c *Client) MakeDownload(ctx context.Context, ref string, r api.DownloadReq
 
 // Downloads returns what links there are to the snapshot.
 func (c *Client) Downloads(ctx context.Context, ref string) ([]api.DownloadLink, error) {
-	list, err := read[api.DownloadList](c)(c.rest.ListDownloads(ctx, ref))
+	list, err := read[api.DownloadList](c)(c.rest.ListDownloads(ctx, ref, nil))
 	return list.Downloads, err
 }
 
@@ -172,7 +172,7 @@ func (c *Client) Download(ctx context.Context, d api.Download, from int64) (io.R
 // DownloadSum returns the SHA-256 of the image that a link is for; nil when the
 // daemon does not know it yet.
 func (c *Client) DownloadSum(ctx context.Context, d api.Download) ([]byte, error) {
-	resp, err := c.rest.DescribeDownload(ctx, path.Base(d.URL))
+	resp, err := c.rest.DescribeDownload(ctx, path.Base(d.URL), nil)
 	if err != nil {
 		return nil, c.unreachable(err)
 	}
@@ -222,7 +222,7 @@ func (c *Client) ResumeOperation(ctx context.Context, id string) (api.Operation,
 
 // Tokens lists the access tokens. For operators.
 func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
-	list, err := read[api.TokenList](c)(c.rest.ListTokens(ctx))
+	list, err := read[api.TokenList](c)(c.rest.ListTokens(ctx, nil))
 	return list.Tokens, err
 }
 

@@ -17,6 +17,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/labstack/echo/v4"
 	validator "github.com/oapi-codegen/echo-middleware"
+
+	"vpssnapd/daemon/vps"
 )
 
 const (
@@ -40,20 +42,20 @@ func explain(err *echo.HTTPError) error {
 	if err.Code != http.StatusBadRequest || !errors.As(err.Internal, &request) {
 		return err
 	}
-	where := "the body"
+	where := vps.Say("the body")
 	if request.Parameter != nil {
-		where = "the parameter " + request.Parameter.Name
+		where = vps.Say("the parameter %s", clip(request.Parameter.Name))
 	}
 	reason := request.Reason
 	if schema, ok := errors.AsType[*openapi3.SchemaError](request.Err); ok {
 		reason = schema.Reason
 		if field := strings.Join(schema.JSONPointer(), "."); field != "" {
-			where = "the field " + field
+			where = vps.Say("the field %s", clip(field))
 		}
 	} else if reason == "" && request.Err != nil {
 		reason = request.Err.Error()
 	}
-	return invalid("%s is not accepted: %s", clip(where), clip(reason))
+	return invalid("%s is not accepted: %s", where, clip(reason))
 }
 
 func clip(s string) string {

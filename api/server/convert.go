@@ -24,19 +24,19 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
-func wireVPS(v vps.VPS, operator bool) api.VPS {
+func wireVPS(v vps.VPS, r reader) api.VPS {
 	w := api.VPS{
 		ID:         v.ID,
 		Name:       v.Name,
 		State:      api.VPSState(v.State),
 		Agent:      api.AgentState(v.Agent),
 		Persistent: v.Persistent,
-		Disks:      each(v.Disks, func(d vps.Disk) api.Disk { return wireDisk(d, operator) }),
+		Disks:      each(v.Disks, func(d vps.Disk) api.Disk { return wireDisk(d, r) }),
 		Actions: api.Actions{
-			Take:        wireVerdict(v.Actions.Take),
-			Restore:     wireVerdict(v.Actions.Restore),
-			UndoRestore: wireVerdict(v.Actions.UndoRestore),
-			Delete:      wireVerdict(v.Actions.Delete),
+			Take:        wireVerdict(v.Actions.Take, r),
+			Restore:     wireVerdict(v.Actions.Restore, r),
+			UndoRestore: wireVerdict(v.Actions.UndoRestore, r),
+			Delete:      wireVerdict(v.Actions.Delete, r),
 		},
 	}
 	if v.Option != nil {
@@ -44,37 +44,33 @@ func wireVPS(v vps.VPS, operator bool) api.VPS {
 		w.Option = &o
 	}
 	if v.Snapshot != nil {
-		s := wireSnapshot(*v.Snapshot)
+		s := r.snapshot(*v.Snapshot)
 		w.Snapshot = &s
 	}
 	if v.Operation != nil {
-		op := *v.Operation
-		if !operator {
-			op = op.In(vps.English)
-		}
-		told := wireOperation(op)
-		w.Operation = &told
+		op := r.operation(*v.Operation)
+		w.Operation = &op
 	}
 	return w
 }
 
-func wireDisk(d vps.Disk, operator bool) api.Disk {
+func wireDisk(d vps.Disk, r reader) api.Disk {
 	w := api.Disk{
 		Target:    d.Target,
 		Format:    d.Format,
 		SizeBytes: d.SizeBytes,
 		Included:  d.Included,
 		Refused:   d.Refused,
-		Reason:    d.Reason,
+		Reason:    r.words(d.Reason, vps.CodeUnsupportedDisk),
 	}
-	if operator {
+	if r.operator {
 		w.Path = d.Path
 	}
 	return w
 }
 
-func wireVerdict(v vps.Verdict) api.Verdict {
-	return api.Verdict{Allowed: v.Allowed, Code: api.Code(v.Code), Reason: v.Reason}
+func wireVerdict(v vps.Verdict, r reader) api.Verdict {
+	return api.Verdict{Allowed: v.Allowed, Code: api.Code(v.Code), Reason: r.words(v.Reason, v.Code)}
 }
 
 func wirePrice(p vps.Price) api.Price {
@@ -163,7 +159,7 @@ func wireActor(a vps.Actor) api.Actor {
 	return api.Actor{Name: a.Name, Way: api.Way(a.Way)}
 }
 
-func wireMessage(m vps.Message, operator bool, in vps.Language) api.Message {
+func wireMessage(m vps.Message, r reader) api.Message {
 	w := api.Message{
 		ID:          m.ID,
 		At:          m.At.UTC(),
@@ -172,9 +168,9 @@ func wireMessage(m vps.Message, operator bool, in vps.Language) api.Message {
 		Kind:        api.MessageKind(m.Kind),
 		Actor:       wireActor(m.Actor),
 		OperationID: m.Operation,
-		Text:        m.In(in),
+		Text:        m.In(r.in),
 	}
-	if operator {
+	if r.operator {
 		w.Detail = m.Detail
 	}
 	return w

@@ -28,7 +28,7 @@ const (
 
 // ListenEvents checks the request; the stream itself is written by eventStream.
 func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject) (ListenEventsResponseObject, error) {
-	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow, in: preferred(r.Params.AcceptLanguage)}
+	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow}
 	if last := cmpOr(r.Params.LastEventID, r.Params.After); last != nil {
 		id, err := strconv.ParseInt(*last, 10, 64)
 		if err != nil {
@@ -78,13 +78,12 @@ type eventStream struct {
 	first vps.EventPage
 	vps   string // "" for all
 	types []api.EventType
-	in    vps.Language
 
-	mine     func(id string) bool
-	bound    bool
-	operator bool
-	told     int64 // the last id that was sent
-	w        http.ResponseWriter
+	mine   func(id string) bool
+	bound  bool
+	reader reader
+	told   int64 // the last id that was sent
+	w      http.ResponseWriter
 }
 
 var _ ListenEventsResponseObject = (*eventStream)(nil)
@@ -92,8 +91,7 @@ var _ ListenEventsResponseObject = (*eventStream)(nil)
 // look finds out what the caller may see now.
 func (s *eventStream) look() {
 	who := callerOf(s.ctx)
-	s.bound, s.operator = who.bound(), who.operator()
-	s.mine = who.sees
+	s.bound, s.mine, s.reader = who.bound(), who.sees, readerOf(s.ctx)
 }
 
 // VisitListenEventsResponse sends events until the listener goes away, is too
@@ -179,7 +177,7 @@ func (s *eventStream) pass(page vps.EventPage) error {
 		s.after = e.ID
 		if s.wants(e) {
 			s.told = e.ID
-			frame(&text, wireEvent(e, s.operator, s.in))
+			frame(&text, wireEvent(e, s.reader))
 		}
 	}
 	if text.Len() == 0 {
@@ -231,12 +229,12 @@ func (s *eventStream) end(err error) error {
 	return err
 }
 
-func wireEvent(e vps.Event, operator bool, in vps.Language) api.Event {
+func wireEvent(e vps.Event, r reader) api.Event {
 	w := api.Event{ID: strconv.FormatInt(e.ID, 10), At: e.At.UTC(), Type: api.EventType(e.Type), VPS: e.VPS, VPSName: e.VPSName}
 	if e.Operation != nil {
 		o := *e.Operation
-		if !operator {
-			o = o.In(in)
+		if !r.operator {
+			o = o.In(r.in)
 		}
 		w.Operation = &api.OperationEvent{ID: o.ID, Kind: api.OperationKind(o.Kind), Status: api.OperationStatus(o.Status), Step: o.Step,
 			SnapshotID: o.SnapshotID, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay}), Result: o.Result}
@@ -248,15 +246,19 @@ func wireEvent(e vps.Event, operator bool, in vps.Language) api.Event {
 		w.Option = &api.OptionEvent{ID: o.ID, State: api.OptionState(o.State), OrderRef: o.OrderRef, EndsAt: utc(o.EndsAt),
 			GraceUntil: utc(o.GraceUntil), Note: o.Note, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay})}
 	}
-	if s := e.Snapshot; s != nil {
+	if e.Snapshot != nil {
+		s := *e.Snapshot
+		if !r.operator {
+			s = s.In(r.in)
+		}
 		w.Snapshot = &api.SnapshotEvent{ID: s.ID, State: api.SnapshotState(s.State), Reason: s.Reason, Description: s.Description, UndoUntil: utc(s.UndoUntil)}
 	}
 	if m := e.Message; m != nil {
-		w.Message = &api.MessageEvent{ID: m.ID, Kind: api.MessageKind(m.Kind), OperationID: m.Operation, Text: m.In(in)}
+		w.Message = &api.MessageEvent{ID: m.ID, Kind: api.MessageKind(m.Kind), OperationID: m.Operation, Text: m.In(r.in)}
 	}
 	if s := e.Space; s != nil {
 		w.Space = &api.SpaceEvent{Level: api.SpaceEventLevel(s.Level), TotalBytes: s.TotalBytes, FreeBytes: s.FreeBytes, FullInSeconds: s.FullInSeconds}
-		if operator {
+		if r.operator {
 			w.Space.Path = s.Path
 		}
 	}

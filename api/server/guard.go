@@ -60,7 +60,7 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 		return nil, err
 	}
 	addr := network(c.RealIP())
-	if err := tooMany(c, s.failures.wait(addr), "too many wrong tokens came from this address"); err != nil {
+	if err := tooMany(c, s.failures.wait(addr), vps.Say("too many wrong tokens came from this address")); err != nil {
 		return nil, err
 	}
 	token, err := s.service.Authenticate(c.Request().Context(), secret)
@@ -71,7 +71,7 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := tooMany(c, s.tokens.spend(token.ID), "the token makes too many calls"); err != nil {
+	if err := tooMany(c, s.tokens.spend(token.ID), vps.Say("the token makes too many calls")); err != nil {
 		return nil, err
 	}
 	return &caller{actor: vps.Actor{Name: token.Name, Way: token.Way}, id: "token:" + token.ID, token: token}, nil
@@ -81,11 +81,11 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 // number of calls, whatever it asks for. Root could do worse than to call often.
 func (s *Server) limitOrigin(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		origin, why := "", "too many calls come from this address"
+		origin, why := "", vps.Say("too many calls come from this address")
 		if p, ok := c.Request().Context().Value(peerKey{}).(peer); !ok {
 			origin = network(c.RealIP())
 		} else if p.uid != 0 || p.err != nil {
-			origin, why = p.owner(), "this user makes too many calls"
+			origin, why = p.owner(), vps.Say("this user makes too many calls")
 		}
 		if origin != "" {
 			if err := tooMany(c, s.origins.spend(origin), why); err != nil {
@@ -97,13 +97,13 @@ func (s *Server) limitOrigin(next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 // tooMany is the answer to who must wait; nil when wait is 0.
-func tooMany(c echo.Context, wait time.Duration, why string) error {
+func tooMany(c echo.Context, wait time.Duration, why vps.Words) error {
 	if wait == 0 {
 		return nil
 	}
 	seconds := int(math.Ceil(wait.Seconds()))
 	c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(seconds))
-	return vps.Errorf(vps.CodeRateLimited, "%s", why).WithRemedy("wait %d s", seconds)
+	return vps.Refuse(vps.CodeRateLimited, why, vps.Say("wait %d s", seconds))
 }
 
 // bearer reads the token from the one Authorization header. A token in the URL

@@ -32,11 +32,11 @@ func (h *handlers) ListVPS(ctx context.Context, _ ListVPSRequestObject) (ListVPS
 	if err != nil {
 		return nil, err
 	}
-	who := callerOf(ctx)
+	who, r := callerOf(ctx), readerOf(ctx)
 	list := ListVPS200JSONResponse{VPS: []api.VPS{}}
 	for _, v := range all {
 		if who.sees(v.ID) {
-			list.VPS = append(list.VPS, wireVPS(v, who.operator()))
+			list.VPS = append(list.VPS, wireVPS(v, r))
 		}
 	}
 	return list, nil
@@ -51,7 +51,7 @@ func (h *handlers) ShowVPS(ctx context.Context, r ShowVPSRequestObject) (ShowVPS
 	if err != nil {
 		return nil, err
 	}
-	return ShowVPS200JSONResponse(wireVPS(v, callerOf(ctx).operator())), nil
+	return ShowVPS200JSONResponse(wireVPS(v, readerOf(ctx))), nil
 }
 
 func (h *handlers) ListOffers(context.Context, ListOffersRequestObject) (ListOffersResponseObject, error) {

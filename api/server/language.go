@@ -1,8 +1,11 @@
 package server
 
 import (
+	"context"
+
 	"golang.org/x/text/language"
 
+	"vpssnapd/api"
 	"vpssnapd/daemon/vps"
 )
 
@@ -13,17 +16,48 @@ var (
 	matcher = language.NewMatcher([]language.Tag{language.English, language.French})
 )
 
-// preferred is the language that an Accept-Language header asks for.
-func preferred(header *string) vps.Language {
-	_, index := language.MatchStrings(matcher, value(header))
-	return written[index]
+// reader is for whom an answer is written. Operators are told in the very words, in
+// English, what is wrong and what they have to do; all others what is for customers.
+type reader struct {
+	operator bool
+	in       vps.Language
 }
 
-// told is an operation as a caller reads it: operators get the very words, with what
-// they have to do.
-func (c *caller) told(op vps.Operation, header *string) vps.Operation {
-	if c.operator() {
-		return op
+type languageKey struct{}
+
+// readerOf is who sent a request. Messages are for customers, and are in its language
+// for an operator, too.
+func readerOf(ctx context.Context) reader {
+	header, _ := ctx.Value(languageKey{}).(string)
+	_, index := language.MatchStrings(matcher, header)
+	return reader{callerOf(ctx).operator(), written[index]}
+}
+
+// words are w as r reads it: what is not for customers is said to them by its code.
+func (r reader) words(w vps.Words, c vps.Code) string {
+	if r.operator || w.String() == "" {
+		return w.String()
 	}
-	return op.In(preferred(header))
+	return w.InOr(r.in, c)
+}
+
+func (r reader) failure(e *vps.Error) *vps.Error {
+	if r.operator {
+		return e
+	}
+	return e.In(r.in)
+}
+
+func (r reader) operation(op vps.Operation) api.Operation {
+	if !r.operator {
+		op = op.In(r.in)
+	}
+	return wireOperation(op)
+}
+
+func (r reader) snapshot(s vps.Snapshot) api.Snapshot {
+	if !r.operator {
+		s = s.In(r.in)
+	}
+	return wireSnapshot(s)
 }

@@ -34,7 +34,7 @@ func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesPa
 	}
 	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(p.Kind)), Since: value(p.Since), Until: value(p.Until), Before: before, Limit: limit(p.Limit)}
 	mine := callerOf(ctx).sees
-	operator, in := callerOf(ctx).operator(), preferred(p.AcceptLanguage)
+	reader := readerOf(ctx)
 	list := api.MessageList{Messages: []api.Message{}}
 	for range mostPages {
 		page, err := h.service.Messages(ctx, q)
@@ -43,7 +43,7 @@ func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesPa
 		}
 		for _, m := range page.Messages {
 			if mine(m.VPS) {
-				list.Messages = append(list.Messages, wireMessage(m, operator, in))
+				list.Messages = append(list.Messages, wireMessage(m, reader))
 			}
 		}
 		list.Next, q.Before = numberOf(page.Next), page.Next

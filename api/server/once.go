@@ -37,16 +37,16 @@ type kept struct {
 }
 
 // keep makes the answer of what came of a call, as the handlers do.
-func keep(result any) ([]byte, error) {
+func (reader reader) keep(result any) ([]byte, error) {
 	var k kept
 	var body any
 	switch r := result.(type) {
 	case vps.Operation:
-		k.Status, k.Location, body = http.StatusAccepted, location(r), wireOperation(r)
+		k.Status, k.Location, body = http.StatusAccepted, location(r), reader.operation(r)
 	case vps.Option:
 		k.Status, k.ETag, body = http.StatusOK, etag(r.Version()), wireOption(r)
 	case vps.Snapshot:
-		k.Status, k.ETag, body = http.StatusOK, etag(r.Version()), wireSnapshot(r)
+		k.Status, k.ETag, body = http.StatusOK, etag(r.Version()), reader.snapshot(r)
 	case vps.Report:
 		k.Status, body = http.StatusOK, wireReport(r)
 	case vps.Token:
@@ -90,7 +90,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 		if keys := r.Header.Values(headerKey); len(keys) > 1 || len(keys) == 1 && keys[0] == "" {
 			return invalid("a call has one Idempotency-Key, of 1 to 255 characters, or none")
 		}
-		call := vps.Call{Match: match, Client: callerOf(r.Context()).id, Key: r.Header.Get(headerKey), Record: keep}
+		call := vps.Call{Match: match, Client: callerOf(r.Context()).id, Key: r.Header.Get(headerKey), Record: readerOf(r.Context()).keep}
 		if call.Key == "" {
 			c.SetRequest(r.WithContext(vps.WithCall(r.Context(), call)))
 			return next(c)

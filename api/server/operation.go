@@ -28,7 +28,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		q.VPS = id
 	}
-	who := callerOf(ctx)
+	who, reader := callerOf(ctx), readerOf(ctx)
 	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
 	for range mostPages {
 		page, err := h.service.Operations(ctx, q)
@@ -37,7 +37,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 		}
 		for _, op := range page.Operations {
 			if who.sees(op.VPS) {
-				list.Operations = append(list.Operations, wireOperation(who.told(op, r.Params.AcceptLanguage)))
+				list.Operations = append(list.Operations, reader.operation(op))
 			}
 		}
 		list.Next, q.Before = page.Next, page.Next
@@ -62,7 +62,7 @@ func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObje
 			return nil, err
 		}
 	}
-	return ShowOperation200JSONResponse(wireOperation(callerOf(ctx).told(op, r.Params.AcceptLanguage))), nil
+	return ShowOperation200JSONResponse(readerOf(ctx).operation(op)), nil
 }
 
 // await answers early when the server shuts down: the caller asks again, and

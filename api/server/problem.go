@@ -39,7 +39,12 @@ func (s *Server) fail(err error, c echo.Context) {
 		s.log.Warn("cannot send the answer", "request_id", requestID(c), "error", err)
 		return
 	}
-	p := problemOf(err)
+	reader := readerOf(c.Request().Context())
+	if reader.operator {
+		reader.in = vps.English
+	}
+	p := problemOf(err, reader)
+	c.Response().Header().Set("Content-Language", string(reader.in))
 	c.Set(codeKey, string(p.Code))
 	if h := c.Response().Header(); p.Status == http.StatusTooManyRequests && h.Get(echo.HeaderRetryAfter) == "" {
 		h.Set(echo.HeaderRetryAfter, retryAfter) // something else than calls ran out
@@ -68,7 +73,7 @@ func severity(err error) slog.Level {
 	return slog.LevelError
 }
 
-func problemOf(err error) api.Problem {
+func problemOf(err error, r reader) api.Problem {
 	var (
 		fine  *statusError
 		plain *vps.Error
@@ -76,32 +81,29 @@ func problemOf(err error) api.Problem {
 	)
 	switch {
 	case errors.As(err, &fine):
-		return problem(fine.status, fine.err)
+		return problem(fine.status, fine.err, r)
 	case errors.As(err, &web) && !errors.As(err, &plain):
-		return problem(web.Code, webError(web))
+		return problem(web.Code, webError(web), r)
 	}
 	e := vps.Readable(err)
-	return problem(api.Code(e.Code).HTTPStatus(), e)
+	return problem(api.Code(e.Code).HTTPStatus(), e, r)
 }
 
-func problem(status int, e *vps.Error) api.Problem {
-	code := api.Code(e.Code)
-	p := api.Problem{
-		Type:   "urn:vpssnapd:problem:" + string(code),
-		Title:  http.StatusText(status),
+func problem(status int, e *vps.Error, r reader) api.Problem {
+	if code := api.Code(e.Code); !code.Valid() || code == api.CodeInternal {
+		// Whatever it says was not written for a caller.
+		e = vps.Errorf(vps.CodeInternal, "something went wrong inside vpssnapd; its log says what").
+			WithRemedy("give the request id to the operator of this host")
+	}
+	e = r.failure(e)
+	return api.Problem{
+		Type:   "urn:vpssnapd:problem:" + string(e.Code),
+		Title:  e.Code.In(r.in),
 		Status: status,
-		Code:   code,
+		Code:   api.Code(e.Code),
 		Detail: e.Detail,
 		Remedy: e.Remedy,
 	}
-	if !code.Valid() || code == api.CodeInternal {
-		// Whatever it says was not written for a caller.
-		p.Type = "urn:vpssnapd:problem:internal"
-		p.Code = api.CodeInternal
-		p.Detail = "something went wrong inside vpssnapd; its log says what"
-		p.Remedy = "give the request id to the operator of this host"
-	}
-	return p
 }
 
 // webError gives Echo's own errors a code. Their texts are not repeated: they

@@ -39,7 +39,7 @@ type ServerInterface interface {
 	Download(ctx echo.Context, link string, params DownloadParams) error
 	// DescribeDownload The headers of a download, without the image
 	// (HEAD /v1/downloads/{link})
-	DescribeDownload(ctx echo.Context, link string) error
+	DescribeDownload(ctx echo.Context, link string, params DescribeDownloadParams) error
 	// ListenEvents Listen to what happens, as Server-Sent Events
 	// (GET /v1/events)
 	ListenEvents(ctx echo.Context, params ListenEventsParams) error
@@ -72,7 +72,7 @@ type ServerInterface interface {
 	ResumeOperation(ctx echo.Context, id OperationID, params ResumeOperationParams) error
 	// ListTokens List the access tokens
 	// (GET /v1/tokens)
-	ListTokens(ctx echo.Context) error
+	ListTokens(ctx echo.Context, params ListTokensParams) error
 	// CreateToken Make an access token
 	// (POST /v1/tokens)
 	CreateToken(ctx echo.Context, params CreateTokenParams) error
@@ -81,10 +81,10 @@ type ServerInterface interface {
 	RevokeToken(ctx echo.Context, token string, params RevokeTokenParams) error
 	// ListVPS List the VPS of this host
 	// (GET /v1/vps)
-	ListVPS(ctx echo.Context) error
+	ListVPS(ctx echo.Context, params ListVPSParams) error
 	// ShowVPS Show one VPS with its option, snapshot and possible actions
 	// (GET /v1/vps/{vps})
-	ShowVPS(ctx echo.Context, vps VPSRef) error
+	ShowVPS(ctx echo.Context, vps VPSRef, params ShowVPSParams) error
 	// ListVPSMessages Read the journal of one VPS
 	// (GET /v1/vps/{vps}/messages)
 	ListVPSMessages(ctx echo.Context, vps VPSRef, params ListVPSMessagesParams) error
@@ -93,7 +93,7 @@ type ServerInterface interface {
 	CancelOption(ctx echo.Context, vps VPSRef, params CancelOptionParams) error
 	// ShowOption Show the option of a VPS
 	// (GET /v1/vps/{vps}/option)
-	ShowOption(ctx echo.Context, vps VPSRef) error
+	ShowOption(ctx echo.Context, vps VPSRef, params ShowOptionParams) error
 	// PutOption Order or activate the option
 	// (PUT /v1/vps/{vps}/option)
 	PutOption(ctx echo.Context, vps VPSRef, params PutOptionParams) error
@@ -105,7 +105,7 @@ type ServerInterface interface {
 	DeleteSnapshot(ctx echo.Context, vps VPSRef, params DeleteSnapshotParams) error
 	// ShowSnapshot Show the snapshot of a VPS
 	// (GET /v1/vps/{vps}/snapshot)
-	ShowSnapshot(ctx echo.Context, vps VPSRef) error
+	ShowSnapshot(ctx echo.Context, vps VPSRef, params ShowSnapshotParams) error
 	// DescribeSnapshot Change the snapshot's description
 	// (PATCH /v1/vps/{vps}/snapshot)
 	DescribeSnapshot(ctx echo.Context, vps VPSRef, params DescribeSnapshotParams) error
@@ -114,7 +114,7 @@ type ServerInterface interface {
 	TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeSnapshotParams) error
 	// ListDownloads List the links to the snapshot that are valid
 	// (GET /v1/vps/{vps}/snapshot/download)
-	ListDownloads(ctx echo.Context, vps VPSRef) error
+	ListDownloads(ctx echo.Context, vps VPSRef, params ListDownloadsParams) error
 	// MakeDownload Make a link to download a disk of the snapshot
 	// (POST /v1/vps/{vps}/snapshot/download)
 	MakeDownload(ctx echo.Context, vps VPSRef, params MakeDownloadParams) error
@@ -269,6 +269,21 @@ func (w *ServerInterfaceWrapper) Download(ctx echo.Context) error {
 
 		params.IfNoneMatch = &IfNoneMatch
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.Download(ctx, link, params)
@@ -286,8 +301,28 @@ func (w *ServerInterfaceWrapper) DescribeDownload(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter link: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DescribeDownloadParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.DescribeDownload(ctx, link)
+	err = w.Handler.DescribeDownload(ctx, link, params)
 	return err
 }
 
@@ -602,6 +637,21 @@ func (w *ServerInterfaceWrapper) CancelOperation(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CancelOperation(ctx, id, params)
@@ -638,6 +688,21 @@ func (w *ServerInterfaceWrapper) ResumeOperation(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ResumeOperation(ctx, id, params)
@@ -648,8 +713,28 @@ func (w *ServerInterfaceWrapper) ResumeOperation(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) ListTokens(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTokensParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListTokens(ctx)
+	err = w.Handler.ListTokens(ctx, params)
 	return err
 }
 
@@ -675,6 +760,21 @@ func (w *ServerInterfaceWrapper) CreateToken(ctx echo.Context) error {
 		}
 
 		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -722,8 +822,28 @@ func (w *ServerInterfaceWrapper) RevokeToken(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) ListVPS(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVPSParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListVPS(ctx)
+	err = w.Handler.ListVPS(ctx, params)
 	return err
 }
 
@@ -738,8 +858,28 @@ func (w *ServerInterfaceWrapper) ShowVPS(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ShowVPSParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ShowVPS(ctx, vps)
+	err = w.Handler.ShowVPS(ctx, vps, params)
 	return err
 }
 
@@ -864,6 +1004,21 @@ func (w *ServerInterfaceWrapper) CancelOption(ctx echo.Context) error {
 
 		params.IfMatch = &IfMatch
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.CancelOption(ctx, vps, params)
@@ -881,8 +1036,28 @@ func (w *ServerInterfaceWrapper) ShowOption(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ShowOptionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ShowOption(ctx, vps)
+	err = w.Handler.ShowOption(ctx, vps, params)
 	return err
 }
 
@@ -931,6 +1106,21 @@ func (w *ServerInterfaceWrapper) PutOption(ctx echo.Context) error {
 
 		params.IfMatch = &IfMatch
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.PutOption(ctx, vps, params)
@@ -962,6 +1152,23 @@ func (w *ServerInterfaceWrapper) ListOptionHistory(ctx echo.Context) error {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -999,6 +1206,21 @@ func (w *ServerInterfaceWrapper) DeleteSnapshot(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.DeleteSnapshot(ctx, vps, params)
@@ -1016,8 +1238,28 @@ func (w *ServerInterfaceWrapper) ShowSnapshot(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ShowSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ShowSnapshot(ctx, vps)
+	err = w.Handler.ShowSnapshot(ctx, vps, params)
 	return err
 }
 
@@ -1066,6 +1308,21 @@ func (w *ServerInterfaceWrapper) DescribeSnapshot(ctx echo.Context) error {
 
 		params.IfMatch = &IfMatch
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.DescribeSnapshot(ctx, vps, params)
@@ -1102,6 +1359,21 @@ func (w *ServerInterfaceWrapper) TakeSnapshot(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.TakeSnapshot(ctx, vps, params)
@@ -1119,8 +1391,28 @@ func (w *ServerInterfaceWrapper) ListDownloads(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDownloadsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListDownloads(ctx, vps)
+	err = w.Handler.ListDownloads(ctx, vps, params)
 	return err
 }
 
@@ -1153,6 +1445,21 @@ func (w *ServerInterfaceWrapper) MakeDownload(ctx echo.Context) error {
 		}
 
 		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -1198,6 +1505,21 @@ func (w *ServerInterfaceWrapper) RevokeDownload(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.RevokeDownload(ctx, vps, download, params)
@@ -1234,6 +1556,21 @@ func (w *ServerInterfaceWrapper) RestoreSnapshot(ctx echo.Context) error {
 
 		params.IdempotencyKey = &IdempotencyKey
 	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.RestoreSnapshot(ctx, vps, params)
@@ -1269,6 +1606,21 @@ func (w *ServerInterfaceWrapper) UndoRestore(ctx echo.Context) error {
 		}
 
 		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
 	}
 
 	// Invoke the callback with all the unmarshaled arguments
@@ -1502,7 +1854,14 @@ type AcceptedJSONResponse struct {
 	Headers AcceptedResponseHeaders
 }
 
-type ProblemApplicationProblemPlusJSONResponse Problem
+type ProblemResponseHeaders struct {
+	ContentLanguage string
+}
+type ProblemApplicationProblemPlusJSONResponse struct {
+	Body Problem
+
+	Headers ProblemResponseHeaders
+}
 
 type ShowDocsRequestObject struct {
 }
@@ -1533,6 +1892,7 @@ func (response ShowDocs200TextHTMLResponse) VisitShowDocsResponse(w http.Respons
 
 type ShowDocsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1543,6 +1903,7 @@ func (response ShowDocsdefaultApplicationProblemPlusJSONResponse) VisitShowDocsR
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1571,6 +1932,7 @@ func (response ShowHealth200JSONResponse) VisitShowHealthResponse(w http.Respons
 
 type ShowHealthdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1581,6 +1943,7 @@ func (response ShowHealthdefaultApplicationProblemPlusJSONResponse) VisitShowHea
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1606,6 +1969,7 @@ func (response ShowMetrics200TextResponse) VisitShowMetricsResponse(w http.Respo
 
 type ShowMetricsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1616,6 +1980,7 @@ func (response ShowMetricsdefaultApplicationProblemPlusJSONResponse) VisitShowMe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1650,6 +2015,7 @@ func (response ShowSpec200ApplicationYamlResponse) VisitShowSpecResponse(w http.
 
 type ShowSpecdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1660,6 +2026,7 @@ func (response ShowSpecdefaultApplicationProblemPlusJSONResponse) VisitShowSpecR
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1688,6 +2055,7 @@ func (response ShowReadiness200JSONResponse) VisitShowReadinessResponse(w http.R
 
 type ShowReadinessdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1698,6 +2066,7 @@ func (response ShowReadinessdefaultApplicationProblemPlusJSONResponse) VisitShow
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1802,6 +2171,7 @@ func (response Download416Response) VisitDownloadResponse(w http.ResponseWriter)
 
 type DownloaddefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1812,13 +2182,15 @@ func (response DownloaddefaultApplicationProblemPlusJSONResponse) VisitDownloadR
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type DescribeDownloadRequestObject struct {
-	Link string `json:"link"`
+	Link   string `json:"link"`
+	Params DescribeDownloadParams
 }
 
 type DescribeDownloadResponseObject interface {
@@ -1847,6 +2219,7 @@ func (response DescribeDownload200Response) VisitDescribeDownloadResponse(w http
 
 type DescribeDownloaddefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1857,6 +2230,7 @@ func (response DescribeDownloaddefaultApplicationProblemPlusJSONResponse) VisitD
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1915,6 +2289,7 @@ func (response ListenEvents200TextEventStreamResponse) VisitListenEventsResponse
 
 type ListenEventsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1925,6 +2300,7 @@ func (response ListenEventsdefaultApplicationProblemPlusJSONResponse) VisitListe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1953,6 +2329,7 @@ func (response ShowHost200JSONResponse) VisitShowHostResponse(w http.ResponseWri
 
 type ShowHostdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -1963,6 +2340,7 @@ func (response ShowHostdefaultApplicationProblemPlusJSONResponse) VisitShowHostR
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1991,6 +2369,7 @@ func (response CheckHost200JSONResponse) VisitCheckHostResponse(w http.ResponseW
 
 type CheckHostdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2001,6 +2380,7 @@ func (response CheckHostdefaultApplicationProblemPlusJSONResponse) VisitCheckHos
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2030,6 +2410,7 @@ func (response RepairHost200JSONResponse) VisitRepairHostResponse(w http.Respons
 
 type RepairHostdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2040,6 +2421,7 @@ func (response RepairHostdefaultApplicationProblemPlusJSONResponse) VisitRepairH
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2069,6 +2451,7 @@ func (response ListMessages200JSONResponse) VisitListMessagesResponse(w http.Res
 
 type ListMessagesdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2079,6 +2462,7 @@ func (response ListMessagesdefaultApplicationProblemPlusJSONResponse) VisitListM
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2107,6 +2491,7 @@ func (response ListOffers200JSONResponse) VisitListOffersResponse(w http.Respons
 
 type ListOffersdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2117,6 +2502,7 @@ func (response ListOffersdefaultApplicationProblemPlusJSONResponse) VisitListOff
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2146,6 +2532,7 @@ func (response ListOperations200JSONResponse) VisitListOperationsResponse(w http
 
 type ListOperationsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2156,6 +2543,7 @@ func (response ListOperationsdefaultApplicationProblemPlusJSONResponse) VisitLis
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2186,6 +2574,7 @@ func (response ShowOperation200JSONResponse) VisitShowOperationResponse(w http.R
 
 type ShowOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2196,6 +2585,7 @@ func (response ShowOperationdefaultApplicationProblemPlusJSONResponse) VisitShow
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2227,6 +2617,7 @@ func (response CancelOperation202JSONResponse) VisitCancelOperationResponse(w ht
 
 type CancelOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2237,6 +2628,7 @@ func (response CancelOperationdefaultApplicationProblemPlusJSONResponse) VisitCa
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2268,6 +2660,7 @@ func (response ResumeOperation202JSONResponse) VisitResumeOperationResponse(w ht
 
 type ResumeOperationdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2278,12 +2671,14 @@ func (response ResumeOperationdefaultApplicationProblemPlusJSONResponse) VisitRe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ListTokensRequestObject struct {
+	Params ListTokensParams
 }
 
 type ListTokensResponseObject interface {
@@ -2306,6 +2701,7 @@ func (response ListTokens200JSONResponse) VisitListTokensResponse(w http.Respons
 
 type ListTokensdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2316,6 +2712,7 @@ func (response ListTokensdefaultApplicationProblemPlusJSONResponse) VisitListTok
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2346,6 +2743,7 @@ func (response CreateToken201JSONResponse) VisitCreateTokenResponse(w http.Respo
 
 type CreateTokendefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2356,6 +2754,7 @@ func (response CreateTokendefaultApplicationProblemPlusJSONResponse) VisitCreate
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2380,6 +2779,7 @@ func (response RevokeToken204Response) VisitRevokeTokenResponse(w http.ResponseW
 
 type RevokeTokendefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2390,12 +2790,14 @@ func (response RevokeTokendefaultApplicationProblemPlusJSONResponse) VisitRevoke
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ListVPSRequestObject struct {
+	Params ListVPSParams
 }
 
 type ListVPSResponseObject interface {
@@ -2418,6 +2820,7 @@ func (response ListVPS200JSONResponse) VisitListVPSResponse(w http.ResponseWrite
 
 type ListVPSdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2428,13 +2831,15 @@ func (response ListVPSdefaultApplicationProblemPlusJSONResponse) VisitListVPSRes
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ShowVPSRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params ShowVPSParams
 }
 
 type ShowVPSResponseObject interface {
@@ -2457,6 +2862,7 @@ func (response ShowVPS200JSONResponse) VisitShowVPSResponse(w http.ResponseWrite
 
 type ShowVPSdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2467,6 +2873,7 @@ func (response ShowVPSdefaultApplicationProblemPlusJSONResponse) VisitShowVPSRes
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2497,6 +2904,7 @@ func (response ListVPSMessages200JSONResponse) VisitListVPSMessagesResponse(w ht
 
 type ListVPSMessagesdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2507,6 +2915,7 @@ func (response ListVPSMessagesdefaultApplicationProblemPlusJSONResponse) VisitLi
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2545,6 +2954,7 @@ func (response CancelOption200JSONResponse) VisitCancelOptionResponse(w http.Res
 
 type CancelOptiondefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2555,13 +2965,15 @@ func (response CancelOptiondefaultApplicationProblemPlusJSONResponse) VisitCance
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ShowOptionRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params ShowOptionParams
 }
 
 type ShowOptionResponseObject interface {
@@ -2592,6 +3004,7 @@ func (response ShowOption200JSONResponse) VisitShowOptionResponse(w http.Respons
 
 type ShowOptiondefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2602,6 +3015,7 @@ func (response ShowOptiondefaultApplicationProblemPlusJSONResponse) VisitShowOpt
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2641,6 +3055,7 @@ func (response PutOption200JSONResponse) VisitPutOptionResponse(w http.ResponseW
 
 type PutOptiondefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2651,6 +3066,7 @@ func (response PutOptiondefaultApplicationProblemPlusJSONResponse) VisitPutOptio
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2681,6 +3097,7 @@ func (response ListOptionHistory200JSONResponse) VisitListOptionHistoryResponse(
 
 type ListOptionHistorydefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2691,6 +3108,7 @@ func (response ListOptionHistorydefaultApplicationProblemPlusJSONResponse) Visit
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2722,6 +3140,7 @@ func (response DeleteSnapshot202JSONResponse) VisitDeleteSnapshotResponse(w http
 
 type DeleteSnapshotdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2732,13 +3151,15 @@ func (response DeleteSnapshotdefaultApplicationProblemPlusJSONResponse) VisitDel
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ShowSnapshotRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params ShowSnapshotParams
 }
 
 type ShowSnapshotResponseObject interface {
@@ -2769,6 +3190,7 @@ func (response ShowSnapshot200JSONResponse) VisitShowSnapshotResponse(w http.Res
 
 type ShowSnapshotdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2779,6 +3201,7 @@ func (response ShowSnapshotdefaultApplicationProblemPlusJSONResponse) VisitShowS
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2818,6 +3241,7 @@ func (response DescribeSnapshot200JSONResponse) VisitDescribeSnapshotResponse(w 
 
 type DescribeSnapshotdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2828,6 +3252,7 @@ func (response DescribeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitD
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2860,6 +3285,7 @@ func (response TakeSnapshot202JSONResponse) VisitTakeSnapshotResponse(w http.Res
 
 type TakeSnapshotdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2870,13 +3296,15 @@ func (response TakeSnapshotdefaultApplicationProblemPlusJSONResponse) VisitTakeS
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
 }
 
 type ListDownloadsRequestObject struct {
-	VPS VPSRef `json:"vps"`
+	VPS    VPSRef `json:"vps"`
+	Params ListDownloadsParams
 }
 
 type ListDownloadsResponseObject interface {
@@ -2899,6 +3327,7 @@ func (response ListDownloads200JSONResponse) VisitListDownloadsResponse(w http.R
 
 type ListDownloadsdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2909,6 +3338,7 @@ func (response ListDownloadsdefaultApplicationProblemPlusJSONResponse) VisitList
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2940,6 +3370,7 @@ func (response MakeDownload201JSONResponse) VisitMakeDownloadResponse(w http.Res
 
 type MakeDownloaddefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2950,6 +3381,7 @@ func (response MakeDownloaddefaultApplicationProblemPlusJSONResponse) VisitMakeD
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2975,6 +3407,7 @@ func (response RevokeDownload204Response) VisitRevokeDownloadResponse(w http.Res
 
 type RevokeDownloaddefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -2985,6 +3418,7 @@ func (response RevokeDownloaddefaultApplicationProblemPlusJSONResponse) VisitRev
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3017,6 +3451,7 @@ func (response RestoreSnapshot202JSONResponse) VisitRestoreSnapshotResponse(w ht
 
 type RestoreSnapshotdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3027,6 +3462,7 @@ func (response RestoreSnapshotdefaultApplicationProblemPlusJSONResponse) VisitRe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3058,6 +3494,7 @@ func (response UndoRestore202JSONResponse) VisitUndoRestoreResponse(w http.Respo
 
 type UndoRestoredefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3068,6 +3505,7 @@ func (response UndoRestoredefaultApplicationProblemPlusJSONResponse) VisitUndoRe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3096,6 +3534,7 @@ func (response ListWebhooks200JSONResponse) VisitListWebhooksResponse(w http.Res
 
 type ListWebhooksdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3106,6 +3545,7 @@ func (response ListWebhooksdefaultApplicationProblemPlusJSONResponse) VisitListW
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3136,6 +3576,7 @@ func (response CreateWebhook201JSONResponse) VisitCreateWebhookResponse(w http.R
 
 type CreateWebhookdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3146,6 +3587,7 @@ func (response CreateWebhookdefaultApplicationProblemPlusJSONResponse) VisitCrea
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3170,6 +3612,7 @@ func (response DeleteWebhook204Response) VisitDeleteWebhookResponse(w http.Respo
 
 type DeleteWebhookdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3180,6 +3623,7 @@ func (response DeleteWebhookdefaultApplicationProblemPlusJSONResponse) VisitDele
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3209,6 +3653,7 @@ func (response ShowWebhook200JSONResponse) VisitShowWebhookResponse(w http.Respo
 
 type ShowWebhookdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3219,6 +3664,7 @@ func (response ShowWebhookdefaultApplicationProblemPlusJSONResponse) VisitShowWe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3249,6 +3695,7 @@ func (response TestWebhook200JSONResponse) VisitTestWebhookResponse(w http.Respo
 
 type TestWebhookdefaultApplicationProblemPlusJSONResponse struct {
 	Body       Problem
+	Headers    ProblemResponseHeaders
 	StatusCode int
 }
 
@@ -3259,6 +3706,7 @@ func (response TestWebhookdefaultApplicationProblemPlusJSONResponse) VisitTestWe
 		return err
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
 	w.WriteHeader(response.StatusCode)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3545,10 +3993,11 @@ func (sh *strictHandler) Download(ctx echo.Context, link string, params Download
 }
 
 // DescribeDownload operation middleware
-func (sh *strictHandler) DescribeDownload(ctx echo.Context, link string) error {
+func (sh *strictHandler) DescribeDownload(ctx echo.Context, link string, params DescribeDownloadParams) error {
 	var request DescribeDownloadRequestObject
 
 	request.Link = link
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.DescribeDownload(ctx.Request().Context(), request.(DescribeDownloadRequestObject))
@@ -3817,8 +4266,10 @@ func (sh *strictHandler) ResumeOperation(ctx echo.Context, id OperationID, param
 }
 
 // ListTokens operation middleware
-func (sh *strictHandler) ListTokens(ctx echo.Context) error {
+func (sh *strictHandler) ListTokens(ctx echo.Context, params ListTokensParams) error {
 	var request ListTokensRequestObject
+
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ListTokens(ctx.Request().Context(), request.(ListTokensRequestObject))
@@ -3914,8 +4365,10 @@ func (sh *strictHandler) RevokeToken(ctx echo.Context, token string, params Revo
 }
 
 // ListVPS operation middleware
-func (sh *strictHandler) ListVPS(ctx echo.Context) error {
+func (sh *strictHandler) ListVPS(ctx echo.Context, params ListVPSParams) error {
 	var request ListVPSRequestObject
+
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ListVPS(ctx.Request().Context(), request.(ListVPSRequestObject))
@@ -3937,10 +4390,11 @@ func (sh *strictHandler) ListVPS(ctx echo.Context) error {
 }
 
 // ShowVPS operation middleware
-func (sh *strictHandler) ShowVPS(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) ShowVPS(ctx echo.Context, vps VPSRef, params ShowVPSParams) error {
 	var request ShowVPSRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ShowVPS(ctx.Request().Context(), request.(ShowVPSRequestObject))
@@ -4014,10 +4468,11 @@ func (sh *strictHandler) CancelOption(ctx echo.Context, vps VPSRef, params Cance
 }
 
 // ShowOption operation middleware
-func (sh *strictHandler) ShowOption(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) ShowOption(ctx echo.Context, vps VPSRef, params ShowOptionParams) error {
 	var request ShowOptionRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ShowOption(ctx.Request().Context(), request.(ShowOptionRequestObject))
@@ -4140,10 +4595,11 @@ func (sh *strictHandler) DeleteSnapshot(ctx echo.Context, vps VPSRef, params Del
 }
 
 // ShowSnapshot operation middleware
-func (sh *strictHandler) ShowSnapshot(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) ShowSnapshot(ctx echo.Context, vps VPSRef, params ShowSnapshotParams) error {
 	var request ShowSnapshotRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ShowSnapshot(ctx.Request().Context(), request.(ShowSnapshotRequestObject))
@@ -4266,10 +4722,11 @@ func (sh *strictHandler) TakeSnapshot(ctx echo.Context, vps VPSRef, params TakeS
 }
 
 // ListDownloads operation middleware
-func (sh *strictHandler) ListDownloads(ctx echo.Context, vps VPSRef) error {
+func (sh *strictHandler) ListDownloads(ctx echo.Context, vps VPSRef, params ListDownloadsParams) error {
 	var request ListDownloadsRequestObject
 
 	request.VPS = vps
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ListDownloads(ctx.Request().Context(), request.(ListDownloadsRequestObject))

@@ -191,7 +191,9 @@ func stamp(version string) echo.MiddlewareFunc {
 			h.Set(echo.HeaderXRequestID, rand.Text())
 			h.Set(echo.HeaderServer, "vpssnapd/"+version)
 			h.Set(echo.HeaderCacheControl, "no-store")
-			c.SetRequest(c.Request().WithContext(context.WithValue(c.Request().Context(), noteKey{}, &note{})))
+			r := c.Request()
+			ctx := context.WithValue(r.Context(), noteKey{}, &note{})
+			c.SetRequest(r.WithContext(context.WithValue(ctx, languageKey{}, r.Header.Get("Accept-Language"))))
 			return next(c)
 		}
 	}

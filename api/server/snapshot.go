@@ -16,7 +16,7 @@ func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return ShowSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
+	return ShowSnapshot200JSONResponse{Body: readerOf(ctx).snapshot(s), Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotRequestObject) (DescribeSnapshotResponseObject, error) {
@@ -28,7 +28,7 @@ func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotReque
 	if err != nil {
 		return nil, err
 	}
-	return DescribeSnapshot200JSONResponse{Body: wireSnapshot(s), Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
+	return DescribeSnapshot200JSONResponse{Body: readerOf(ctx).snapshot(s), Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
 }
 
 func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error) {
@@ -93,7 +93,7 @@ func location(op vps.Operation) string { return "/v1/operations/" + op.ID }
 func accepted(ctx context.Context, op vps.Operation) AcceptedJSONResponse {
 	noteOf(ctx).operation = op.ID
 	return AcceptedJSONResponse{
-		Body:    wireOperation(op),
+		Body:    readerOf(ctx).operation(op),
 		Headers: AcceptedResponseHeaders{Location: location(op)},
 	}
 }

@@ -73,7 +73,7 @@ func wireWebhookTest(r vps.WebhookTest) api.WebhookTest {
 // WebhookBody makes what is sent to webhooks of an event. A receiver is no operator
 // of the host: it gets no paths.
 func WebhookBody(e vps.Event, host string) ([]byte, error) {
-	w := wireEvent(e, false, vps.English)
+	w := wireEvent(e, reader{in: vps.English})
 	m := api.WebhookMessage{Type: string(e.Type), Timestamp: w.At, Data: api.WebhookData{Host: host, VPS: w.VPS, VPSName: w.VPSName,
 		Operation: w.Operation, Option: w.Option, Snapshot: w.Snapshot, Space: w.Space}}
 	if e.ID > 0 {

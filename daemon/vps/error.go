@@ -54,6 +54,9 @@ type Error struct {
 	Remedy string
 	// Err is the cause, for the log. It is never sent to a caller.
 	Err error
+
+	// What Detail and Remedy were made of; nothing when they were read from the record.
+	detail, remedy Words
 }
 
 func (e *Error) Error() string {
@@ -67,14 +70,32 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Errorf makes an Error without a remedy.
 func Errorf(code Code, format string, args ...any) *Error {
-	return &Error{Code: code, Detail: fmt.Sprintf(format, args...)}
+	return Refuse(code, Say(format, args...), Words{})
+}
+
+// Refuse makes an Error of its words; the remedy may be empty.
+func Refuse(code Code, detail, remedy Words) *Error {
+	return &Error{Code: code, Detail: detail.String(), Remedy: remedy.String(), detail: detail, remedy: remedy}
 }
 
 // WithRemedy returns a copy of e that says what to do next.
 func (e *Error) WithRemedy(format string, args ...any) *Error {
 	c := *e
-	c.Remedy = fmt.Sprintf(format, args...)
+	c.remedy = Say(format, args...)
+	c.Remedy = c.remedy.String()
 	return &c
+}
+
+// In returns e as a customer reads it in a language.
+func (e *Error) In(l Language) *Error {
+	told := &Error{Code: e.Code, Detail: e.detail.InOr(l, e.Code)}
+	if e.Remedy != "" {
+		var ok bool
+		if told.Remedy, ok = e.remedy.In(l); !ok {
+			told.Remedy = e.Code.remedy(l)
+		}
+	}
+	return told
 }
 
 // Because returns a copy of e that carries its cause for the log.
@@ -90,7 +111,7 @@ func Readable(err error) *Error {
 	var e *Error
 	switch {
 	case errors.As(err, &e) && e.Code != CodeInternal:
-		return &Error{Code: e.Code, Detail: e.Detail, Remedy: e.Remedy}
+		return e.Because(nil)
 	case e == nil && errors.Is(err, context.DeadlineExceeded):
 		return Errorf(CodeHypervisorUnavailable, "it took too long").WithRemedy("try again")
 	}

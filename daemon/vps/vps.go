@@ -60,7 +60,7 @@ type Disk struct {
 	Included bool
 	// Reason says why the disk is left out, or why it makes the VPS
 	// unsupported (then Refused is set).
-	Reason  string
+	Reason  Words
 	Refused bool
 }
 
@@ -75,6 +75,6 @@ type Actions struct {
 // Verdict is allowed, or says why not.
 type Verdict struct {
 	Allowed bool
-	Code    Code   // why not; "" when allowed
-	Reason  string // why not, for a human; or a warning when allowed
+	Code    Code  // why not; "" when allowed
+	Reason  Words // why not, for a human; or a warning when allowed
 }

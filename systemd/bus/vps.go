@@ -78,12 +78,12 @@ type verdict struct {
 	Code, Reason string
 }
 
-func verdictOf(v vps.Verdict) verdict { return verdict{v.Allowed, string(v.Code), text(v.Reason)} }
+func verdictOf(v vps.Verdict) verdict { return verdict{v.Allowed, string(v.Code), text(v.Reason.String())} }
 
 func vpsProperties(v vps.VPS) dict {
 	disks := []listedDisk{}
 	for _, d := range v.Disks {
-		disks = append(disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason)})
+		disks = append(disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason.String())})
 	}
 	operation := nowhere
 	if v.Operation != nil {

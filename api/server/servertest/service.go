@@ -140,14 +140,14 @@ func (s *Service) refresh(v *vps.VPS) {
 			v.Operation = op
 		}
 	}
-	none := vps.Verdict{Code: vps.CodeNotFound, Reason: "there is no snapshot"}
+	none := vps.Verdict{Code: vps.CodeNotFound, Reason: vps.Say("the VPS has no snapshot")}
 	v.Actions = vps.Actions{Take: vps.Verdict{Allowed: true}, Restore: none, UndoRestore: none, Delete: none}
 	if v.Snapshot != nil {
 		v.Actions.Restore, v.Actions.Delete = vps.Verdict{Allowed: true}, vps.Verdict{Allowed: true}
-		v.Actions.Take = vps.Verdict{Code: vps.CodeSnapshotExists, Reason: "the VPS has a snapshot"}
+		v.Actions.Take = vps.Verdict{Code: vps.CodeSnapshotExists, Reason: vps.Say("%s has a snapshot already, from %s", v.Name, v.Snapshot.CreatedAt.Format(time.RFC3339))}
 	}
 	if v.Option == nil {
-		v.Actions.Take = vps.Verdict{Code: vps.CodeOptionRequired, Reason: "the VPS has no active option"}
+		v.Actions.Take = vps.Verdict{Code: vps.CodeOptionRequired, Reason: vps.Say("%s has no active snapshot option", v.Name)}
 	}
 }
 
