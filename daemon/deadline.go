@@ -71,15 +71,16 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 		return
 	}
 	for _, o := range options {
-		if !isDue(o, now) {
-			continue
+		if isDue(o, now) {
+			if o, err = d.endOption(ctx, o, now); err != nil {
+				d.Logger.Error("option not ended", d.logAttr(o.VPS), "error", err)
+			}
+			d.workApart("end the grace of", o.VPS, func() { d.endGrace(ctx, o.VPS) })
 		}
-		if err := d.endOption(ctx, o, now); err != nil {
-			d.Logger.Error("option not ended", d.logAttr(o.VPS), "error", err)
+		if err := d.remind(ctx, o); err != nil {
+			d.Logger.Error("customer not reminded", d.logAttr(o.VPS), "error", err)
 		}
-		d.workApart("end the grace of", o.VPS, func() { d.endGrace(ctx, o.VPS) })
 	}
-	d.remindAll(ctx)
 	snapshots, err := d.store.Snapshots(ctx)
 	if err != nil {
 		d.Logger.Error("snapshots not read", "error", err)
@@ -105,13 +106,13 @@ func isDue(o vps.Option, now time.Time) bool {
 	return end != nil && !now.Before(*end)
 }
 
-// endOption moves an option whose time is over into its grace.
-func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) error {
+// endOption moves an option whose time is over into its grace, and returns it as it is then.
+func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) (vps.Option, error) {
 	over := func(o vps.Option) bool { return o.State != vps.OptionGrace && isDue(o, now) }
 	if !over(o) {
-		return nil
+		return o, nil
 	}
-	_, err := d.toGrace(ctx, o.VPS, expiry, "its time is over", func(o *vps.Option) bool {
+	ended, err := d.toGrace(ctx, o.VPS, expiry, "its time is over", func(o *vps.Option) bool {
 		if !over(*o) {
 			return false // renewed meanwhile
 		}
@@ -123,10 +124,13 @@ func (d *Daemon) endOption(ctx context.Context, o vps.Option, now time.Time) err
 		o.GraceUntil = &until
 		return true
 	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil // released meanwhile
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return o, nil // released meanwhile
+	case err != nil:
+		return o, err
 	}
-	return err
+	return ended, nil
 }
 
 // graceOver says, within a transaction, that the grace of a VPS's option is over.

@@ -13,25 +13,30 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// recordForHook opens the record to read it beside the daemon; nil when there is none.
-func recordForHook(stateDir string) (*store.Store, error) {
+// BeforeStart says why a VPS must not be started on these images now, nil when it
+// may, and has a merge let go of them. It is asked by libvirt's hook, in a process of
+// its own, so it reads nothing but the record: calling libvirt from its hook would
+// deadlock. Without a record nothing is refused.
+//
+// Codes: operation_in_progress, vps_changed. With every other error the record could
+// not be asked, or a merge did not let go.
+func BeforeStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
 	path := filepath.Join(stateDir, databaseFile)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // none is no error
+		return nil
 	}
-	return store.OpenReadOnly(path)
-}
-
-// RefuseStart says why a VPS must not be started on these images now, nil when
-// it may. It is asked by libvirt's hook, in a process of its own, so it reads
-// nothing but the record: calling libvirt from its hook would deadlock. Without
-// a record nothing is refused.
-func RefuseStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
-	db, err := recordForHook(stateDir)
-	if db == nil || err != nil {
+	db, err := store.OpenReadOnly(path)
+	if err != nil {
 		return err
 	}
 	defer db.Close()
+	if err := refuseStart(ctx, db, vpsID, name, images); err != nil {
+		return err
+	}
+	return makeWay(ctx, db, stateDir, vpsID)
+}
+
+func refuseStart(ctx context.Context, db *store.Store, vpsID, name string, images []string) error {
 	snapshots, err := db.Snapshots(ctx)
 	if err != nil {
 		return fmt.Errorf("the record cannot be read: %w", err)

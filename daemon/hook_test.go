@@ -12,14 +12,14 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// TestRefuseStart: what libvirt's hook answers, with no daemon there.
-func TestRefuseStart(t *testing.T) {
+// TestBeforeStart: what libvirt's hook answers, with no daemon there.
+func TestBeforeStart(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
 	base := w.domain(id).Disks[0].Path
 	start := func(refused bool, image string) {
 		t.Helper()
-		err := daemon.RefuseStart(ctx, w.stateDir, id, "web1", []string{image})
+		err := daemon.BeforeStart(ctx, w.stateDir, id, "web1", []string{image})
 		if refused != (vps.CodeOf(err) == vps.CodeVPSChanged) || err != nil && !refused {
 			t.Errorf("start on %s: %v, refused should be %v", filepath.Base(image), err, refused)
 		}

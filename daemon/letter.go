@@ -110,26 +110,10 @@ func (d *Daemon) remindNow(end time.Time) bool {
 	return now.Before(end) && !now.Before(end.Add(-d.present().RemindBefore))
 }
 
-// remindAll reminds every customer of what is about to end.
-func (d *Daemon) remindAll(ctx context.Context) {
-	if !d.mailOn() {
-		return
-	}
-	options, err := d.store.OpenOptions(ctx)
-	if err != nil {
-		d.Logger.Error("options not read", "error", err)
-	}
-	for _, o := range options {
-		if err := d.remind(ctx, o); err != nil {
-			d.Logger.Error("customer not reminded", "vps", o.VPS, "error", err)
-		}
-	}
-}
-
 // remind tells a customer, once for each end, what is about to end.
 func (d *Daemon) remind(ctx context.Context, o vps.Option) error {
 	due := d.reminderOf(o)
-	if due == nil || o.ContactEmail == "" {
+	if due == nil || o.ContactEmail == "" || !d.mailOn() {
 		return nil
 	}
 	if told, err := d.store.Reminded(ctx, o.ID, string(due.Kind), due.end); told || err != nil {

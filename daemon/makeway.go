@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -34,14 +35,9 @@ var errStarting = errors.New("the VPS is being started")
 
 func mergingFile(stateDir, id string) string { return filepath.Join(stateDir, "merging-"+id) }
 
-// MakeWay asks a merge to let go of the images of a VPS that is about to start, and
-// returns when nothing holds them. Like RefuseStart it is asked by libvirt's hook.
-func MakeWay(ctx context.Context, stateDir, vpsID string) error {
-	db, err := recordForHook(stateDir)
-	if db == nil || err != nil {
-		return err
-	}
-	defer db.Close()
+// makeWay asks a merge to let go of the images of a VPS that is about to start, and
+// returns when nothing holds them.
+func makeWay(ctx context.Context, db *store.Store, stateDir, vpsID string) error {
 	op, err := db.ActiveOperation(ctx, vpsID)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && op.Kind != vps.KindDelete && op.Kind != vps.KindTake {
 		return nil

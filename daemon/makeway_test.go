@@ -33,7 +33,7 @@ func TestMergeMakesWayForAStart(t *testing.T) {
 		w.eventually("the merge copies", func() bool { return w.host.Unused(ctx, base.Base, base.BaseFormat) != nil })
 		hook, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		w.must(daemon.MakeWay(hook, w.stateDir, id))
+		w.must(daemon.BeforeStart(hook, w.stateDir, id, "web1", nil))
 		w.must(w.host.Start(ctx, id, false))
 		w.write(id, "vda", mib, 'b')
 		w.done(op, nil)
@@ -55,10 +55,10 @@ func TestMergeMakesWayForAStart(t *testing.T) {
 func TestNothingToMakeWayFor(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Off)
-	w.must(daemon.MakeWay(ctx, w.stateDir, id))
+	w.must(daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil))
 	w.take(id, vps.TakeRequest{})
-	w.must(daemon.MakeWay(ctx, w.stateDir, id))
-	w.must(daemon.MakeWay(ctx, t.TempDir(), "../evil"))
+	w.must(daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil))
+	w.must(daemon.BeforeStart(ctx, t.TempDir(), "../evil", "web1", nil))
 	if left, _ := filepath.Glob(filepath.Join(w.stateDir, "merging-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}

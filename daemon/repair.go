@@ -22,6 +22,10 @@ func (d *Daemon) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error
 	if err != nil {
 		return report, err
 	}
+	// Each repair commits by itself, and some change the host only; what the answer says
+	// is read after the last. So there is no one transaction that the answer could be
+	// kept in: who is cut off before it is kept asks again, and what is repaired by then
+	// is not done twice.
 	return report, d.rememberAlone(ctx, report)
 }
 

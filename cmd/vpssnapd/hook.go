@@ -49,12 +49,9 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
-	err := daemon.RefuseStart(ctx, c.StateDir, d.UUID, d.Name, images)
-	if refusal, ok := errors.AsType[*vps.Error](err); ok {
+	err := daemon.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
+	if refusal, ok := errors.AsType[*vps.Error](err); ok && (refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
-	}
-	if err == nil {
-		err = daemon.MakeWay(ctx, c.StateDir, d.UUID)
 	}
 	if err != nil {
 		// A record that cannot be read must not keep every VPS of the host down.

@@ -4,6 +4,8 @@ import (
 	"encoding/xml"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +48,21 @@ func FuzzHook(f *testing.F) {
 			t.Errorf("the end of a VPS was held up: %v", err)
 		}
 	})
+}
+
+// TestHookOnABrokenRecord: a record that cannot be read keeps no VPS of the host down.
+func TestHookOnABrokenRecord(t *testing.T) {
+	dir := t.TempDir()
+	database := filepath.Join(dir, "vpssnapd.db")
+	for name, content := range map[string]string{"garbage": strings.Repeat("no database ", 1000), "empty": "", "cut off": "SQLite format 3\x00"} {
+		if err := os.WriteFile(database, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		definition := `<domain><uuid>u</uuid><name>web1</name><devices><disk><source file="/srv/x"/></disk></devices></domain>`
+		if err := runHook(config{StateDir: dir}, []string{"web1", "prepare", "begin", "-"}, strings.NewReader(definition)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // withSnapshot makes a record of a VPS with a snapshot, and returns its directory,
