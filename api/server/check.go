@@ -49,7 +49,7 @@ func explain(err *echo.HTTPError) error {
 	reason := request.Reason
 	if schema, ok := errors.AsType[*openapi3.SchemaError](request.Err); ok {
 		reason = schema.Reason
-		if field := strings.Join(schema.JSONPointer(), "."); field != "" {
+		if field := strings.Join(schema.JSONPointer(), "."); field != "" && request.Parameter == nil {
 			where = vps.Say("the field %s", clip(field))
 		}
 	} else if reason == "" && request.Err != nil {
@@ -136,8 +136,50 @@ func checkJSON(h http.Header, body []byte) error {
 	if err != nil || kind != echo.MIMEApplicationJSON || (charset != "" && charset != "utf-8") {
 		return invalidStatus(http.StatusUnsupportedMediaType, "the body must be application/json")
 	}
+	if coding := h.Get(echo.HeaderContentEncoding); coding != "" && !strings.EqualFold(coding, "identity") {
+		return invalidStatus(http.StatusUnsupportedMediaType, "the body must not be compressed")
+	}
 	if !json.Valid(body) || !utf8.Valid(body) {
 		return invalid("the body is not one JSON value in UTF-8")
 	}
+	if name := namedTwice(body); name != "" {
+		return invalid("the body has the field %q twice", clip(name))
+	}
 	return nil
+}
+
+// namedTwice is a field that an object in a JSON value has twice, "" when there is
+// none. Programs that read the value on its way could go by another of the two.
+func namedTwice(value []byte) string {
+	type object struct {
+		named map[string]bool // nil: it is an array
+		value bool            // a value comes next
+	}
+	in := []object{{}}
+	for d := json.NewDecoder(bytes.NewReader(value)); ; {
+		token, err := d.Token()
+		if err != nil {
+			return ""
+		}
+		top := &in[len(in)-1]
+		name, isText := token.(string)
+		switch {
+		case token == json.Delim('{'):
+			in = append(in, object{named: map[string]bool{}})
+			continue
+		case token == json.Delim('['):
+			in = append(in, object{})
+			continue
+		case token == json.Delim('}'), token == json.Delim(']'):
+			in = in[:len(in)-1]
+			top = &in[len(in)-1]
+		case isText && top.named != nil && !top.value:
+			if top.named[name] {
+				return name
+			}
+			top.named[name], top.value = true, true
+			continue
+		}
+		top.value = false
+	}
 }

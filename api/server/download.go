@@ -9,6 +9,9 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"vpssnapd/api"
@@ -105,14 +108,35 @@ func (h *handlers) Download(ctx context.Context, r DownloadRequestObject) (Downl
 		return nil, err
 	}
 	asked := &http.Request{Method: http.MethodGet, Header: http.Header{}}
+	if part := wantedPart(value(r.Params.Range), d.Image.SizeBytes); part != "" {
+		asked.Header.Set("Range", part)
+	}
 	for name, value := range map[string]*string{
-		"Range": r.Params.Range, "If-Range": r.Params.IfRange, headerMatch: r.Params.IfMatch, "If-None-Match": r.Params.IfNoneMatch,
+		"If-Range": r.Params.IfRange, headerMatch: r.Params.IfMatch, "If-None-Match": r.Params.IfNoneMatch,
 	} {
 		if value != nil {
 			asked.Header.Set(name, *value)
 		}
 	}
 	return &transfer{h: h, of: d, asked: asked, image: image}, nil
+}
+
+// wantedPart is a Range header for ServeContent. What counts in other units than bytes
+// is to be ignored (RFC 9110), and the last 0 bytes are no part of an image.
+func wantedPart(header string, size int64) string {
+	list, bytes := strings.CutPrefix(strings.TrimSpace(header), "bytes=")
+	if !bytes {
+		return ""
+	}
+	parts := strings.Split(list, ",")
+	some := slices.DeleteFunc(slices.Clone(parts), func(part string) bool {
+		last, suffix := strings.CutPrefix(strings.TrimSpace(part), "-")
+		return suffix && last != "" && strings.Trim(last, "0") == ""
+	})
+	if len(some) == 0 {
+		some = []string{strconv.FormatInt(size, 10) + "-"}
+	}
+	return "bytes=" + strings.Join(some, ",")
 }
 
 // transfer sends an image, or the part of it that was asked for.

@@ -89,6 +89,11 @@ func TestBadBodies(t *testing.T) {
 		{"no body", "PATCH", "/v1/vps/web3/snapshot", "", 400},
 		{"not UTF-8", "PATCH", "/v1/vps/web3/snapshot", "{\"description\":\"\xff\"}", 400},
 		{"deep", "POST", "/v1/vps/web1/snapshot", strings.Repeat("[", 30000), 400},
+		{"deep and closed", "POST", "/v1/vps/web1/snapshot", strings.Repeat("[", 9000) + strings.Repeat("]", 9000), 400},
+		{"a field twice", "POST", "/v1/vps/web3/snapshot/restore", `{"confirm":"abcdef012345","confirm":"abcdef012345"}`, 400},
+		{"a field twice, escaped", "POST", "/v1/vps/web3/snapshot/restore", `{"confirm":"abcdef012345","c\u006fnfirm":"abcdef012345"}`, 400},
+		{"a field twice further in", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1,"currency":"EUR","period":"month","amount":0}}`, 400},
+		{"a day that there is not", "PUT", "/v1/vps/web1/option", `{"state":"active","ends_at":"2027-02-30T00:00:00Z"}`, 400},
 		{"body where none belongs", "DELETE", "/v1/vps/web3/snapshot", `{"confirm":"x"}`, 400},
 		{"grace by order", "PUT", "/v1/vps/web1/option", `{"state":"grace"}`, 400},
 		{"no state", "PUT", "/v1/vps/web1/option", `{}`, 400},
@@ -303,5 +308,43 @@ func TestForeignOriginGetsNoLeave(t *testing.T) {
 				t.Errorf("%s: %s", method, name)
 			}
 		}
+	}
+}
+
+// What an answer to odd input must say, beyond its status.
+func TestOddInput(t *testing.T) {
+	s := newSite(t)
+	type check func(answer) bool
+	detail := func(want string) check {
+		return func(a answer) bool { return strings.Contains(a.problem(t).Detail, want) }
+	}
+	for name, c := range map[string]struct {
+		method, path, body string
+		headers            []string
+		status             int
+		ok                 check
+	}{
+		"a day that there is not": {"PUT", "/v1/vps/web1/option", `{"state":"active","ends_at":"2027-02-30T00:00:00Z"}`, nil, 400, detail("2027-02-30")},
+		"one of a list":           {"GET", "/v1/events?type=x", "", nil, 400, detail("the parameter type is not accepted")},
+		"twice":                   {"POST", "/v1/vps/web1/snapshot", `{"description":"a","description":"b"}`, nil, 400, detail(`"description" twice`)},
+		"in each of two objects":  {"PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1,"currency":"EUR","period":"month"},"locale":"fr"}`, nil, 200, nil},
+		"compressed":              {"POST", "/v1/vps/web1/snapshot", "\x1f\x8b", []string{"Content-Encoding", "gzip"}, 415, detail("compressed")},
+		"not compressed":          {"PATCH", "/v1/vps/web3/snapshot", `{"description":"x"}`, []string{"Content-Encoding", "identity"}, 200, nil},
+		"languages in two headers": {"GET", "/v1/vps/nobody", "", []string{"Accept-Language", "de", "Accept-Language", "fr;q=0.5"}, 404,
+			func(a answer) bool { return a.Header.Get("Content-Language") == "en" }},
+		"no language":                {"GET", "/v1/vps/web1", "", []string{"Accept-Language", ""}, 200, nil},
+		"a method that there is not": {"HEAD", "/v1/vps", "", nil, 405, func(a answer) bool { return a.Header.Get("Allow") == "GET" }},
+		"OPTIONS": {"OPTIONS", "/v1/vps/web1/snapshot", "", []string{"Origin", "http://evil.example"}, 405,
+			func(a answer) bool {
+				return !strings.Contains(a.Header.Get("Allow"), "OPTIONS") && a.Header.Get("Access-Control-Allow-Origin") == ""
+			}},
+	} {
+		got := s.with("admin", c.method, c.path, c.body, c.headers...)
+		if got.StatusCode != c.status || c.ok != nil && !c.ok(got) {
+			t.Errorf("%s: %s %v %s", name, got.Status, got.Header, got.body)
+		}
+	}
+	if got := s.with("read", "GET", "/v1/vps/nobody", "", "Accept-Language", "ja", "Accept-Language", "fr;q=0.5"); got.Header.Get("Content-Language") != "fr" {
+		t.Errorf("the second of two languages: %v", got.Header)
 	}
 }

@@ -23,6 +23,8 @@ type reader struct {
 	in       vps.Language
 }
 
+const headerLanguage = "Accept-Language"
+
 type languageKey struct{}
 
 // readerOf is who sent a request. Messages are for customers, and are in its language

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -45,6 +47,10 @@ func (s *Server) fail(err error, c echo.Context) {
 	}
 	p := problemOf(err, reader)
 	c.Response().Header().Set("Content-Language", string(reader.in))
+	if allow := c.Response().Header().Get(echo.HeaderAllow); allow != "" {
+		// Echo adds what refuseOptions refuses.
+		c.Response().Header().Set(echo.HeaderAllow, strings.TrimPrefix(allow, "OPTIONS, "))
+	}
 	c.Set(codeKey, string(p.Code))
 	if h := c.Response().Header(); p.Status == http.StatusTooManyRequests && h.Get(echo.HeaderRetryAfter) == "" {
 		h.Set(echo.HeaderRetryAfter, retryAfter) // something else than calls ran out
@@ -119,6 +125,9 @@ func webError(e *echo.HTTPError) *vps.Error {
 	}
 	if e.Code >= http.StatusInternalServerError {
 		return vps.Errorf(vps.CodeInternal, "")
+	}
+	if at, ok := errors.AsType[*time.ParseError](e.Internal); ok {
+		return vps.Errorf(vps.CodeInvalid, "there is no such time: %s", clip(at.Value))
 	}
 	return vps.Errorf(vps.CodeInvalid, "the request is malformed")
 }

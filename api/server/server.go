@@ -192,8 +192,12 @@ func stamp(version string) echo.MiddlewareFunc {
 			h.Set(echo.HeaderServer, "vpssnapd/"+version)
 			h.Set(echo.HeaderCacheControl, "no-store")
 			r := c.Request()
+			wanted := strings.Join(r.Header.Values(headerLanguage), ", ") // a list may come in several headers
+			if wanted != "" {
+				r.Header.Set(headerLanguage, wanted)
+			}
 			ctx := context.WithValue(r.Context(), noteKey{}, &note{})
-			c.SetRequest(r.WithContext(context.WithValue(ctx, languageKey{}, r.Header.Get("Accept-Language"))))
+			c.SetRequest(r.WithContext(context.WithValue(ctx, languageKey{}, wanted)))
 			return next(c)
 		}
 	}
