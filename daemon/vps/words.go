@@ -87,7 +87,7 @@ var sentences = map[string]map[Language]string{
 	"wait %d s":                                                                      {French: "attendez %d s"},
 
 	// The form of a call.
-	"no such path":                                                    {French: "il n'y a pas de tel chemin"},
+	"no such path":                                                    {French: "ce chemin n'existe pas"},
 	"the path does not know this method":                              {French: "le chemin ne connaît pas cette méthode"},
 	"the request is malformed":                                        {French: "la demande est mal formée"},
 	"the body must be application/json":                               {French: "le corps doit être de type application/json"},
@@ -149,8 +149,8 @@ var sentences = map[string]map[Language]string{
 	"a token that a token makes lives %s at most":                                  {French: "un jeton créé par un jeton vit %s au plus"},
 
 	// What there is not, and what cannot be now.
-	"no such VPS":                        {French: "il n'y a pas de tel VPS"},
-	"no such operation":                  {French: "il n'y a pas de telle opération"},
+	"no such VPS":                        {French: "ce VPS n'existe pas"},
+	"no such operation":                  {French: "cette opération n'existe pas"},
 	"the VPS has no snapshot":            {French: "le VPS n'a pas de snapshot"},
 	"%s has no snapshot":                 {French: "%s n'a pas de snapshot"},
 	"the VPS has no snapshot option":     {French: "le VPS n'a pas d'option snapshot"},
@@ -163,7 +163,7 @@ var sentences = map[string]map[Language]string{
 	"the snapshot of %s cannot be replaced: the one before it could not be merged away yet": {
 		English: "the snapshot of %s cannot be replaced: the one before it is not deleted yet", French: "le snapshot de %s ne peut pas être remplacé : le précédent n'est pas encore supprimé"},
 	"delete the snapshot, which merges both, then take a new one": {
-		English: "delete the snapshot, then take a new one", French: "supprimez le snapshot, puis prenez-en un nouveau"},
+		English: "delete the snapshot, then take a new one", French: "supprimez le snapshot, puis créez-en un nouveau"},
 	"the snapshot of %s is %s and cannot be restored":   {French: "le snapshot de %s est %s et ne peut pas être restauré"},
 	"the snapshot of %s is %s and cannot be downloaded": {French: "le snapshot de %s est %s et ne peut pas être téléchargé"},
 	"the snapshot of %s is %s":                          {French: "le snapshot de %s est %s"},
@@ -222,8 +222,8 @@ var sentences = map[string]map[Language]string{
 		English: "%s is not persistent any more; only the operator of its host can put that right", French: "%s n'est plus persistant ; seul l'opérateur de son hôte peut y remédier"},
 
 	// Disks that a snapshot leaves out, or cannot be made of.
-	"cannot take a snapshot of %s: %s":          {French: "impossible de prendre un snapshot de %s : %s"},
-	"cannot take a snapshot of %s: disk %s: %s": {French: "impossible de prendre un snapshot de %s : disque %s : %s"},
+	"cannot take a snapshot of %s: %s":          {French: "impossible de créer un snapshot de %s : %s"},
+	"cannot take a snapshot of %s: disk %s: %s": {French: "impossible de créer un snapshot de %s : disque %s : %s"},
 	"disk %s: %s":                     {French: "disque %s : %s"},
 	"left out: a %s":                  {French: "laissé de côté : %s"},
 	"left out: read-only":             {French: "laissé de côté : en lecture seule"},
@@ -240,9 +240,9 @@ var sentences = map[string]map[Language]string{
 	"the VPS has an emulated TPM, whose state a snapshot would not hold": {French: "le VPS a un TPM émulé, dont un snapshot ne contiendrait pas l'état"},
 	"the VPS keeps its UEFI variables elsewhere than in a local file":    {French: "le VPS garde ses variables UEFI ailleurs que dans un fichier local"},
 	"it has %d libvirt snapshots of its own; delete them first (virsh snapshot-list)": {
-		English: "the host has %d other snapshots of it; only its operator can delete them", French: "l'hôte en a %d autres snapshots ; seul son opérateur peut les supprimer"},
+		English: "the host has %d other snapshots of it; only its operator can delete them", French: "l'hôte détient %d autres snapshots de ce VPS ; seul son opérateur peut les supprimer"},
 	"it has %d libvirt checkpoints, which a restore would make void (virsh checkpoint-list)": {
-		English: "the host has %d checkpoints of it, which a restore would make void", French: "l'hôte en a %d points de contrôle, qu'une restauration rendrait caducs"},
+		English: "the host has %d checkpoints of it, which a restore would make void", French: "l'hôte détient %d points de contrôle de ce VPS, qu'une restauration rendrait caducs"},
 	"its memory is saved to disk (managed save); start it or drop the saved memory first (virsh managedsave-remove)": {
 		English: "its memory is saved on its host; start it first", French: "sa mémoire est enregistrée sur son hôte ; démarrez-le d'abord"},
 	"it has no disk that a snapshot would cover":           {French: "il n'a pas de disque que couvrirait un snapshot"},
@@ -258,7 +258,7 @@ var sentences = map[string]map[Language]string{
 	// Downloads.
 	"there is nothing to download here":                                  {French: "il n'y a rien à télécharger ici"},
 	"the link may be over, or its snapshot deleted; ask for another one": {French: "le lien a peut-être expiré, ou son snapshot a été supprimé ; demandez-en un autre"},
-	"%s has no such link":                                                {French: "%s n'a pas de tel lien"},
+	"%s has no such link":                                                {French: "%s n'a pas ce lien"},
 	"the snapshot of %s has %d links already":                            {French: "le snapshot de %s a déjà %d liens"},
 	"revoke those that are no longer needed: vpssnap downloads list, and revoke": {
 		English: "revoke those that are no longer needed", French: "révoquez ceux dont vous n'avez plus besoin"},

@@ -147,7 +147,7 @@ func TestWordsIn(t *testing.T) {
 		{Say("%s has a snapshot already, from %s", "web1", "2026-11-22T08:30:01Z"), "web1 has a snapshot already, from 2026-11-22T08:30:01Z",
 			"web1 a déjà un snapshot, du 22/11/2026 à 08:30 UTC"},
 		{Say("cannot take a snapshot of %s: %s", "web1", Say("disk %s: %s", "vda", Say("the disk is encrypted"))),
-			"cannot take a snapshot of web1: disk vda: the disk is encrypted", "impossible de prendre un snapshot de web1 : disque vda : le disque est chiffré"},
+			"cannot take a snapshot of web1: disk vda: the disk is encrypted", "impossible de créer un snapshot de web1 : disque vda : le disque est chiffré"},
 		{Say("cannot take a snapshot of %s: %s", "web1", Say("look at %s", "/srv")), CodeVPSChanged.In(English), CodeVPSChanged.In(French)},
 		{Say("look at it with virsh"), CodeVPSChanged.In(English), CodeVPSChanged.In(French)},
 		{Words{}, CodeVPSChanged.In(English), CodeVPSChanged.In(French)},
@@ -156,6 +156,25 @@ func TestWordsIn(t *testing.T) {
 			if got := c.w.InOr(l, CodeVPSChanged); got != want {
 				t.Errorf("%s is told in %s: %s", c.w, l, got)
 			}
+		}
+	}
+}
+
+// Which file of the host a broken snapshot lacks, and why an operation of it failed
+// there, is for operators.
+func TestSnapshotIn(t *testing.T) {
+	for _, l := range []Language{English, French} {
+		s := Snapshot{State: SnapshotBroken, Reason: "disk vda: its overlay is missing"}.In(l)
+		e := SnapshotEvent{State: SnapshotBroken, Reason: "disk vda: its overlay is missing"}.In(l)
+		if s.Reason == "" || strings.Contains(s.Reason, "overlay") || e.Reason != s.Reason {
+			t.Errorf("a customer is told in %s: %s, %s", l, s.Reason, e.Reason)
+		}
+		if s := (Snapshot{State: SnapshotAvailable}).In(l); s.Reason != "" {
+			t.Errorf("of a whole one: %s", s.Reason)
+		}
+		o := OperationEvent{Status: StatusFailed, Code: CodeInternal, Detail: "look into /var/log", Remedy: "virsh"}.In(l)
+		if o.Detail != CodeInternal.In(l) || o.Remedy != support[l] {
+			t.Errorf("of an operation: %s; %s", o.Detail, o.Remedy)
 		}
 	}
 }
