@@ -125,7 +125,7 @@ func (m *machine) first() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, child := range strings.Fields(string(children)) {
+	for child := range strings.FieldsSeq(string(children)) {
 		status, err := os.ReadFile(filepath.Join("/proc", child, "status"))
 		if err != nil {
 			continue
