@@ -42,7 +42,7 @@ func numbered(i int) string { return fmt.Sprintf("vps%03d", i) }
 // another makes one more VPS, and starts it while there are not enough.
 func (b *bench) another(ctx context.Context, i int) error {
 	name := numbered(i)
-	spec := lab.Spec{Name: name, MemoryMiB: 16, Disks: []lab.DiskSpec{{Target: "vda", Format: "raw", SizeBytes: 16 * mib}}}
+	spec := lab.Spec{Name: name, MemoryMiB: 16, Halt: true, Disks: []lab.DiskSpec{{Target: "vda", Format: "raw", SizeBytes: 16 * mib}}}
 	if err := b.define(ctx, spec); err != nil || i >= mostRunning {
 		return err
 	}

@@ -34,6 +34,9 @@ type Spec struct {
 	// on every disk; the disks are at least RecorderDisk. guest/recorder.s has what
 	// it prints in ConsoleFile.
 	Recorder bool
+	// Halt boots one sector that halts the processor for good, on the first disk: a
+	// guest without OS whose firmware finds nothing to boot never quite rests.
+	Halt bool
 	// VNCPassword, when set, gives the guest a screen with this secret.
 	VNCPassword string
 	// Extra is XML put into <domain>, Devices into <devices>, both as they are.
@@ -91,10 +94,11 @@ func (l *Lab) DefineDomain(ctx context.Context, s Spec) (string, error) {
 		if err := d.create(ctx); err != nil {
 			return "", fmt.Errorf("cannot make disk %s of %s: %w", d.Target, s.Name, err)
 		}
-		if s.Recorder && i == 0 {
-			if err := l.installRecorder(ctx, d); err != nil {
-				return "", fmt.Errorf("cannot make %s bootable: %w", s.Name, err)
-			}
+		if i > 0 {
+			continue
+		}
+		if err := l.installSector(ctx, s, d); err != nil {
+			return "", fmt.Errorf("cannot make %s bootable: %w", s.Name, err)
 		}
 	}
 	if err := l.DefineXML(ctx, text); err != nil {
@@ -102,6 +106,17 @@ func (l *Lab) DefineDomain(ctx context.Context, s Spec) (string, error) {
 	}
 	uuid, err := l.Virsh(ctx, "domuuid", s.Name)
 	return strings.TrimSpace(uuid), err
+}
+
+// installSector puts onto a guest's first disk what it boots without OS, if anything.
+func (l *Lab) installSector(ctx context.Context, s Spec, d DiskSpec) error {
+	switch {
+	case s.Recorder:
+		return l.installRecorder(ctx, d)
+	case s.Halt:
+		return l.installHalt(ctx, d)
+	}
+	return nil
 }
 
 // DefineXML defines a domain from XML.

@@ -20,8 +20,9 @@ func (l *Lab) Virsh(ctx context.Context, args ...string) (string, error) {
 func run(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	// A grandchild that holds the pipes must not hang a cancelled caller.
-	cmd.WaitDelay = time.Second
+	// A grandchild that holds the pipes must not hang a cancelled caller. Of a hundred
+	// programs at once, on two processors, one that had ended was read a second later.
+	cmd.WaitDelay = 10 * time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
