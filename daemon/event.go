@@ -41,7 +41,8 @@ func (f *eventFeed) add(events []vps.Event) {
 	defer f.mu.Unlock()
 	f.recent = append(f.recent, events...)
 	if extra := len(f.recent) - recentEvents; extra > 0 {
-		f.recent = append([]vps.Event(nil), f.recent[extra:]...)
+		clear(f.recent[:extra])     // what they point to goes at once,
+		f.recent = f.recent[extra:] // their place when append has to move the rest
 	}
 	f.last = events[len(events)-1].ID
 	close(f.changed)
