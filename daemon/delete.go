@@ -373,7 +373,7 @@ func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 	}
 	ours := false
 	for until := time.Now().Add(pivotReadyWait); ; {
-		changed := d.inventory.changes()
+		changed := d.inventory.changes(r.Op.VPS)
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
 			return err

@@ -28,14 +28,14 @@ type inventory struct {
 	connected bool
 	read      bool // everything was read since the connection
 	domains   map[string]hypervisor.Domain
-	silent    map[string]bool // of which the last reading got no answer
-	losses    int             // how often the connection was lost
-	resumed   map[string]int  // how often each domain's processors began to run
-	waiting   []chan struct{}
+	silent    map[string]bool          // of which the last reading got no answer
+	losses    int                      // how often the connection was lost
+	resumed   map[string]int           // how often each domain's processors began to run
+	changed   map[string]chan struct{} // by domain, who waits for its next event
 }
 
 func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Domain)) *inventory {
-	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{}}
+	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{}, changed: map[string]chan struct{}{}}
 }
 
 // reload reads every domain. What was read when the connection was lost
@@ -58,7 +58,7 @@ func (v *inventory) reload(ctx context.Context) error {
 	}
 	v.domains, v.connected, v.read = domains, true, true
 	clear(v.silent)
-	v.wakeLocked()
+	v.wakeAllLocked()
 	return nil
 }
 
@@ -125,23 +125,37 @@ func (v *inventory) note(e hypervisor.Event) {
 	case hypervisor.EventResumed:
 		v.resumed[e.Domain]++
 	}
-	v.wakeLocked()
-}
-
-// changes returns a channel that is closed at the next event, or when all was read.
-func (v *inventory) changes() <-chan struct{} {
-	ch := make(chan struct{})
-	v.mu.Lock()
-	v.waiting = append(v.waiting, ch)
-	v.mu.Unlock()
-	return ch
-}
-
-func (v *inventory) wakeLocked() {
-	for _, ch := range v.waiting {
-		close(ch)
+	if e.Domain == "" {
+		v.wakeAllLocked()
+		return
 	}
-	v.waiting = nil
+	v.wakeLocked(e.Domain)
+}
+
+// changes returns a channel that is closed at the next event of a domain, or of the
+// connection, or when all was read; with "" only at the latter two. The events of
+// others wake nobody: a hundred operations at once, each of which reads its domain
+// when it is woken, read each domain a hundred times.
+func (v *inventory) changes(id string) <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.changed[id] == nil {
+		v.changed[id] = make(chan struct{})
+	}
+	return v.changed[id]
+}
+
+func (v *inventory) wakeLocked(id string) {
+	if ch := v.changed[id]; ch != nil {
+		close(ch)
+		delete(v.changed, id)
+	}
+}
+
+func (v *inventory) wakeAllLocked() {
+	for id := range v.changed {
+		v.wakeLocked(id)
+	}
 }
 
 // ready says whether the host was read since it was last connected.
@@ -166,7 +180,7 @@ func (v *inventory) resumedSince(ctx context.Context, id string, times int) bool
 	late := time.NewTimer(eventLag)
 	defer late.Stop()
 	for {
-		changed := v.changes()
+		changed := v.changes(id)
 		if v.timesResumed(id) != times {
 			return true
 		}

@@ -145,7 +145,7 @@ func (d *Daemon) awaitStart(ctx context.Context, id string) error {
 	late := time.NewTimer(startWait)
 	defer late.Stop()
 	for {
-		changed := d.inventory.changes()
+		changed := d.inventory.changes(id)
 		dom, err := d.inventory.domain(ctx, id)
 		if err != nil || dom.State != hypervisor.Off {
 			return err

@@ -57,7 +57,7 @@ type mergeSet struct {
 func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSet) (done bool, err error) {
 	help := catchUp{d: d, r: r}
 	for vanished := 0; ; {
-		changed := d.inventory.changes()
+		changed := d.inventory.changes(r.Op.VPS)
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
 			return false, err

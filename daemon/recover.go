@@ -73,7 +73,7 @@ func (d *Daemon) awaitHost(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
 	for {
-		changed := d.inventory.changes()
+		changed := d.inventory.changes("")
 		if d.inventory.ready() {
 			return
 		}

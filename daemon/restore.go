@@ -412,7 +412,7 @@ func (d *Daemon) awaitGuest(ctx context.Context, r *operation.Run) error {
 		return nil
 	}
 	for until := time.Now().Add(d.present().AgentWait); ; {
-		changed := d.inventory.changes()
+		changed := d.inventory.changes(r.Op.VPS)
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
 			return err
