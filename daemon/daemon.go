@@ -64,6 +64,7 @@ type Daemon struct {
 	wg        sync.WaitGroup
 	locks     keyedMutex
 	names     *names
+	headers   headers
 	suspended sync.Map // by id, the guests that this process has suspended
 	pivoting  sync.Map // by id, how often a guest had been resumed when its pivots began
 	// deadlines is told that an option or an undo got another end.

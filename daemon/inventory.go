@@ -207,6 +207,16 @@ func (v *inventory) all() []hypervisor.Domain {
 	return all
 }
 
+// each shows every domain, in no order, without a copy: see must not wait, nor keep
+// or change what it is shown.
+func (v *inventory) each(see func(*hypervisor.Domain)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, d := range v.domains {
+		see(&d)
+	}
+}
+
 // find returns the domain with this UUID, else the one with this name. The
 // UUID wins: a name may be given away again.
 func (v *inventory) find(ref string) (hypervisor.Domain, bool) {

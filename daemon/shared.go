@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 
 	"vpssnapd/daemon/vps"
@@ -12,35 +13,31 @@ import (
 
 // sharedDisk names the disk (by target) whose image another VPS of this host
 // uses too, as far as libvirt states it; "" when there is none. images is by path.
-func (d *Daemon) sharedDisk(dom hypervisor.Domain, images map[string]string) string {
-	for _, disk := range d.othersDisks(dom) {
-		if target := images[disk.Path]; target != "" {
-			return target
-		}
+func (d *Daemon) sharedDisk(dom hypervisor.Domain, images map[string]string) (target string) {
+	d.othersDisks(dom, func(disk *hypervisor.Disk) {
+		target = cmp.Or(target, images[disk.Path])
 		for _, layer := range disk.Chain {
-			if target := images[layer.Path]; target != "" {
-				return target
-			}
+			target = cmp.Or(target, images[layer.Path])
 		}
-	}
-	return ""
+	})
+	return target
 }
 
 // sharedBelow does the same for what libvirt does not state: the chains of VPS
 // that are off stand in the headers of their images.
 func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images map[string]string) string {
-	others := d.othersDisks(dom)
 	known := map[string]bool{}
-	for _, disk := range others {
-		known[disk.Path] = known[disk.Path] || disk.ChainKnown
-	}
-	for _, disk := range others {
-		if known[disk.Path] || disk.Type != "file" || disk.Format != "qcow2" {
+	d.othersDisks(dom, func(disk *hypervisor.Disk) {
+		if disk.Type == "file" && disk.Format == "qcow2" {
+			known[disk.Path] = known[disk.Path] || disk.ChainKnown
+		}
+	})
+	for path, stated := range known {
+		if stated {
 			continue
 		}
-		known[disk.Path] = true
-		for _, path := range d.below(ctx, disk.Path) {
-			if target := images[path]; target != "" {
+		for _, lower := range d.below(ctx, path) {
+			if target := images[lower]; target != "" {
 				return target
 			}
 		}
@@ -53,25 +50,29 @@ func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images 
 func (d *Daemon) below(ctx context.Context, path string) []string {
 	var paths []string
 	for format := "qcow2"; format == "qcow2" && len(paths) < maxChain; {
-		img, err := d.Config.Host.Inspect(ctx, path, format)
-		if err != nil || img.Backing == "" {
+		var next string
+		if next, format = d.backing(ctx, path); next == "" {
 			break
 		}
-		path, format = besideOf(path, img.Backing), img.BackingFormat
+		path = besideOf(path, next)
 		paths = append(paths, path)
 	}
 	return paths
 }
 
-// othersDisks are the disks of all other VPS, as they are and as they will be.
-func (d *Daemon) othersDisks(dom hypervisor.Domain) []hypervisor.Disk {
-	var disks []hypervisor.Disk
-	for _, other := range d.inventory.all() {
-		if other.ID != dom.ID {
-			disks = append(append(disks, other.Disks...), other.PersistentDisks...)
+// othersDisks shows the disks of all other VPS, as they are and as they will be.
+func (d *Daemon) othersDisks(dom hypervisor.Domain, see func(*hypervisor.Disk)) {
+	d.inventory.each(func(other *hypervisor.Domain) {
+		if other.ID == dom.ID {
+			return
 		}
-	}
-	return disks
+		for i := range other.Disks {
+			see(&other.Disks[i])
+		}
+		for i := range other.PersistentDisks {
+			see(&other.PersistentDisks[i])
+		}
+	})
 }
 
 // imagesOf are the images of a snapshot, by path.

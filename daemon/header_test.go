@@ -1,0 +1,107 @@
+package daemon_test
+
+import (
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"vpssnapd/daemon"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// askedHost counts how often each image is asked for its header.
+type askedHost struct {
+	hypervisor.Host
+	mu    sync.Mutex
+	asked map[string]int
+}
+
+func (h *askedHost) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
+	h.mu.Lock()
+	h.asked[path]++
+	h.mu.Unlock()
+	return h.Host.Inspect(ctx, path, format)
+}
+
+func (h *askedHost) times(path string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.asked[path]
+}
+
+// TestHeadersAreRemembered: a deletion asks the images of VPSes that are off what they
+// lie on, but only those that have changed since: also when one was written in
+// place, or replaced, and has become a linked clone of what is to be merged.
+func TestHeadersAreRemembered(t *testing.T) {
+	asked := &askedHost{asked: map[string]int{}}
+	w := newWorld(t, func(c *daemon.Config) {
+		asked.Host = c.Host
+		c.Host = asked
+	})
+	id := w.vps("web1", hypervisor.Running)
+	w.vps("web2", hypervisor.Off)
+	base, other := w.image("web1"), w.image("web2")
+	past := time.Now().Add(-time.Hour)
+	w.must(os.Chtimes(other, past, past))
+	for range 2 {
+		w.take(id, vps.TakeRequest{})
+		w.delete(id)
+	}
+	if n := asked.times(other); n != 1 {
+		t.Errorf("the image of a VPS that is off was asked %d times in two deletions, want once", n)
+	}
+
+	plain, err := os.ReadFile(other)
+	w.must(err)
+	w.vps("clone", hypervisor.Off, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}})
+	linked, err := os.ReadFile(w.image("clone"))
+	w.must(err)
+	w.must(os.WriteFile(w.image("clone"), plain, 0o600))
+	for _, change := range []struct {
+		how  string
+		make func() error
+	}{
+		{"written in place", func() error { return os.WriteFile(other, linked, 0o600) }},
+		{"replaced", func() error {
+			if err := os.WriteFile(other+".new", linked, 0o600); err != nil {
+				return err
+			}
+			return os.Rename(other+".new", other)
+		}},
+	} {
+		w.must(os.WriteFile(other, plain, 0o600))
+		w.must(os.Chtimes(other, past, past))
+		w.take(id, vps.TakeRequest{})
+		w.delete(id) // it remembers the image as it is
+
+		w.take(id, vps.TakeRequest{})
+		w.must(change.make())
+		w.must(os.Chtimes(other, past, past.Add(time.Millisecond)))
+		op, err := w.daemon.Delete(ctx, id, operator)
+		w.must(err)
+		op, err = w.daemon.WaitOperation(ctx, op.ID, time.Minute)
+		w.must(err)
+		if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
+			t.Errorf("image %s: the deletion is %s (%v), want it refused", change.how, op.Status, op.Error)
+		}
+		w.must(os.WriteFile(other, plain, 0o600))
+		w.delete(id)
+	}
+}
+
+// image is the first image of a VPS, by its name.
+func (w *world) image(name string) string {
+	w.t.Helper()
+	all, err := w.host.List(ctx)
+	w.must(err)
+	for _, dom := range all {
+		if dom.Name == name {
+			return dom.PersistentDisks[0].Path
+		}
+	}
+	w.t.Fatalf("there is no VPS %s", name)
+	return ""
+}
