@@ -112,9 +112,14 @@ func readFacts(d *libvirt.Domain) (f facts, err error) {
 	return f, countMetadata(d, &f)
 }
 
-// countMetadata counts the snapshot and checkpoint objects that others made.
-func countMetadata(d *libvirt.Domain, f *facts) (err error) {
-	if f.snapshots, err = d.SnapshotListNames(0); err != nil {
+// countMetadata counts the snapshot and checkpoint objects that others made. Most
+// domains have none: to ask for names makes room for a thousand first.
+func countMetadata(d *libvirt.Domain, f *facts) error {
+	n, err := d.SnapshotNum(0)
+	if err == nil && n > 0 {
+		f.snapshots, err = d.SnapshotListNames(0)
+	}
+	if err != nil {
 		return err
 	}
 	checkpoints, err := d.ListAllCheckpoints(0)
