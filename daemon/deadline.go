@@ -65,7 +65,7 @@ func (d *Daemon) deadlinesChanged() {
 func (d *Daemon) meetDeadlines(ctx context.Context) {
 	ctx = failpoint.Within(ctx, "daemon", "expiry")
 	now := d.now()
-	options, err := d.store.OpenOptions(ctx)
+	options, err := d.optionsToLookAt(ctx, now)
 	if err != nil {
 		d.Logger.Error("options not read", "error", err)
 		return
@@ -81,20 +81,27 @@ func (d *Daemon) meetDeadlines(ctx context.Context) {
 			d.Logger.Error("customer not reminded", d.logAttr(o.VPS), "error", err)
 		}
 	}
-	snapshots, err := d.store.Snapshots(ctx)
+	snapshots, err := d.store.EndedUndos(ctx, now)
 	if err != nil {
 		d.Logger.Error("snapshots not read", "error", err)
 		return
 	}
 	for _, s := range snapshots {
-		if s.UndoUntil != nil && !now.Before(*s.UndoUntil) {
-			d.workApart("end the undo of", s.VPS, func() {
-				if err := d.expireUndo(ctx, s); err != nil {
-					d.Logger.Error("undo not ended", d.logAttr(s.VPS), "error", err)
-				}
-			})
-		}
+		d.workApart("end the undo of", s.VPS, func() {
+			if err := d.expireUndo(ctx, s); err != nil {
+				d.Logger.Error("undo not ended", d.logAttr(s.VPS), "error", err)
+			}
+		})
 	}
+}
+
+// optionsToLookAt are the options whose time is over, or all that are open where
+// customers are reminded before it is.
+func (d *Daemon) optionsToLookAt(ctx context.Context, now time.Time) ([]vps.Option, error) {
+	if d.mailOn() {
+		return d.store.OpenOptions(ctx)
+	}
+	return d.store.DueOptions(ctx, now)
 }
 
 // isDue says that the time of an option, or its grace, is over.

@@ -46,13 +46,8 @@ func (d *Daemon) Status(ctx context.Context) string {
 			parts = append(parts, e.Detail)
 		}
 	}
-	snapshots, err := d.store.Snapshots(ctx)
-	if err == nil {
-		has := map[string]bool{}
-		for _, s := range snapshots {
-			has[s.VPS] = true
-		}
-		parts = append(parts, count(len(has), "VPS with a snapshot", "VPSes with a snapshot"))
+	if n, err := d.store.CountWithSnapshot(ctx); err == nil {
+		parts = append(parts, count(n, "VPS with a snapshot", "VPSes with a snapshot"))
 	}
 	ops, err := d.store.ActiveOperations(ctx)
 	if err != nil {

@@ -37,6 +37,13 @@ func (s queries) OpenOptions(ctx context.Context) ([]vps.Option, error) {
 	return collect(rows, err, scanOption)
 }
 
+// DueOptions returns the options whose time, or whose grace, is over.
+func (s queries) DueOptions(ctx context.Context, now time.Time) ([]vps.Option, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+optionColumns+` FROM option
+		WHERE state IN ('ordered', 'active') AND ends_at <= ?1 OR state = 'grace' AND grace_until <= ?1`, micros(now))
+	return collect(rows, err, scanOption)
+}
+
 // SaveOption inserts or updates an option and writes the change into its history.
 func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note string) error {
 	if err := t.tellOption(ctx, o, actor, note); err != nil {

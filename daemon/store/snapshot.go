@@ -59,6 +59,22 @@ func (s queries) SnapshotsOf(ctx context.Context, vpsID string) ([]vps.Snapshot,
 	return all, s.readDisks(ctx, all)
 }
 
+// CountWithSnapshot counts the VPSes that have one which is not gone.
+func (s queries) CountWithSnapshot(ctx context.Context) (n int, err error) {
+	err = s.q.QueryRowContext(ctx, `SELECT count(DISTINCT vps) FROM snapshot WHERE state <> 'gone'`).Scan(&n)
+	return n, err
+}
+
+// EndedUndos returns the snapshots for which an undo is kept whose time is over.
+func (s queries) EndedUndos(ctx context.Context, now time.Time) ([]vps.Snapshot, error) {
+	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE state <> 'gone' AND undo_until <= ?`, micros(now))
+	all, err := collect(rows, err, scanSnapshot)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return all, s.readDisks(ctx, all)
+}
+
 // OverlaysLeft returns the overlays of snapshots that are gone without having been
 // merged: what is left of them may still lie there.
 func (s queries) OverlaysLeft(ctx context.Context) ([]string, error) {
