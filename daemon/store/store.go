@@ -92,6 +92,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	}
 	reader.SetMaxOpenConns(readers)
 	reader.SetMaxIdleConns(readers) // otherwise a busy daemon opens one for every few queries
+	reader.SetConnMaxIdleTime(time.Minute)
 	s := newStore(reader, writer)
 	if s.mark, err = openMark(ctx, filepath.Join(filepath.Dir(path), markFile), s.queries); err != nil {
 		return nil, errors.Join(err, s.Close())
