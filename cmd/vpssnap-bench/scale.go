@@ -19,16 +19,23 @@ const (
 	mostRunning = 100
 	// idleFor is how long the daemon is watched while nothing happens.
 	idleFor = 20 * time.Second
+	// quietWithin is how long the daemon may be busy with what a start leaves to do.
+	quietWithin = time.Minute
+	// madeAtOnce is how many VPSes are made side by side.
+	madeAtOnce = 4
 )
 
 // scale measures what the daemon costs as the VPSes become more.
 func (b *bench) scale(ctx context.Context) error {
 	known := 0
 	for _, n := range []int{10, 50, 100, 500} {
+		all, making := errgroup.WithContext(ctx)
+		all.SetLimit(madeAtOnce)
 		for ; known < n; known++ {
-			if err := b.another(ctx, known); err != nil {
-				return err
-			}
+			all.Go(func() error { return b.another(making, known) })
+		}
+		if err := all.Wait(); err != nil {
+			return err
 		}
 		if err := b.level(ctx, n, min(n, mostRunning)); err != nil {
 			return fmt.Errorf("with %d VPSes: %w", n, err)
@@ -39,10 +46,14 @@ func (b *bench) scale(ctx context.Context) error {
 
 func numbered(i int) string { return fmt.Sprintf("vps%03d", i) }
 
-// another makes one more VPS, and starts it while there are not enough.
+// another makes one more VPS, and starts it while there are not enough. Those that
+// are off have images whose headers must be read to know what they lie on.
 func (b *bench) another(ctx context.Context, i int) error {
-	name := numbered(i)
-	spec := lab.Spec{Name: name, MemoryMiB: 16, Halt: true, Disks: []lab.DiskSpec{{Target: "vda", Format: "raw", SizeBytes: 16 * mib}}}
+	name, format := numbered(i), "raw"
+	if i >= mostRunning {
+		format = "qcow2"
+	}
+	spec := lab.Spec{Name: name, MemoryMiB: 16, Halt: true, Disks: []lab.DiskSpec{{Target: "vda", Format: format, SizeBytes: 16 * mib}}}
 	if err := b.define(ctx, spec); err != nil || i >= mostRunning {
 		return err
 	}
@@ -63,7 +74,10 @@ func (b *bench) level(ctx context.Context, n, running int) error {
 	if err := b.idle(ctx, note); err != nil {
 		return err
 	}
-	if err := b.takesAtOnce(ctx, n, running); err != nil {
+	if err := b.answers(ctx, running, note); err != nil {
+		return err
+	}
+	if err := b.allAtOnce(ctx, n, running, note); err != nil {
 		return err
 	}
 	recovered, err := b.recover(ctx, running)
@@ -74,9 +88,30 @@ func (b *bench) level(ctx context.Context, n, running int) error {
 	return nil
 }
 
+// quiet waits until the daemon has done what its start, or its last work, left to do.
+func (b *bench) quiet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, quietWithin)
+	defer cancel()
+	for last := -1.0; ; {
+		now, err := b.used()
+		if err != nil || now.processor == last {
+			return err
+		}
+		last = now.processor
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not come to rest: %w", ctx.Err())
+		case <-time.After(time.Second):
+		}
+	}
+}
+
 // idle watches the daemon while nothing happens.
 func (b *bench) idle(ctx context.Context, note func(what, unit string, value float64)) error {
-	before, _, err := b.used()
+	if err := b.quiet(ctx); err != nil {
+		return err
+	}
+	before, err := b.used()
 	if err != nil {
 		return err
 	}
@@ -85,40 +120,40 @@ func (b *bench) idle(ctx context.Context, note func(what, unit string, value flo
 		return ctx.Err()
 	case <-time.After(idleFor):
 	}
-	after, memory, err := b.used()
+	after, err := b.used()
 	if err != nil {
 		return err
 	}
-	note("memory, idle", "MB", memory)
-	note("processor, idle", "%", 100*(after-before)/idleFor.Seconds())
+	note("memory, idle", "MB", after.memory)
+	note("memory, idle, without program and libraries", "MB", after.own)
+	note("processor, idle", "%", 100*(after.processor-before.processor)/idleFor.Seconds())
 	return nil
 }
 
-// takesAtOnce takes all that are on side by side, in our way and in libvirt's, and
-// deletes the former again.
-func (b *bench) takesAtOnce(ctx context.Context, n, running int) error {
-	ours, err := b.sideBySide(ctx, running, b.take)
-	if err != nil {
-		return err
+// allAtOnce takes and deletes the snapshots of all that are on side by side, in our
+// way and in libvirt's.
+func (b *bench) allAtOnce(ctx context.Context, n, running int, note func(what, unit string, value float64)) error {
+	var took []float64
+	for _, work := range []func(context.Context, string) error{b.take, b.delete, b.virshTake, b.virshDelete} {
+		seconds, err := b.sideBySide(ctx, running, work)
+		if err != nil {
+			return err
+		}
+		took = append(took, seconds)
+		if len(took) == 2 {
+			u, err := b.used()
+			if err != nil {
+				return err
+			}
+			note("memory, at most until then", "MB", u.most)
+		}
 	}
-	_, memory, err := b.used()
-	if err != nil {
-		return err
+	for i, c := range []struct{ what, with string }{{"take", "virsh snapshot-create-as, all at once"}, {"delete", "virsh blockcommit, all at once"}} {
+		what := fmt.Sprintf("%d VPSes, %d on: %s of all at once", n, running, c.what)
+		ours, theirs := took[i], took[i+2]
+		b.note(what, "s", []float64{ours}, []float64{theirs}, c.with, 0)
+		b.note(what+", for each", "s", []float64{ours / float64(running)}, []float64{theirs / float64(running)}, "the same", 0)
 	}
-	if _, err := b.sideBySide(ctx, running, b.delete); err != nil {
-		return err
-	}
-	theirs, err := b.sideBySide(ctx, running, b.virshTake)
-	if err != nil {
-		return err
-	}
-	if _, err := b.sideBySide(ctx, running, b.virshDelete); err != nil {
-		return err
-	}
-	what := fmt.Sprintf("%d VPSes, %d on: take of all at once", n, running)
-	b.note(what, "s", []float64{ours}, []float64{theirs}, "virsh snapshot-create-as, all at once", 0)
-	b.note(what+", for each", "s", []float64{ours / float64(running)}, []float64{theirs / float64(running)}, "the same", 0)
-	b.note(what+", memory then", "MB", []float64{memory}, nil, "", 0)
 	return nil
 }
 
@@ -165,25 +200,45 @@ func (b *bench) recover(ctx context.Context, running int) (float64, error) {
 	return took, nil
 }
 
-// used is the processor time that the daemon has used so far, in seconds, and the
-// memory that it has now, in MB.
-func (b *bench) used() (processor, memory float64, err error) {
+// usage is what the daemon uses.
+type usage struct {
+	processor float64 // seconds so far
+	// memory is what is resident, in MB, and most the most that ever was. own leaves
+	// out what is mapped of its program and of libraries: others may share it, and
+	// the kernel may drop it.
+	memory, most, own float64
+}
+
+func (b *bench) used() (u usage, err error) {
 	dir := fmt.Sprintf("/proc/%d/", b.DaemonPID())
 	stat, err := os.ReadFile(dir + "stat")
 	if err != nil {
-		return 0, 0, err
+		return u, err
 	}
 	// Behind the program's name, which may hold anything: utime and stime are the
 	// fields 14 and 15 of proc(5), in hundredths of a second.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 13 {
-		return 0, 0, fmt.Errorf("%sstat reads %q", dir, stat)
+		return u, fmt.Errorf("%sstat reads %q", dir, stat)
 	}
-	user, err1 := strconv.ParseFloat(fields[11], 64)
-	system, err2 := strconv.ParseFloat(fields[12], 64)
-	status, err3 := os.ReadFile(dir + "status")
-	_, rss, _ := strings.Cut(string(status), "VmRSS:")
-	var kilobytes float64
-	_, err4 := fmt.Sscan(rss, &kilobytes)
-	return (user + system) / 100, kilobytes * 1024 / 1e6, errors.Join(err1, err2, err3, err4)
+	for _, field := range fields[11:13] {
+		ticks, err := strconv.ParseFloat(field, 64)
+		if err != nil {
+			return u, err
+		}
+		u.processor += ticks / 100
+	}
+	status, err := os.ReadFile(dir + "status")
+	for _, of := range []struct {
+		name string
+		mb   *float64
+	}{{"VmRSS:", &u.memory}, {"VmHWM:", &u.most}, {"RssAnon:", &u.own}} {
+		_, text, _ := strings.Cut(string(status), of.name)
+		var kilobytes float64
+		if _, e := fmt.Sscan(text, &kilobytes); e != nil {
+			err = errors.Join(err, fmt.Errorf("%sstatus has no %s", dir, of.name))
+		}
+		*of.mb = kilobytes * 1024 / 1e6
+	}
+	return u, err
 }
