@@ -450,6 +450,32 @@ func TestMergeOfImagesInUseIsBusy(t *testing.T) {
 	}
 }
 
+// TestKilledMergeLeavesACleanBase: the VPS may be started then, and QEMU repairs no
+// image that it opens to read only, as which it opens the base.
+func TestKilledMergeLeavesACleanBase(t *testing.T) {
+	images := open(t)
+	dir := t.TempDir()
+	base, overlay := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
+	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", base, "64M")
+	if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: overlay, Base: base, BaseFormat: "qcow2", SizeBytes: 64 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 2 0 64M", overlay)
+	ctx, kill := context.WithCancel(t.Context())
+	merge := hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "qcow2", BytesPerSecond: 16 * mib}
+	err := images.MergeOffline(ctx, merge, func(done, total int64) {
+		if done > total/4*3 { // well behind what the tool reads ahead
+			kill()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("the merge was not killed: %v", err)
+	}
+	if info := tool(t, "qemu-img", "info", "-f", "qcow2", "--output=json", base); strings.Contains(info, `"dirty-flag": true`) {
+		t.Errorf("the killed merge left a base that only a repair makes safe to write to:\n%s", info)
+	}
+}
+
 func TestMergeIntoAFullFileSystem(t *testing.T) {
 	images := open(t)
 	dir, full := t.TempDir(), mountTmpfs(t, "size=2m")
