@@ -136,7 +136,7 @@ func TestRefusalsInFrench(t *testing.T) {
 		{w.panel, http.MethodPost, "/v1/vps/web1/snapshot/restore", `{"confirm":"000000000000"}`, "La demande n'a pas été confirmée.", "la confirmation désigne un autre snapshot : tout ce que web1 a écrit depuis le ", ""},
 		{w.panel, http.MethodGet, "/v1/vps/web2/snapshot", "", "Ce dont il s'agit n'existe pas, ou plus.", "le VPS n'a pas de snapshot", ""},
 		{w.panel, http.MethodGet, "/v1/vps/nobody", "", "Ce dont il s'agit n'existe pas, ou plus.", "ce VPS n'existe pas", ""},
-		{w.panel, http.MethodPost, "/v1/vps/web1/snapshot", `{"quiesce":"x"}`, "La demande porte sur une chose impossible.", "le champ quiesce n'est pas accepté : ", ""},
+		{w.panel, http.MethodPost, "/v1/vps/web1/snapshot", `{"quiesce":"x"}`, "La demande n'est pas valable.", "le champ quiesce n'est pas accepté : ", ""},
 		{w.read, http.MethodDelete, "/v1/vps/web1/snapshot", "", "La demande n'est pas permise.", `le jeton "reader" n'a pas la portée "snapshot"`, ""},
 		{"", http.MethodGet, "/v1/vps", "", "La demande ne portait pas de jeton valable.", "l'appel demande exactement un jeton", "envoyez-le ainsi : "},
 		{"", http.MethodGet, "/v2", "", "Ce dont il s'agit n'existe pas, ou plus.", "ce chemin n'existe pas", ""},

@@ -14,7 +14,7 @@ var reasons = map[Code]map[Language]string{
 	CodeVPSChanged:            {English: "The VPS or its disks were changed meanwhile, or are in use by something else.", French: "Le VPS ou ses disques ont été modifiés entre-temps, ou sont utilisés par autre chose."},
 	CodeConfirmationRequired:  {English: "The request was not confirmed.", French: "La demande n'a pas été confirmée."},
 	CodePreconditionFailed:    {English: "What was to be changed had been changed meanwhile.", French: "Ce qui devait être modifié l'avait été entre-temps."},
-	CodeInvalid:               {English: "The request asks for what cannot be.", French: "La demande porte sur une chose impossible."},
+	CodeInvalid:               {English: "The request is not valid.", French: "La demande n'est pas valable."},
 	CodeUnsupportedDisk:       {English: "The disks of the VPS do not permit it.", French: "Les disques du VPS ne le permettent pas."},
 	CodeInsufficientSpace:     {English: "There is not enough space on the host.", French: "L'espace disque de l'hôte ne suffit pas."},
 	CodeHypervisorUnavailable: {English: "The host did not answer.", French: "L'hôte n'a pas répondu."},
