@@ -185,8 +185,12 @@ func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 // checkUnshared makes sure that no other VPS uses what is about to be merged.
 func (d *Daemon) checkUnshared(ctx context.Context, dom hypervisor.Domain, images map[string]string) error {
 	target := d.sharedDisk(dom, images)
+	var err error
 	if target == "" {
-		target = d.sharedBelow(ctx, dom, images)
+		target, err = d.sharedBelow(ctx, dom, images)
+	}
+	if err != nil {
+		return fmt.Errorf("what the images of other VPSes lie on is not known: %w", err)
 	}
 	if target == "" {
 		return nil

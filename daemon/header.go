@@ -2,7 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"vpssnapd/hypervisor"
@@ -32,31 +35,43 @@ const headerSettled = 2 * time.Second
 const mostHeaders = 10_000
 
 // backing is what the qcow2 image at path lies on, and the format of that; "" for
-// nothing, or for an image that cannot be read. An image that was changed or
-// replaced since it was asked is asked again.
-func (d *Daemon) backing(ctx context.Context, path string) (backing, format string) {
+// nothing, or for an image that cannot be read: it cannot be started either. An
+// image that was changed or replaced since it was asked is asked again. An error
+// means that it could not be asked now.
+func (d *Daemon) backing(ctx context.Context, path string) (backing, format string, err error) {
 	release, err := d.headers.asking.acquire(ctx, path)
 	if err != nil {
-		return "", ""
+		return "", "", err
 	}
 	defer release()
 	file, err := d.Config.Host.Stat(ctx, path)
 	if err != nil {
 		d.headers.forget(path)
-		return "", ""
+		return "", "", ifNotAsked(err)
 	}
 	if known, ok := d.headers.of(path); ok && sameFile(known.file, file) {
-		return known.backing, known.format
+		return known.backing, known.format, nil
 	}
 	img, err := d.Config.Host.Inspect(ctx, path, "qcow2")
 	if err != nil {
 		d.headers.forget(path)
-		return "", ""
+		return "", "", ifNotAsked(err)
 	}
 	if time.Since(file.Modified) > headerSettled {
 		d.headers.keep(path, header{file, img.Backing, img.BackingFormat})
 	}
-	return img.Backing, img.BackingFormat
+	return img.Backing, img.BackingFormat, nil
+}
+
+// ifNotAsked is err when the host had no time or no room to ask an image, which says
+// nothing about the image.
+func ifNotAsked(err error) error {
+	for _, why := range []error{context.DeadlineExceeded, context.Canceled, syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, why) {
+			return fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
+		}
+	}
+	return nil
 }
 
 // sameFile says that a file was neither replaced nor written to.

@@ -17,12 +17,21 @@ type askedHost struct {
 	hypervisor.Host
 	mu    sync.Mutex
 	asked map[string]int
+	// late is how many more times an image gives no answer in time.
+	late map[string]int
 }
 
 func (h *askedHost) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
 	h.mu.Lock()
 	h.asked[path]++
+	late := h.late[path] > 0
+	if late {
+		h.late[path]--
+	}
 	h.mu.Unlock()
+	if late {
+		return hypervisor.Image{}, context.DeadlineExceeded
+	}
 	return h.Host.Inspect(ctx, path, format)
 }
 
@@ -89,6 +98,28 @@ func TestHeadersAreRemembered(t *testing.T) {
 		}
 		w.must(os.WriteFile(other, plain, 0o600))
 		w.delete(id)
+	}
+}
+
+// TestUnansweredIsNotUnshared: an image that could not be asked in time, on a busy
+// host, may lie on what is to be merged: the deletion waits until it says so.
+func TestUnansweredIsNotUnshared(t *testing.T) {
+	asked := &askedHost{asked: map[string]int{}, late: map[string]int{}}
+	w := newWorld(t, func(c *daemon.Config) {
+		asked.Host = c.Host
+		c.Host = asked
+	})
+	id := w.vps("web1", hypervisor.Running)
+	base := w.image("web1")
+	w.take(id, vps.TakeRequest{})
+	w.vps("clone", hypervisor.Off, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}})
+	asked.late[w.image("clone")] = 1
+	op, err := w.daemon.Delete(ctx, id, operator)
+	w.must(err)
+	op, err = w.daemon.WaitOperation(ctx, op.ID, time.Minute)
+	w.must(err)
+	if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
+		t.Errorf("the deletion is %s (%v), want it refused", op.Status, op.Error)
 	}
 }
 

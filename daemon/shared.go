@@ -25,7 +25,7 @@ func (d *Daemon) sharedDisk(dom hypervisor.Domain, images map[string]string) (ta
 
 // sharedBelow does the same for what libvirt does not state: the chains of VPS
 // that are off stand in the headers of their images.
-func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images map[string]string) string {
+func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images map[string]string) (string, error) {
 	known := map[string]bool{}
 	d.othersDisks(dom, func(disk *hypervisor.Disk) {
 		if disk.Type == "file" && disk.Format == "qcow2" {
@@ -36,28 +36,30 @@ func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images 
 		if stated {
 			continue
 		}
-		for _, lower := range d.below(ctx, path) {
-			if target := images[lower]; target != "" {
-				return target
+		lower, err := d.below(ctx, path)
+		if err != nil {
+			return "", err
+		}
+		for _, path := range lower {
+			if target := images[path]; target != "" {
+				return target, nil
 			}
 		}
 	}
-	return ""
+	return "", nil
 }
 
-// below are the images that a qcow2 image lies on, as far as headers can be
-// read: what cannot be read cannot be started either.
-func (d *Daemon) below(ctx context.Context, path string) []string {
-	var paths []string
+// below are the images that a qcow2 image lies on, as far as headers can be read.
+func (d *Daemon) below(ctx context.Context, path string) (paths []string, err error) {
 	for format := "qcow2"; format == "qcow2" && len(paths) < maxChain; {
 		var next string
-		if next, format = d.backing(ctx, path); next == "" {
+		if next, format, err = d.backing(ctx, path); next == "" || err != nil {
 			break
 		}
 		path = besideOf(path, next)
 		paths = append(paths, path)
 	}
-	return paths
+	return paths, err
 }
 
 // othersDisks shows the disks of all other VPS, as they are and as they will be.

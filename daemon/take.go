@@ -128,7 +128,7 @@ func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec 
 	}
 	if rec.snapshot != nil { // whose overlays a replace merges
 		if err := d.checkUnshared(ctx, dom, imagesOf(*rec.snapshot)); err != nil {
-			return snap, err
+			return snap, explainAs("cannot take a snapshot of "+dom.Name, err)
 		}
 	}
 	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
