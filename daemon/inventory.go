@@ -32,10 +32,16 @@ type inventory struct {
 	losses    int                      // how often the connection was lost
 	resumed   map[string]int           // how often each domain's processors began to run
 	changed   map[string]chan struct{} // by domain, who waits for its next event
+	next      map[string]chan struct{} // by domain, who waits for the next refresh
+
+	refreshing keyedMutex
 }
 
 func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Domain)) *inventory {
-	return &inventory{host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{}, changed: map[string]chan struct{}{}}
+	return &inventory{
+		host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{},
+		changed: map[string]chan struct{}{}, next: map[string]chan struct{}{},
+	}
 }
 
 // reload reads every domain. What was read when the connection was lost
@@ -69,8 +75,33 @@ func (v *inventory) timesLost() int {
 }
 
 // refresh reads one domain and keeps it; errors leave the picture as it was,
-// but a domain that is gone is forgotten.
+// but a domain that is gone is forgotten. Who asks while one reading is under way
+// and the next has not begun is served by the next: a deletion makes half a dozen
+// events, and on a busy host they come faster than the answers.
 func (v *inventory) refresh(ctx context.Context, id string) {
+	v.mu.Lock()
+	next, waited := v.next[id]
+	if !waited {
+		next = make(chan struct{})
+		v.next[id] = next
+	}
+	v.mu.Unlock()
+	if waited {
+		select {
+		case <-next:
+		case <-ctx.Done():
+		}
+		return
+	}
+	defer close(next)
+	release, err := v.refreshing.acquire(ctx, id)
+	v.mu.Lock()
+	delete(v.next, id) // from here on an event may be newer than what is read
+	v.mu.Unlock()
+	if err != nil {
+		return
+	}
+	defer release()
 	if _, err := v.domain(ctx, id); err != nil && vps.CodeOf(err) != vps.CodeNotFound && ctx.Err() == nil {
 		v.logger.Debug("domain not read", "vps", id, "error", err)
 	}

@@ -1,7 +1,10 @@
 package daemon
 
 import (
+	"context"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"vpssnapd/hypervisor"
 )
@@ -30,4 +33,39 @@ func TestChangesOfOneDomain(t *testing.T) {
 	if !woken(web1) || !woken(web2) || !woken(all) {
 		t.Error("the loss of the connection does not wake everybody")
 	}
+}
+
+// slowHost answers when it is allowed to.
+type slowHost struct {
+	hypervisor.Host
+	asked, answer chan struct{}
+}
+
+func (h slowHost) Domain(_ context.Context, id string) (hypervisor.Domain, error) {
+	h.asked <- struct{}{}
+	<-h.answer
+	return hypervisor.Domain{ID: id}, nil
+}
+
+// TestRefreshesAreGathered: what is asked for while one reading is under way needs one
+// more, which begins after all of them had asked.
+func TestRefreshesAreGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := slowHost{asked: make(chan struct{}), answer: make(chan struct{})}
+		v := newInventory(h, nil, func(...hypervisor.Domain) {})
+		var done sync.WaitGroup
+		done.Go(func() { v.refresh(t.Context(), "web1") })
+		<-h.asked
+		for range 5 {
+			done.Go(func() { v.refresh(t.Context(), "web1") })
+		}
+		synctest.Wait() // all five have asked
+		h.answer <- struct{}{}
+		<-h.asked
+		h.answer <- struct{}{}
+		done.Wait() // a third reading would wait for ever, and fail the test
+		if _, known := v.find("web1"); !known {
+			t.Error("the domain that was read is not known")
+		}
+	})
 }
