@@ -47,11 +47,13 @@ func (d *Daemon) rightDefinition(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	repaired := d.repairDefinition(ctx, dom, *snap)
-	if dom, err = d.inventory.domain(ctx, id); err != nil {
-		return errors.Join(repaired, err)
+	touched, failed := d.repairDefinition(ctx, dom, *snap)
+	if touched || failed != nil {
+		if dom, err = d.inventory.domain(ctx, id); err != nil {
+			return errors.Join(failed, err)
+		}
 	}
-	if err := errors.Join(repaired, d.judgeSnapshot(ctx, dom, *snap)); err != nil {
+	if err := errors.Join(failed, d.judgeSnapshot(ctx, dom, *snap)); err != nil {
 		return err
 	}
 	if snap, err = d.quietSnapshot(ctx, id); err != nil || snap == nil {
@@ -88,10 +90,11 @@ func (d *Daemon) reviewDefinitions(ctx context.Context) {
 }
 
 // repairDefinition points the definition at the overlays again, and writes the
-// metadata that a definition made elsewhere has wiped.
-func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+// metadata that a definition made elsewhere has wiped. touched says that it may have
+// changed something.
+func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (touched bool, err error) {
 	if !dom.Persistent {
-		return nil
+		return false, nil
 	}
 	var wrong []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
@@ -101,13 +104,13 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 		}
 		safe, err := d.overlayIsAuthority(ctx, dom, disk)
 		if err != nil || !safe {
-			return err
+			return false, err
 		}
 		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
 	}
 	if len(wrong) > 0 {
 		if err := d.Config.Host.PointDisks(ctx, dom.ID, wrong); err != nil {
-			return err
+			return true, err
 		}
 		d.Logger.Warn("a definition that named the snapshot's base was put right", vps.LogAttr(dom.ID, dom.Name))
 		err := d.store.Write(ctx, func(tx *store.Tx) error {
@@ -117,13 +120,13 @@ func (d *Daemon) repairDefinition(ctx context.Context, dom hypervisor.Domain, sn
 				Detail: "somebody defined " + dom.Name + " with the base image of its snapshot; the definition names the overlay again"})
 		})
 		if err != nil {
-			return err
+			return true, err
 		}
 	}
 	if dom.Metadata != "" && len(wrong) == 0 {
-		return nil
+		return false, nil
 	}
-	return d.rightMetadata(ctx, dom, snap)
+	return true, d.rightMetadata(ctx, dom, snap)
 }
 
 // overlayIsAuthority says whether the overlay surely holds the VPS's data: it

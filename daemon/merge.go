@@ -67,7 +67,7 @@ func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSe
 		}
 		d.hasStarted(r.Op.VPS)
 		for _, snap := range set.next {
-			if err := d.repairDefinition(ctx, dom, snap); err != nil {
+			if _, err := d.repairDefinition(ctx, dom, snap); err != nil {
 				return false, err
 			}
 		}
