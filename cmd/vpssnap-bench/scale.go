@@ -31,12 +31,13 @@ func (b *bench) scale(ctx context.Context) error {
 	for _, n := range []int{10, 50, 100, 500} {
 		all, making := errgroup.WithContext(ctx)
 		all.SetLimit(madeAtOnce)
-		for ; known < n; known++ {
-			all.Go(func() error { return b.another(making, known) })
+		for i := known; i < n; i++ {
+			all.Go(func() error { return b.another(making, i) })
 		}
 		if err := all.Wait(); err != nil {
 			return err
 		}
+		known = n
 		if err := b.level(ctx, n, min(n, mostRunning)); err != nil {
 			return fmt.Errorf("with %d VPSes: %w", n, err)
 		}
