@@ -36,8 +36,9 @@ var migrations embed.FS
 // connection, would hold all of it five times.
 const pragmas = "_pragma=cache_size(-256)&_txlock=immediate&_journal_mode=wal&_synchronous=full&_foreign_keys=on&_busy_timeout=5000&_defensive=1&_dqs=0"
 
-// readers is how many connections read beside the one that writes.
-const readers = 4
+// readers is how many connections read beside the one that writes: each holds most of
+// a megabyte, and no query lasts.
+const readers = 2
 
 // Store is an open database. Its methods read; Write changes.
 type Store struct {
