@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/pressly/goose/v3"
 
 	"vpssnapd/daemon/vps"
@@ -286,7 +287,7 @@ func TestSQLIsText(t *testing.T) {
 		if err := errors.Join(err1, err2, err3, err4); err != nil {
 			t.Fatalf("%q: %v", evil, err)
 		}
-		for _, diff := range []string{cmp.Diff(snap, gotSnap), cmp.Diff(op, gotOp), cmp.Diff(option, gotOption), cmp.Diff([]vps.Message{message}, page.Messages)} {
+		for _, diff := range []string{cmp.Diff(snap, gotSnap), cmp.Diff(op, gotOp, cmpopts.IgnoreUnexported(vps.Error{})), cmp.Diff(option, gotOption), cmp.Diff([]vps.Message{message}, page.Messages)} {
 			if diff != "" {
 				t.Errorf("%q: %s", evil, diff)
 			}
