@@ -125,6 +125,9 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		case job.Foreign:
 			return s, fmt.Errorf("disk %s has a job that is not ours: %w", disk.Target, hypervisor.ErrBusy)
 		case !job.Found:
+			if err := d.checkClosed(ctx, dom, disk); err != nil {
+				return s, err
+			}
 			if err := d.Config.Host.AllowMerge(ctx, dom.ID, bases(set.snap)); err != nil {
 				return s, fmt.Errorf("merge of disk %s not allowed: %w", disk.Target, err)
 			}
@@ -143,6 +146,22 @@ func (d *Daemon) pushMerges(ctx context.Context, dom hypervisor.Domain, set merg
 		s.total += job.Total
 	}
 	return s, nil
+}
+
+// checkClosed refuses to let a running VPS write to a base that nobody closed, as when
+// QEMU died in a merge: behind lazy refcounts it would give clusters away that are in
+// use, because it repairs an image only when it opens it for writing at once.
+func (d *Daemon) checkClosed(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	if disk.BaseFormat != "qcow2" {
+		return nil
+	}
+	img, err := d.Config.Host.Inspect(ctx, disk.Base, disk.BaseFormat)
+	if err != nil || !img.Dirty {
+		return err
+	}
+	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "the base of disk %s of %s was not closed by who last wrote to it, and cannot be merged into while the VPS runs", disk.Target, dom.Name).
+		WithRemedy("shut %s down, then resume the operation: the merge repairs the base (its qcow2 header has the dirty flag), and goes on", dom.Name).
+		Because(fmt.Errorf("the base is %s", disk.Base)))
 }
 
 // bases are what the merges of a snapshot write to.

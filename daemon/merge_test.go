@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -37,6 +38,46 @@ func TestMergeIsWatchedCalmly(t *testing.T) {
 	}
 	w.must(w.host.FinishMerge(id, "vda"))
 	w.done(op, nil)
+}
+
+// unclosedHost says of one image that nobody closed it.
+type unclosedHost struct {
+	hypervisor.Host
+	path atomic.Pointer[string]
+}
+
+func (h *unclosedHost) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
+	img, err := h.Host.Inspect(ctx, path, format)
+	unclosed := h.path.Load()
+	img.Dirty = unclosed != nil && *unclosed == path
+	return img, err
+}
+
+// TestNoLiveMergeIntoAnUnclosedBase: QEMU died in a merge into an image with lazy
+// refcounts. A running VPS must not write to it; with the VPS off it is repaired.
+func TestNoLiveMergeIntoAnUnclosedBase(t *testing.T) {
+	host := &unclosedHost{}
+	w := newWorld(t, func(c *daemon.Config) {
+		host.Host = c.Host
+		c.Host = host
+	})
+	id := w.vps("web1", hypervisor.Running)
+	w.write(id, "vda", 0, 'a')
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'b')
+	base := w.snapshot(id).Disks[0].Base
+	host.path.Store(&base)
+	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	if op.Status != vps.StatusNeedsAttention {
+		t.Fatalf("%s: %+v", op.Status, op.Error)
+	}
+	if job, err := w.host.MergeJob(ctx, id, "vda"); err != nil || job.Found {
+		t.Fatalf("the base is merged into by the running VPS: %+v, %v", job, err)
+	}
+	w.must(w.host.PowerOff(ctx, id))
+	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	w.done(op, err)
+	w.sees(id, "vda", 0, 'b')
 }
 
 // TestFullProgressIsNoEnd: libvirt says that all is copied before it says that

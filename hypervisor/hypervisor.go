@@ -309,9 +309,12 @@ type Image struct {
 	InternalSnapshots int
 	// Bitmaps counts persistent dirty bitmaps.
 	Bitmaps int
-	// Corrupt says that the header has the corrupt flag set. The dirty flag is not
-	// told: with lazy refcounts a running guest has it set all the time.
+	// Corrupt says that the header has the corrupt flag set.
 	Corrupt bool
+	// Dirty: with lazy refcounts an image has it set as long as somebody may write to
+	// it. After his death it stays, and the counts are behind until it is opened for
+	// writing again; that a reader has it open for writing later is not enough.
+	Dirty bool
 }
 
 // Overlay says what CreateOverlay makes.

@@ -23,6 +23,7 @@ type info struct {
 	Backing       string            `json:"backing-filename"`
 	BackingFormat string            `json:"backing-filename-format"`
 	Encrypted     bool              `json:"encrypted"`
+	Dirty         bool              `json:"dirty-flag"`
 	Snapshots     []json.RawMessage `json:"snapshots"`
 	Specific      struct {
 		Data struct {
@@ -102,6 +103,7 @@ func parseInfo(data []byte, format string) (hypervisor.Image, error) {
 		InternalSnapshots: len(in.Snapshots),
 		Bitmaps:           len(specific.Bitmaps),
 		Corrupt:           specific.Corrupt,
+		Dirty:             in.Dirty,
 	}, nil
 }
 

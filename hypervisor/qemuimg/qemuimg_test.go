@@ -302,7 +302,7 @@ func TestInspectTellsWhatAnImageHolds(t *testing.T) {
 		{"split", "qcow2", hypervisor.Image{VirtualSize: mib, DataFile: true}},
 		{"luks", "qcow2", hypervisor.Image{VirtualSize: mib, Encrypted: true}},
 		{"corrupt", "qcow2", hypervisor.Image{VirtualSize: mib, Corrupt: true}},
-		{"dirty", "qcow2", hypervisor.Image{VirtualSize: mib}},
+		{"dirty", "qcow2", hypervisor.Image{VirtualSize: mib, Dirty: true}},
 		// A guest may write a qcow2 header into its raw disk: the disk stays raw.
 		{"header", "raw", hypervisor.Image{VirtualSize: 196616}},
 	} {
