@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -120,6 +121,26 @@ func TestUnansweredIsNotUnshared(t *testing.T) {
 	w.must(err)
 	if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
 		t.Errorf("the deletion is %s (%v), want it refused", op.Status, op.Error)
+	}
+}
+
+// TestCloneThroughALink: a linked clone may name what it lies on by another path.
+func TestCloneThroughALink(t *testing.T) {
+	for name, state := range map[string]hypervisor.State{"running": hypervisor.Running, "off": hypervisor.Off} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.vps("web1", hypervisor.Running)
+			base := w.image("web1")
+			w.take(id, vps.TakeRequest{})
+			link := filepath.Join(t.TempDir(), "images")
+			w.must(os.Symlink(filepath.Dir(base), link))
+			w.vps("clone", state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib,
+				Chain: []hypervisor.Layer{{Path: filepath.Join(link, filepath.Base(base)), Format: "qcow2"}}})
+			op := w.ended(w.daemon.Delete(ctx, id, operator))
+			if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
+				t.Errorf("the deletion is %s (%v), want it refused", op.Status, op.Error)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"path/filepath"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -24,10 +25,15 @@ func (d *Daemon) sharedDisk(dom hypervisor.Domain, images map[string]string) (ta
 }
 
 // sharedBelow does the same for what libvirt does not state: the chains of VPS
-// that are off stand in the headers of their images.
+// that are off stand in the headers of their images, and an image may be named by
+// another path, through a link.
 func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images map[string]string) (string, error) {
-	known := map[string]bool{}
+	known, used := map[string]bool{}, map[string]bool{}
 	d.othersDisks(dom, func(disk *hypervisor.Disk) {
+		used[disk.Path] = true
+		for _, layer := range disk.Chain {
+			used[layer.Path] = true
+		}
 		if disk.Type == "file" && disk.Format == "qcow2" {
 			known[disk.Path] = known[disk.Path] || disk.ChainKnown
 		}
@@ -41,12 +47,27 @@ func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images 
 			return "", err
 		}
 		for _, path := range lower {
-			if target := images[path]; target != "" {
-				return target, nil
-			}
+			used[path] = true
+		}
+	}
+	targets := map[string]string{}
+	for path, target := range images {
+		targets[realPath(path)] = target
+	}
+	for path := range used {
+		if target := targets[realPath(path)]; filepath.IsAbs(path) && target != "" {
+			return target, nil
 		}
 	}
 	return "", nil
+}
+
+// realPath is a path without links, as far as there is a file.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return filepath.Clean(path)
 }
 
 // below are the images that a qcow2 image lies on, as far as headers can be read.
