@@ -350,8 +350,10 @@ type File struct {
 	Size      int64
 	Allocated int64
 	Modified  time.Time
-	Mode      fs.FileMode // the permission bits
-	UID       uint32
+	// Changed is when content or attributes last changed (ctime), which nobody can set.
+	Changed time.Time
+	Mode    fs.FileMode // the permission bits
+	UID     uint32
 }
 
 // NamedFile is an entry of a directory.

@@ -323,6 +323,7 @@ func statFile(path string) (hypervisor.File, error) {
 		Size:      st.Size,
 		Allocated: st.Blocks * 512,
 		Modified:  time.Unix(st.Mtim.Unix()),
+		Changed:   time.Unix(st.Ctim.Unix()),
 		Mode:      fs.FileMode(st.Mode).Perm(),
 		UID:       st.Uid,
 	}

@@ -31,6 +31,7 @@ func (i *Images) Stat(_ context.Context, path string) (hypervisor.File, error) {
 		Size:      st.Size,
 		Allocated: st.Blocks * 512,
 		Modified:  time.Unix(st.Mtim.Unix()).UTC(),
+		Changed:   time.Unix(st.Ctim.Unix()).UTC(),
 		Mode:      fs.FileMode(st.Mode).Perm(),
 		UID:       st.Uid,
 	}, nil
