@@ -75,7 +75,8 @@ func (i *Images) checkReadable(ctx context.Context, path, format string) error {
 	if err := checkNames(path, format); err != nil {
 		return err
 	}
-	return i.checkChain(ctx, path, format)
+	_, err := i.checkChain(ctx, path, format)
+	return err
 }
 
 // Export has qemu-nbd serve an image to us alone, over a Unix socket that nobody

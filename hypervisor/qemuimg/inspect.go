@@ -118,28 +118,29 @@ func checkNames(path, format string) error {
 // checkChain follows the headers from an image down before a tool opens the
 // whole chain: every layer must be a local file of stated format without a data
 // file. A header is only data that a customer may have supplied, and a missing
-// format would be probed.
-func (i *Images) checkChain(ctx context.Context, path, format string) error {
+// format would be probed. It returns the headers, as far as they are good.
+func (i *Images) checkChain(ctx context.Context, path, format string) ([]hypervisor.Image, error) {
+	var chain []hypervisor.Image
 	for range maxChain {
 		image, err := i.Inspect(ctx, path, format)
 		if err != nil {
-			return err
+			return chain, err
 		}
 		if image.DataFile {
-			return fmt.Errorf("%w: %q keeps its data in another file", hypervisor.ErrUnsupported, path)
+			return chain, fmt.Errorf("%w: %q keeps its data in another file", hypervisor.ErrUnsupported, path)
 		}
-		if image.Backing == "" {
-			return nil
+		if chain = append(chain, image); image.Backing == "" {
+			return chain, nil
 		}
 		if image.BackingFormat == "" {
-			return fmt.Errorf("%w: %q does not state the format of its backing file", hypervisor.ErrUnsupported, path)
+			return chain, fmt.Errorf("%w: %q does not state the format of its backing file", hypervisor.ErrUnsupported, path)
 		}
 		if path, err = backingPath(path, image.Backing); err != nil {
-			return err
+			return chain, err
 		}
 		format = image.BackingFormat
 	}
-	return fmt.Errorf("%w: more than %d layers", hypervisor.ErrUnsupported, maxChain)
+	return chain, fmt.Errorf("%w: more than %d layers", hypervisor.ErrUnsupported, maxChain)
 }
 
 // backingPath resolves a header's backing name against the image's own directory, as QEMU does.

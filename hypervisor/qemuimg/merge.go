@@ -24,11 +24,11 @@ import (
 // wrote here and there.
 func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
 	what := fmt.Sprintf("cannot merge %q into %q", m.Overlay, m.Base)
-	overlay, err := i.checkMerge(ctx, m)
+	overlay, base, err := i.checkMerge(ctx, m)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := i.growBase(ctx, m, overlay.VirtualSize); err != nil {
+	if err := i.growBase(ctx, base, overlay.VirtualSize); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	cache, err := cacheMode(m.Overlay, m.Base)
@@ -51,27 +51,27 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 }
 
 // checkMerge makes sure that the overlay lies on the base, and on nothing strange.
-func (i *Images) checkMerge(ctx context.Context, m hypervisor.OfflineMerge) (overlay hypervisor.Image, err error) {
+func (i *Images) checkMerge(ctx context.Context, m hypervisor.OfflineMerge) (overlay, base hypervisor.Image, err error) {
 	if err := errors.Join(checkPath(m.Overlay), checkNames(m.Base, m.BaseFormat)); err != nil {
-		return overlay, err
+		return overlay, base, err
 	}
-	if overlay, err = i.Inspect(ctx, m.Overlay, "qcow2"); err != nil {
-		return overlay, err
+	chain, err := i.checkChain(ctx, m.Overlay, "qcow2")
+	if len(chain) > 0 && (chain[0].Backing != m.Base || chain[0].BackingFormat != m.BaseFormat) {
+		return overlay, base, fmt.Errorf("%w: its header names %q (%s)", hypervisor.ErrReplaced, chain[0].Backing, chain[0].BackingFormat)
 	}
-	if overlay.Backing != m.Base || overlay.BackingFormat != m.BaseFormat {
-		return overlay, fmt.Errorf("%w: its header names %q (%s)", hypervisor.ErrReplaced, overlay.Backing, overlay.BackingFormat)
+	if err != nil {
+		return overlay, base, err
 	}
-	return overlay, i.checkChain(ctx, m.Overlay, "qcow2")
+	return chain[0], chain[1], nil
 }
 
 // growBase makes a base as large as its overlay, if it is smaller. What is added
 // reads as zeroes, as it did through the overlay.
-func (i *Images) growBase(ctx context.Context, m hypervisor.OfflineMerge, size int64) error {
-	base, err := i.Inspect(ctx, m.Base, m.BaseFormat)
-	if err != nil || base.VirtualSize >= size {
-		return err
+func (i *Images) growBase(ctx context.Context, base hypervisor.Image, size int64) error {
+	if base.VirtualSize >= size {
+		return nil
 	}
-	return i.run(ctx, io.Discard, "resize", "-q", "-f", m.BaseFormat, m.Base, strconv.FormatInt(size, 10))
+	return i.run(ctx, io.Discard, "resize", "-q", "-f", base.Format, base.Path, strconv.FormatInt(size, 10))
 }
 
 // copyDown is what qemu-img is told, so that it copies what the overlay holds,
