@@ -78,7 +78,9 @@ type verdict struct {
 	Code, Reason string
 }
 
-func verdictOf(v vps.Verdict) verdict { return verdict{v.Allowed, string(v.Code), text(v.Reason.String())} }
+func verdictOf(v vps.Verdict) verdict {
+	return verdict{v.Allowed, string(v.Code), text(v.Reason.String())}
+}
 
 func vpsProperties(v vps.VPS) dict {
 	disks := []listedDisk{}
