@@ -32,14 +32,9 @@ func (d *Daemon) ListVPS(ctx context.Context) ([]vps.VPS, error) {
 	return list, nil
 }
 
-// ShowVPS returns one VPS, read anew, or as last known when it does not answer, or
-// while an operation works on it: the operation reads it at every step, and whoever
-// asks libvirt meanwhile waits until libvirt has done what the operation asked for.
+// ShowVPS returns one VPS, read anew, or as last known when it does not answer.
 // Codes: not_found, hypervisor_unavailable.
 func (d *Daemon) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
-	if v, err := d.KnownVPS(ctx, ref); err == nil && v.Operation != nil && v.Operation.Status == vps.StatusRunning {
-		return v, nil
-	}
 	reading, cancel := context.WithTimeout(ctx, showWithin)
 	defer cancel()
 	dom, err := d.resolve(reading, ref)
