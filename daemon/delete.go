@@ -112,14 +112,11 @@ func (d *Daemon) deletePlan(op vps.Operation) (operation.Plan, error) {
 // queueMerge waits for a place among the merges; until then nothing is lost yet.
 func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	defer d.leaveWhenSilent(r, &err)
-	if err := d.enterMerges(ctx, r); err != nil {
-		return err
-	}
-	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
+	dom, err := d.enterMerges(ctx, r)
 	if err != nil {
 		return err
 	}
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	snap, err := d.store.Snapshot(ctx, r.Op.SnapshotID)
 	if err != nil {
 		return err
 	}
@@ -224,7 +221,7 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err := d.resumeAfterPivot(ctx, r); err != nil {
 		return err
 	}
-	if err := d.enterMerges(ctx, r); err != nil {
+	if err := d.stayAtMerges(ctx, r); err != nil {
 		return err
 	}
 	if err := d.cutReaders(ctx, r); err != nil {
@@ -446,16 +443,16 @@ func (d *Daemon) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 		snap.Disks[i].Pivoted = true
 	}
 	snap.UpdatedAt = d.now()
-	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) }); err != nil {
-		return err
-	}
-	return d.goBackIfWritten(ctx, r, snap)
+	return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 }
 
 // goBackIfWritten goes back to merging when an overlay that has not pivoted is
 // in use, or has changed since it was merged with the VPS off: somebody started
 // the VPS meanwhile, and the overlay is still the authority.
 func (d *Daemon) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	if !slices.ContainsFunc(snap.Disks, func(disk vps.SnapshotDisk) bool { return !disk.Pivoted }) {
+		return nil
+	}
 	var notes deleteNotes
 	if err := r.Plan(&notes); err != nil {
 		return err

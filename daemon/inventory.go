@@ -33,6 +33,8 @@ type inventory struct {
 	resumed   map[string]int           // how often each domain's processors began to run
 	changed   map[string]chan struct{} // by domain, who waits for its next event
 	next      map[string]chan struct{} // by domain, who waits for the next refresh
+	begun     uint64                   // how many readings of single domains were begun
+	kept      map[string]uint64        // by domain, the number of the newest that was kept
 
 	refreshing keyedMutex
 }
@@ -40,7 +42,7 @@ type inventory struct {
 func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Domain)) *inventory {
 	return &inventory{
 		host: h, logger: l, seen: seen, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{}, resumed: map[string]int{},
-		changed: map[string]chan struct{}{}, next: map[string]chan struct{}{},
+		changed: map[string]chan struct{}{}, next: map[string]chan struct{}{}, kept: map[string]uint64{},
 	}
 }
 
@@ -74,10 +76,33 @@ func (v *inventory) timesLost() int {
 	return v.losses
 }
 
+// refreshLag is how long the picture may be behind an event. (A new definition is
+// looked at at once.)
+const refreshLag = 50 * time.Millisecond
+
+// refreshSoon is refresh, unless somebody reads the domain in the next moment anyway:
+// a deletion makes a dozen events, and reads the domain after most of them.
+func (v *inventory) refreshSoon(ctx context.Context, id string) {
+	v.mu.Lock()
+	before := v.begun
+	v.mu.Unlock()
+	select {
+	case <-time.After(refreshLag):
+	case <-ctx.Done():
+		return
+	}
+	v.mu.Lock()
+	read := v.kept[id] > before
+	v.mu.Unlock()
+	if !read {
+		v.refresh(ctx, id)
+	}
+}
+
 // refresh reads one domain and keeps it; errors leave the picture as it was,
 // but a domain that is gone is forgotten. Who asks while one reading is under way
-// and the next has not begun is served by the next: a deletion makes half a dozen
-// events, and on a busy host they come faster than the answers.
+// and the next has not begun is served by the next: on a busy host events come
+// faster than the answers.
 func (v *inventory) refresh(ctx context.Context, id string) {
 	v.mu.Lock()
 	next, waited := v.next[id]
@@ -110,6 +135,7 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 // domain reads one domain anew. It wakes nobody: who waits for a change reads
 // the domain himself, and would wake himself without end.
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
+	number := v.beginReading()
 	d, err := v.host.Domain(ctx, id)
 	if err == nil {
 		v.seen(d)
@@ -119,14 +145,23 @@ func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, e
 	switch {
 	case err == nil:
 		v.domains[id] = d
+		v.kept[id] = max(v.kept[id], number)
 		delete(v.silent, id)
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
 		delete(v.silent, id)
+		delete(v.kept, id)
 	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
 		v.silent[id] = true
 	}
 	return d, err
+}
+
+func (v *inventory) beginReading() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.begun++
+	return v.begun
 }
 
 // lastKnown is a domain as it was when it last answered; of one that does not

@@ -121,12 +121,8 @@ func (d *Daemon) hasStarted(id string) { _ = os.Remove(mergingFile(d.StateDir, i
 // goes from the one to the other as the VPS does.
 func (d *Daemon) mergeEitherWay(ctx context.Context, r *operation.Run, set mergeSet, off func(context.Context, hypervisor.Domain) error) error {
 	for {
-		done, err := d.mergeRunning(ctx, r, set)
+		dom, done, err := d.mergeRunning(ctx, r, set)
 		if done || err != nil {
-			return err
-		}
-		dom, err := d.inventory.domain(ctx, r.Op.VPS)
-		if err != nil {
 			return err
 		}
 		err = d.makingWay(ctx, r.Op.VPS, func(ctx context.Context) error { return off(ctx, dom) })

@@ -19,12 +19,27 @@ const mergePoll = 500 * time.Millisecond
 const mergeStall = 5
 
 // enterMerges waits for a place among the merges, once the VPS answers: one that
-// hangs takes up no place.
-func (d *Daemon) enterMerges(ctx context.Context, r *operation.Run) error {
-	if _, err := d.inventory.domain(ctx, r.Op.VPS); err != nil {
-		return err
+// hangs takes up no place. It returns the VPS as it is then.
+func (d *Daemon) enterMerges(ctx context.Context, r *operation.Run) (hypervisor.Domain, error) {
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return dom, err
 	}
-	return d.merges.acquire(ctx, r.Op.ID)
+	waited, err := d.merges.acquire(ctx, r.Op.ID)
+	if err != nil || !waited {
+		return dom, err
+	}
+	return d.inventory.domain(ctx, r.Op.VPS)
+}
+
+// stayAtMerges is enterMerges for an operation that mostly has its place from a step
+// before.
+func (d *Daemon) stayAtMerges(ctx context.Context, r *operation.Run) error {
+	if d.merges.holds(r.Op.ID) {
+		return nil
+	}
+	_, err := d.enterMerges(ctx, r)
+	return err
 }
 
 // leaveWhenSilent gives the place to others when a step ended because the VPS,
@@ -51,44 +66,44 @@ type mergeSet struct {
 }
 
 // mergeRunning merges while QEMU runs. It returns done when every disk is
-// merged or, for active overlays, ready to pivot; not done when the VPS went off.
+// merged or, for active overlays, ready to pivot; not done, and the VPS as it was
+// read, when that is off.
 // All merges begin before anything pivots: with AppArmor a pivot of one disk
 // can take the right to write the next one's base away.
-func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSet) (done bool, err error) {
+func (d *Daemon) mergeRunning(ctx context.Context, r *operation.Run, set mergeSet) (dom hypervisor.Domain, done bool, err error) {
 	help := catchUp{d: d, r: r}
 	for vanished := 0; ; {
 		changed := d.inventory.changes(r.Op.VPS)
-		dom, err := d.inventory.domain(ctx, r.Op.VPS)
-		if err != nil {
-			return false, err
+		if dom, err = d.inventory.domain(ctx, r.Op.VPS); err != nil {
+			return dom, false, err
 		}
 		if dom.State == hypervisor.Off {
-			return false, nil
+			return dom, false, nil
 		}
 		d.hasStarted(r.Op.VPS)
 		for _, snap := range set.next {
 			if _, err := d.repairDefinition(ctx, dom, snap); err != nil {
-				return false, err
+				return dom, false, err
 			}
 		}
 		state, err := d.pushMerges(ctx, dom, set)
 		switch {
 		case errors.Is(err, hypervisor.ErrOff): // the next look sees it off
 		case err != nil:
-			return false, err
+			return dom, false, err
 		case state.waiting == 0:
-			return true, nil
+			return dom, true, nil
 		}
 		r.Progress(state.done, state.total)
 		if vanished += state.started; vanished > mergeStall*len(set.snap.Disks) {
-			return false, d.mergeFailed(ctx, r, set.snap)
+			return dom, false, d.mergeFailed(ctx, r, set.snap)
 		}
 		if ready, err := help.look(ctx, dom, &set, state); ready || err != nil {
-			return ready, err
+			return dom, ready, err
 		}
 		select {
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return dom, false, ctx.Err()
 		case <-changed:
 		case <-time.After(mergePoll):
 		}

@@ -146,7 +146,7 @@ func (d *Daemon) watchHost(ctx context.Context) {
 				d.background(func(ctx context.Context) { d.definitionLeft(ctx, e.Domain) })
 			case hypervisor.EventUndefined, hypervisor.EventJob:
 				d.background(func(ctx context.Context) {
-					d.refreshDomain(ctx, e.Domain)
+					d.refreshSoon(ctx, e.Domain)
 					d.lookAt(ctx, e.Domain)
 				})
 			default:
@@ -185,10 +185,16 @@ func (d *Daemon) readHost(ctx context.Context) {
 // domainChanged reads a domain anew; one that was started may have come from
 // another host.
 func (d *Daemon) domainChanged(ctx context.Context, id string) {
-	d.refreshDomain(ctx, id)
+	d.refreshSoon(ctx, id)
 	if err := d.arrived(ctx, id); err != nil && ctx.Err() == nil {
 		d.Logger.Error("snapshot that a VPS brought along not adopted", d.logAttr(id), "error", err)
 	}
+}
+
+func (d *Daemon) refreshSoon(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, hostRead)
+	defer cancel()
+	d.inventory.refreshSoon(ctx, id)
 }
 
 func (d *Daemon) refreshDomain(ctx context.Context, id string) {

@@ -43,7 +43,7 @@ func (d *Daemon) supersede(ctx context.Context, tx *store.Tx, oldID string, snap
 // mergeOld merges the layer between the new overlay and the base.
 func (d *Daemon) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 	defer d.leaveWhenSilent(r, &err)
-	if err := d.enterMerges(ctx, r); err != nil {
+	if err := d.stayAtMerges(ctx, r); err != nil {
 		return err
 	}
 	if err := d.cutReaders(ctx, r); err != nil {

@@ -23,20 +23,22 @@ type waiter struct {
 
 func newSlots(n int) *slots { return &slots{limit: max(n, 1), held: map[string]bool{}} }
 
-// acquire waits for a slot for an operation; having one already is no error.
-func (s *slots) acquire(ctx context.Context, operation string) error {
+// acquire gets a slot for an operation, and says whether it had to be waited for;
+// having one already is no error.
+func (s *slots) acquire(ctx context.Context, operation string) (waited bool, err error) {
 	s.mu.Lock()
 	if s.held[operation] {
 		s.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	w := waiter{operation, make(chan struct{})}
 	s.queue = append(s.queue, w)
 	s.letIn()
+	waited = !s.held[operation]
 	s.mu.Unlock()
 	select {
 	case <-w.turn:
-		return nil
+		return waited, nil
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
@@ -46,7 +48,14 @@ func (s *slots) acquire(ctx context.Context, operation string) error {
 	default:
 		s.queue = slices.DeleteFunc(s.queue, func(other waiter) bool { return other.turn == w.turn })
 	}
-	return ctx.Err()
+	return waited, ctx.Err()
+}
+
+// holds says whether an operation has a slot.
+func (s *slots) holds(operation string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[operation]
 }
 
 // letIn gives the slots that are free to who waited longest.
