@@ -464,6 +464,52 @@ func TestMergeOfImagesInUseIsBusy(t *testing.T) {
 	}
 }
 
+// TestMergeLocksTheOverlay: a QEMU that is started in the middle of a merge must not
+// write to what is being copied.
+func TestMergeLocksTheOverlay(t *testing.T) {
+	images := open(t)
+	dir := t.TempDir()
+	base, overlay := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
+	writeBase(t, base, 16*mib, 1)
+	makeOverlay(t, images, overlay, base)
+	tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 2 0 16M", overlay)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var refusal string
+	err := images.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw", BytesPerSecond: mib}, func(_, _ int64) {
+		if refusal == "" {
+			out, _ := exec.Command("qemu-io", "-f", "qcow2", "-c", "write 0 512", overlay).CombinedOutput()
+			refusal = string(out)
+			stop()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("merge: %v", err)
+	}
+	if !strings.Contains(refusal, "lock") || !strings.Contains(refusal, overlay) {
+		t.Errorf("a writer of the overlay was told %q", refusal)
+	}
+}
+
+// TestMergeByAQEMUWithoutBlkdebug: such a one merges too, only slower.
+func TestMergeByAQEMUWithoutBlkdebug(t *testing.T) {
+	images := open(t)
+	dir := t.TempDir()
+	script := "#!/bin/sh\ncase \"$*\" in *blkdebug*) echo \"Unknown driver 'blkdebug'\" >&2; exit 1;; esac\nexec " + images.binary + " \"$@\"\n"
+	images.binary = filepath.Join(dir, "qemu-img")
+	if err := os.WriteFile(images.binary, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	base, overlay := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
+	writeBase(t, base, mib, 1)
+	makeOverlay(t, images, overlay, base)
+	tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 2 0 64k", overlay)
+	if err := images.MergeOffline(t.Context(), hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "qemu-io", "-f", "raw", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 960k", base)
+}
+
 // TestKilledMergeLeavesACleanBase: the VPS may be started then, and QEMU repairs no
 // image that it opens to read only, as which it opens the base.
 func TestKilledMergeLeavesACleanBase(t *testing.T) {
