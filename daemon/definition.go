@@ -15,7 +15,12 @@ import (
 func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
-	d.refreshDomain(ctx, id)
+	refresh := d.refreshDomain
+	if _, err := d.store.ActiveOperation(ctx, id); err == nil {
+		// Mostly its own work, of which it reads the outcome while the guest stands still.
+		refresh = d.refreshSoon
+	}
+	refresh(ctx, id)
 	if dom, ok := d.inventory.find(id); ok && dom.MigratedAway {
 		d.definitionLeft(ctx, id)
 		return
