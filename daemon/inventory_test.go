@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"vpssnapd/hypervisor"
 )
@@ -68,4 +70,62 @@ func TestRefreshesAreGathered(t *testing.T) {
 			t.Error("the domain that was read is not known")
 		}
 	})
+}
+
+// TestAnEventWaitsForAReading: one that an operation begins after it serves it; one
+// that was under way, or of another VPS, or that got no answer, does not.
+func TestAnEventWaitsForAReading(t *testing.T) {
+	for what, read := range map[string]struct {
+		id            string
+		before, fails bool
+		more          int
+	}{
+		"begun after the event":  {id: "web1", more: 0},
+		"begun before the event": {id: "web1", before: true, more: 1},
+		"of another VPS":         {id: "web2", more: 1},
+		"without an answer":      {id: "web1", fails: true, more: 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := &countingHost{answer: make(chan error)}
+				v := newInventory(h, nil, func(...hypervisor.Domain) {})
+				var done sync.WaitGroup
+				operation := func() { done.Go(func() { _, _ = v.domain(t.Context(), read.id) }) }
+				event := func() { done.Go(func() { v.refreshSoon(t.Context(), "web1") }) }
+				first, second := event, operation
+				if read.before {
+					first, second = operation, event
+				}
+				first()
+				synctest.Wait()
+				second()
+				synctest.Wait()
+				var answer error
+				if read.fails {
+					answer = hypervisor.ErrUnavailable
+				}
+				h.answer <- answer
+				asked := h.asked.Load()
+				time.Sleep(2 * refreshLag)
+				synctest.Wait()
+				if more := int(h.asked.Load() - asked); more != read.more {
+					t.Errorf("the event made %d readings, not %d", more, read.more)
+				}
+				close(h.answer)
+				done.Wait()
+			})
+		})
+	}
+}
+
+// countingHost counts who asks, and answers each when it is told what.
+type countingHost struct {
+	hypervisor.Host
+	asked  atomic.Int32
+	answer chan error
+}
+
+func (h *countingHost) Domain(_ context.Context, id string) (hypervisor.Domain, error) {
+	h.asked.Add(1)
+	return hypervisor.Domain{ID: id}, <-h.answer
 }
