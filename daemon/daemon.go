@@ -66,7 +66,7 @@ type Daemon struct {
 	names     *names
 	headers   headers
 	suspended sync.Map // by id, the guests that this process has suspended
-	pivoting  sync.Map // by id, how often a guest had been resumed when its pivots began
+	pivoting  sync.Map // by id, the pivotMark of a pivot that is under way
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries

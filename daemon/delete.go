@@ -287,7 +287,6 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
 	if err := d.suspendForPivot(ctx, r, dom); err != nil {
 		return err
 	}
-	d.pivoting.LoadOrStore(dom.ID, d.inventory.timesResumed(dom.ID))
 	for i := range snap.Disks {
 		err := d.pivotDisk(ctx, r, snap, i)
 		if err == nil && i < len(snap.Disks)-1 {
@@ -297,12 +296,13 @@ func (d *Daemon) pivot(ctx context.Context, r *operation.Run) (err error) {
 		if errors.Is(err, errRedefined) {
 			return errDefinedAnew(dom, snap.Disks[i])
 		}
-		if errors.Is(err, hypervisor.ErrOff) && d.ranInPivot(ctx, dom.ID) {
-			return errRanInPivot(dom, snap.Disks[i])
+		if err == nil {
+			continue
 		}
-		if err != nil {
-			return d.pivotLater(ctx, r, err)
+		if now, e := d.inventory.domain(ctx, r.Op.VPS); e == nil && now.State == hypervisor.Off {
+			return d.pivotedOff(ctx, r, now, snap)
 		}
+		return d.pivotLater(ctx, r, err)
 	}
 	return nil
 }
@@ -319,22 +319,6 @@ func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
 		WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
 			dom.Name, disk.Target, dom.Name).
-		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
-}
-
-// ranInPivot says whether somebody else has let a guest run since we suspended it for
-// its pivots. It says so once: an operator decides then.
-func (d *Daemon) ranInPivot(ctx context.Context, id string) bool {
-	times, known := d.pivoting.LoadAndDelete(id)
-	return known && d.inventory.resumedSince(ctx, id, times.(int)) //nolint:forcetypeassert // the only type that is stored
-}
-
-// errRanInPivot: somebody let the guest run while a disk pivoted, and then it went
-// off before that was recorded. What it wrote may be in the overlay or in the base.
-// (Of a guest that still runs, its live definition tells.)
-func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
-		WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
 		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 }
 
@@ -375,6 +359,7 @@ func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 	ours := false
 	for until := time.Now().Add(pivotReadyWait); ; {
 		changed := d.inventory.changes(r.Op.VPS)
+		resumed, lost := d.inventory.timesResumed(r.Op.VPS), d.inventory.timesLost()
 		dom, err := d.inventory.domain(ctx, r.Op.VPS)
 		if err != nil {
 			return err
@@ -390,6 +375,9 @@ func (d *Daemon) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 			return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 		case dom.State == hypervisor.Running:
 			return fmt.Errorf("disk %s not pivoted: somebody let the guest run: %w", disk.Target, hypervisor.ErrBusy)
+		}
+		if err := d.markPivot(ctx, dom.ID, disk, resumed, lost); err != nil {
+			return err
 		}
 		err = d.Config.Host.Pivot(ctx, dom.ID, disk.Target)
 		if err == nil {
@@ -429,8 +417,8 @@ func (d *Daemon) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 	if err := r.Plan(&notes); err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(snap.Disks, func(disk vps.SnapshotDisk) bool { return !disk.Pivoted }); i >= 0 && d.ranInPivot(ctx, dom.ID) {
-		return errRanInPivot(dom, snap.Disks[i])
+	if err := d.checkNotRunInPivot(ctx, dom, snap); err != nil {
+		return err
 	}
 	for i, disk := range snap.Disks {
 		now, ok := diskOf(dom.PersistentDisks, disk.Target)

@@ -362,6 +362,7 @@ func TestRecordLockedAtTheEnd(t *testing.T) {
 func TestResumedInThePivot(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()
+	w.write(id, "vda", 4*mib, 'y')
 	w.host.SetHook(func(_ context.Context, point, subject string) error {
 		if point != "Pivot.half" {
 			return nil
@@ -382,6 +383,58 @@ func TestResumedInThePivot(t *testing.T) {
 	w.must(err)
 	w.done(op, nil)
 	w.sees(id, "vda", 4*mib, 'z')
+}
+
+// TestRanWhileLibvirtWasAway: libvirt dies within the pivot, before it has written
+// the pivot down, and the event that tells that somebody let the guest run is lost.
+// An operator is asked only if the guest has written meanwhile.
+func TestRanWhileLibvirtWasAway(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		point string
+		write bool
+		want  vps.Status
+	}{
+		{"resumed after the pivot, wrote", "Pivot.half", true, vps.StatusNeedsAttention},
+		{"resumed after the pivot, wrote nothing", "Pivot.half", false, vps.StatusSucceeded},
+		{"resumed before the pivot, wrote", "Pivot.before", true, vps.StatusSucceeded},
+		{"resumed when libvirt knew of the pivot, wrote", "Pivot.after", true, vps.StatusSucceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.readyToDelete()
+			w.write(id, "vda", 4*mib, 'y')
+			w.host.SetHook(func(_ context.Context, point, _ string) error {
+				if point != c.point {
+					return nil
+				}
+				w.host.SetHook(nil)
+				w.host.Disconnect()
+				other, err := fake.Open(w.hostDir)
+				w.must(err)
+				w.must(other.Resume(ctx, id))
+				if c.write {
+					w.must(w.host.Write(id, "vda", 4*mib, 'z', 4096))
+				}
+				w.must(w.host.KillGuest(id))
+				w.must(other.Close())
+				w.host.Connect()
+				return hypervisor.ErrUnavailable
+			})
+			op := w.ended(w.daemon.Delete(ctx, id, operator))
+			if op.Status != c.want {
+				t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
+			}
+			if op.Status == vps.StatusNeedsAttention {
+				base := w.snapshot(id).Disks[0]
+				w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
+				_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+				w.done(op, err)
+			}
+			w.sees(id, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[c.write])
+			w.merged(id)
+		})
+	}
 }
 
 // TestMergesAreAllowed: AppArmor may deny writes to bases. That is asked for before

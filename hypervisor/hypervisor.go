@@ -130,6 +130,10 @@ type Images interface {
 	// has ended and both files are free when it returns. May be repeated after any
 	// failure. progress may be nil.
 	MergeOffline(ctx context.Context, m OfflineMerge, progress func(done, total int64)) error
+	// SameAsBase says whether a guest reads the same from an overlay and from its base
+	// alone; the base may be longer. It reads what the overlay itself holds, and no
+	// more. ErrBusy when somebody has one of them open to write.
+	SameAsBase(ctx context.Context, m OfflineMerge) (bool, error)
 	// Rebase makes overlay's header name a new backing file, without copying.
 	Rebase(ctx context.Context, overlay, backing, backingFormat string) error
 	// Exchange swaps two files of one directory in one atomic act, durable when it returns.

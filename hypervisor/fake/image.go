@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -211,6 +212,46 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 		}
 	}
 	return h.fate(ctx, "MergeOffline.after", m.Overlay)
+}
+
+// SameAsBase compares what a guest would read.
+func (h *Host) SameAsBase(ctx context.Context, m hypervisor.OfflineMerge) (same bool, err error) {
+	err = h.image(ctx, "SameAsBase", m.Overlay, func() error {
+		chain, held, err := h.openChain(m.Overlay, "qcow2")
+		if err != nil {
+			return err
+		}
+		defer letGo(held)
+		if len(chain) < 2 || chain[1] != (hypervisor.Layer{Path: m.Base, Format: m.BaseFormat}) {
+			return fmt.Errorf("%w: the overlay's header names another base", hypervisor.ErrReplaced)
+		}
+		same, err = topSameAsRest(chain)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("cannot compare %s with %s: %w", m.Overlay, m.Base, err)
+	}
+	return same, nil
+}
+
+// topSameAsRest says whether what lies below the top of a chain reads as all of it.
+func topSameAsRest(chain []hypervisor.Layer) (bool, error) {
+	upper, err := readLayer(chain[0].Path, chain[0].Format)
+	if err != nil {
+		return false, err
+	}
+	lower, err := readLayer(chain[1].Path, chain[1].Format)
+	if err != nil || lower.header.Size < upper.header.Size {
+		return false, err
+	}
+	for _, w := range upper.writes {
+		a, err1 := readChain(chain, w.Offset, w.Length)
+		b, err2 := readChain(chain[1:], w.Offset, w.Length)
+		if err := errors.Join(err1, err2); err != nil || !bytes.Equal(a, b) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // hold locks image files against everybody who also holds; ErrBusy when someone does.

@@ -9,6 +9,7 @@ var offline = []test{
 	{"MergeOffline refuses images in use", mergeOfflineBusy},
 	{"MergeOffline below the top, and Rebase", mergeOfflineBelow},
 	{"MergeOffline into a smaller base", mergeOfflineGrown},
+	{"SameAsBase tells a base that holds all from one that does not", sameAsBase},
 }
 
 func (l layer) offline() hypervisor.OfflineMerge {
@@ -111,5 +112,31 @@ func mergeOfflineGrown(s *suite) {
 		g.write(t, diskSize, 0x85, mib)
 		s.must(s.host().MergeOffline(s.ctx, l.offline(), nil))
 		g.checkImage(l.base, l.baseFormat, g.want[t])
+	}
+}
+
+func sameAsBase(s *suite) {
+	g := s.written("qcow2", "raw")
+	is := func(l layer, want bool, when string) {
+		s.Helper()
+		if same, err := s.host().SameAsBase(s.ctx, l.offline()); err != nil || same != want {
+			s.Errorf("%s overlay and base are the same: %v, %v, want %v", when, same, err, want)
+		}
+	}
+	for t, l := range g.take("snap") {
+		is(l, true, "before a write")
+		g.write(t, 3*mib, 0x86, 64*kib)
+		is(l, false, "after a write")
+		s.must(s.host().MergeOffline(s.ctx, l.offline(), nil))
+		is(l, true, "after the merge")
+		g.write(t, 3*mib+5*kib, 0x87, kib)
+		is(l, false, "after one more write")
+		g.start()
+		_, err := s.host().SameAsBase(s.ctx, l.offline())
+		s.is(err, hypervisor.ErrBusy)
+		g.off()
+		l.base = l.overlay
+		_, err = s.host().SameAsBase(s.ctx, l.offline())
+		s.is(err, hypervisor.ErrReplaced)
 	}
 }

@@ -23,6 +23,29 @@ func (i *Images) Extents(ctx context.Context, path, format string, visit func(of
 	if err := i.checkReadable(ctx, path, format); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	err := i.extents(ctx, path, format, func(e extent) error {
+		if !e.Zero {
+			visit(e.Start, e.Length)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// extent is a part of an image as qemu-img map describes it.
+type extent struct {
+	Start  int64 `json:"start"`
+	Length int64 `json:"length"`
+	// Depth is how many images lie above the one that holds it.
+	Depth int  `json:"depth"`
+	Zero  bool `json:"zero"`
+}
+
+// extents visits the whole of an image, until visit returns an error.
+func (i *Images) extents(ctx context.Context, path, format string, visit func(extent) error) error {
 	out, in := io.Pipe()
 	parsed := make(chan error, 1)
 	go func() {
@@ -32,35 +55,29 @@ func (i *Images) Extents(ctx context.Context, path, format string, visit func(of
 	}()
 	err := i.run(ctx, in, "map", "--output=json", "-f", format, path)
 	in.CloseWithError(err)
-	if bad := <-parsed; err == nil {
+	if bad := <-parsed; err == nil || errors.Is(bad, errDiffers) {
 		err = bad
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return nil
+	return err
 }
 
 // parseExtents reads one extent after the other: of a large disk there may be millions.
-func parseExtents(from io.Reader, visit func(offset, length int64)) error {
+func parseExtents(from io.Reader, visit func(extent) error) error {
 	d := json.NewDecoder(from)
 	if open, err := d.Token(); open != json.Delim('[') {
 		return fmt.Errorf("qemu-img's answer is no list: %w", errors.Join(err, hypervisor.ErrUnsupported))
 	}
 	for end := int64(0); d.More(); {
-		var e struct {
-			Start  int64 `json:"start"`
-			Length int64 `json:"length"`
-			Zero   bool  `json:"zero"`
-		}
+		var e extent
 		if err := d.Decode(&e); err != nil {
 			return fmt.Errorf("qemu-img's answer: %w", err)
 		}
 		if e.Start != end || e.Length <= 0 || e.Start+e.Length < e.Start {
 			return fmt.Errorf("%w: qemu-img's answer has %d bytes at %d, after %d", hypervisor.ErrUnsupported, e.Length, e.Start, end)
 		}
-		if end += e.Length; !e.Zero {
-			visit(e.Start, e.Length)
+		end += e.Length
+		if err := visit(e); err != nil {
+			return err
 		}
 	}
 	// The closing bracket tells a whole answer from one that was cut off.

@@ -1,6 +1,7 @@
 package qemuimg
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -122,7 +123,9 @@ func (r *mergeRound) play() {
 		if r.content(r.ours.Overlay, "qcow2") != before {
 			r.Fatalf("%s the disk reads otherwise through its overlay", when)
 		}
+		r.compares(when)
 	}
+	whole("before the merge")
 	// As slow as that, it is stopped in the midst of it.
 	stopped, stop := context.WithCancelCause(r.Context())
 	slow := r.ours
@@ -175,11 +178,25 @@ var errStopped = errors.New("stopped by the test")
 
 // content is the size and the bytes of an image as a guest would see it.
 func (r *mergeRound) content(path, format string) [sha256.Size]byte {
+	return sha256.Sum256(r.bytes(path, format))
+}
+
+func (r *mergeRound) bytes(path, format string) []byte {
 	raw := filepath.Join(r.TempDir(), "raw")
 	tool(r.T, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
 	data, err := os.ReadFile(raw)
 	r.must(err)
-	return sha256.Sum256(data)
+	return data
+}
+
+// compares holds SameAsBase against the bytes of both.
+func (r *mergeRound) compares(when string) {
+	r.Helper()
+	same, err := r.images.SameAsBase(r.Context(), r.ours)
+	r.must(err)
+	if want := bytes.HasPrefix(r.bytes(r.ours.Base, r.ours.BaseFormat), r.bytes(r.ours.Overlay, "qcow2")); same != want {
+		r.Fatalf("%s base and overlay are the same: %v, want %v", when, same, want)
+	}
 }
 
 func (r *mergeRound) must(err error) {

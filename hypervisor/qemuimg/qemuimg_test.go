@@ -780,11 +780,12 @@ func FuzzExtents(f *testing.F) {
 	f.Add(`{}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		end := int64(0)
-		err := parseExtents(strings.NewReader(text), func(offset, length int64) {
-			if offset < end || length <= 0 || offset+length < offset {
-				t.Errorf("%d bytes at %d follow %d", length, offset, end)
+		err := parseExtents(strings.NewReader(text), func(e extent) error {
+			if e.Start < end || e.Length <= 0 || e.Start+e.Length < e.Start {
+				t.Errorf("%d bytes at %d follow %d", e.Length, e.Start, end)
 			}
-			end = offset + length
+			end = e.Start + e.Length
+			return nil
 		})
 		if err == nil && !strings.Contains(text, "]") {
 			t.Errorf("%q was taken for a whole answer", text)
