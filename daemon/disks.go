@@ -120,7 +120,7 @@ func diskOf(disks []hypervisor.Disk, target string) (hypervisor.Disk, bool) {
 // refuses what the definition does not show: a header that a customer supplied
 // can name any file of the host as its backing.
 func (d *Daemon) inspectBase(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk) (hypervisor.Image, error) {
-	refuse := func(format string, args ...any) error {
+	refuse := func(format string, args ...any) *vps.Error {
 		return vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, vps.Say(format, args...))
 	}
 	img, err := d.Config.Host.Inspect(ctx, disk.Path, disk.Format)
@@ -141,6 +141,11 @@ func (d *Daemon) inspectBase(ctx context.Context, dom hypervisor.Domain, disk hy
 		return img, refuse("the image holds %d persistent bitmaps", img.Bitmaps)
 	case img.Corrupt:
 		return img, refuse("the image is marked corrupt (qemu-img check)")
+	case img.Dirty && dom.State == hypervisor.Off:
+		// Frozen like that nobody would repair it, and no running VPS could merge
+		// into it (checkClosed). Of one that is on, QEMU has it open.
+		return img, refuse("its image was not closed by who last wrote to it (dirty flag)").
+			WithRemedy("start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)")
 	case disk.SizeBytes > 0 && img.VirtualSize != disk.SizeBytes:
 		return img, refuse("the image is %d bytes, the disk %d", img.VirtualSize, disk.SizeBytes)
 	}
@@ -162,7 +167,7 @@ const maxChain = 16
 // checkChain follows the backing files of a linked clone header by header and
 // holds them against what libvirt runs with, as far as it states that.
 func (d *Daemon) checkChain(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk, top hypervisor.Image,
-	refuse func(string, ...any) error) error {
+	refuse func(string, ...any) *vps.Error) error {
 	above, stated := disk.Path, disk.Chain
 	for depth := 0; top.Backing != ""; depth++ {
 		path := top.Backing

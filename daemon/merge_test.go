@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -78,6 +79,27 @@ func TestNoLiveMergeIntoAnUnclosedBase(t *testing.T) {
 	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
 	w.done(op, err)
 	w.sees(id, "vda", 0, 'b')
+}
+
+// TestNoTakeOfAnUnclosedImage: behind the flag its counts are wrong, and below an
+// overlay nobody would put them right. While the VPS is on, the flag is as it should be.
+func TestNoTakeOfAnUnclosedImage(t *testing.T) {
+	host := &unclosedHost{}
+	w := newWorld(t, func(c *daemon.Config) {
+		host.Host = c.Host
+		c.Host = host
+	})
+	id := w.vps("web1", hypervisor.Off)
+	image := w.domain(id).PersistentDisks[0].Path
+	host.path.Store(&image)
+	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	w.refuses(vps.CodeUnsupportedDisk, err)
+	var refusal *vps.Error
+	if !errors.As(err, &refusal) || !strings.Contains(refusal.Remedy, "start the VPS") {
+		t.Errorf("the remedy is %+v", refusal)
+	}
+	w.must(w.host.Start(ctx, id, false))
+	w.take(id, vps.TakeRequest{})
 }
 
 // TestFullProgressIsNoEnd: libvirt says that all is copied before it says that

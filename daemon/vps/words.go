@@ -252,8 +252,12 @@ var sentences = map[string]map[Language]string{
 		English: "the image holds %d internal snapshots", French: "l'image contient %d snapshots internes"},
 	"the image holds %d persistent bitmaps":        {French: "l'image contient %d bitmaps persistants"},
 	"the image is marked corrupt (qemu-img check)": {English: "the image is marked corrupt", French: "l'image est marquée comme corrompue"},
-	"the image is %d bytes, the disk %d":           {French: "l'image compte %d octets, le disque %d"},
-	"another VPS of this host uses its image too":  {French: "un autre VPS de cet hôte utilise aussi son image"},
+	"its image was not closed by who last wrote to it (dirty flag)": {
+		English: "its image was not closed by who last wrote to it", French: "son image n'a pas été fermée par celui qui y a écrit en dernier"},
+	"start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)": {
+		English: "start the VPS and shut it down again, which repairs the image", French: "démarrez le VPS puis arrêtez-le, ce qui répare l'image"},
+	"the image is %d bytes, the disk %d":          {French: "l'image compte %d octets, le disque %d"},
+	"another VPS of this host uses its image too": {French: "un autre VPS de cet hôte utilise aussi son image"},
 
 	// Downloads.
 	"there is nothing to download here":                                  {French: "il n'y a rien à télécharger ici"},

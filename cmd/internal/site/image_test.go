@@ -96,6 +96,21 @@ func TestImagesRefused(t *testing.T) {
 			h.clean("web1")
 		})
 	}
+	t.Run("not closed", func(t *testing.T) {
+		h := &host{h.Site, t}
+		h.must(os.Remove(image))
+		h.tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", image, "1M")
+		// It ends itself as if it were killed.
+		_ = exec.CommandContext(t.Context(), "qemu-io", "-f", "qcow2", "-c", "write 0 64k", "-c", "abort", image).Run()
+		h.refused(api.CodeUnsupportedDisk, "not closed")(h.Client.Take(t.Context(), "web1", api.TakeRequest{}))
+		h.virsh("start", "web1") // as the remedy says
+		h.take("web1", api.TakeRequest{})
+		h.delete("web1")
+		h.virsh("destroy", "--graceful", "web1")
+		h.take("web1", api.TakeRequest{})
+		h.delete("web1")
+		h.clean("web1")
+	})
 	t.Run("backing of unknown format", func(t *testing.T) {
 		h := &host{h.Site, t}
 		h.must(os.Remove(image))
