@@ -231,6 +231,10 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err != nil {
 		return err
 	}
+	// Of a merge while the VPS runs, one before it while it was off tells nothing.
+	if err := noteMerged(r, nil); err != nil {
+		return err
+	}
 	set := mergeSet{snap: snap, active: true, merged: pivoted, next: []vps.Snapshot{snap}, bandwidth: d.present().Merge.Bandwidth}
 	return d.mergeEitherWay(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
 		return d.mergeOverlaysOff(ctx, r, dom, set)
@@ -238,11 +242,7 @@ func (d *Daemon) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 }
 
 func (d *Daemon) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set mergeSet) error {
-	var notes deleteNotes
-	if err := r.Plan(&notes); err != nil {
-		return err
-	}
-	notes.Merged = map[string]time.Time{}
+	merged := map[string]time.Time{}
 	for _, disk := range set.snap.Disks {
 		if disk.Pivoted {
 			continue
@@ -252,11 +252,20 @@ func (d *Daemon) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hyp
 		if err != nil {
 			return err
 		}
-		notes.Merged[disk.Target] = file.Modified
+		merged[disk.Target] = file.Modified
 	}
 	if err := d.mergeOff(ctx, r, dom, set); err != nil {
 		return err
 	}
+	return noteMerged(r, merged)
+}
+
+func noteMerged(r *operation.Run, merged map[string]time.Time) error {
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	notes.Merged = merged
 	return r.SetPlan(notes)
 }
 

@@ -437,6 +437,34 @@ func TestRanWhileLibvirtWasAway(t *testing.T) {
 	}
 }
 
+// TestPivotedAfterAMergeWithTheVPSOff: the VPS is started when all was merged, merged
+// again while it runs, and dies when libvirt alone knows that it had pivoted. That it
+// was once merged while off says nothing any more of which image is the newest.
+func TestPivotedAfterAMergeWithTheVPSOff(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.readyToDelete()
+	w.must(w.host.PowerOff(ctx, id))
+	started := false
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		switch {
+		case point == "PointDisks.before" && !started:
+			started = true
+			w.must(w.host.Start(ctx, id, false))
+			w.must(w.host.Write(id, "vda", 4*mib, 'y', 4096))
+		case point == "Pivot.after":
+			w.host.SetHook(nil)
+			w.must(w.host.Resume(ctx, id))
+			w.must(w.host.Write(id, "vda", 4*mib, 'z', 4096))
+			w.must(w.host.KillGuest(id))
+			return hypervisor.ErrUnavailable
+		}
+		return nil
+	})
+	w.delete(id)
+	w.sees(id, "vda", 4*mib, 'z')
+	w.merged(id)
+}
+
 // TestMergesAreAllowed: AppArmor may deny writes to bases. That is asked for before
 // each merge and after a pivot, which makes libvirt deny the others again; and all
 // merges begin before the first pivot.
