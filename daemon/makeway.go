@@ -45,15 +45,40 @@ func makeWay(ctx context.Context, db *store.Store, stateDir, vpsID string) error
 	if err != nil {
 		return fmt.Errorf("the record cannot be read: %w", err)
 	}
-	f, err := os.OpenFile(mergingFile(stateDir, op.VPS), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := openLocked(ctx, mergingFile(stateDir, op.VPS), unix.LOCK_SH, "start")
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.WriteString("start"); err != nil {
-		return err
+	return f.Close()
+}
+
+// openLocked writes a word into a file, if any, and returns it with its lock, as soon
+// as that is free. hasStarted removes the file when it likes: who has the lock of one
+// that was removed meanwhile keeps nobody away, and begins anew.
+func openLocked(ctx context.Context, path string, how int, word string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if _, err = f.WriteString(word); err == nil {
+			err = lockWithin(ctx, f, how)
+		}
+		if err == nil && isAt(f, path) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
-	return lockWithin(ctx, f, unix.LOCK_SH)
+}
+
+// isAt says whether an open file is the one that has that name now.
+func isAt(f *os.File, path string) bool {
+	opened, err1 := f.Stat()
+	named, err2 := os.Stat(path)
+	return err1 == nil && err2 == nil && os.SameFile(opened, named)
 }
 
 // lockWithin takes the lock of a file, as soon as it is free.
@@ -71,14 +96,11 @@ func lockWithin(ctx context.Context, f *os.File, how int) error {
 // makingWay copies with the VPS off. errStarting: the copying was ended, or not
 // begun, because the VPS is being started.
 func (d *Daemon) makingWay(ctx context.Context, id string, copying func(context.Context) error) error {
-	f, err := os.OpenFile(mergingFile(d.StateDir, id), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openLocked(ctx, mergingFile(d.StateDir, id), unix.LOCK_EX, "")
 	if err != nil {
 		return fmt.Errorf("merge not begun: %w", err)
 	}
 	defer f.Close()
-	if err := lockWithin(ctx, f, unix.LOCK_EX); err != nil {
-		return err
-	}
 	working, stop := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {

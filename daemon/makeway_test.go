@@ -2,9 +2,13 @@ package daemon_test
 
 import (
 	"context"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
@@ -62,4 +66,103 @@ func TestNothingToMakeWayFor(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(w.stateDir, "merging-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
+}
+
+// otherFile puts another file in the place of what hook and merge agree by, as when it
+// was removed and made again, and locks it.
+func (w *world) otherFile(path, word string, how int) *os.File {
+	w.t.Helper()
+	w.must(os.Remove(path))
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	w.must(err)
+	_, err = f.WriteString(word)
+	w.must(err)
+	w.must(unix.Flock(int(f.Fd()), how))
+	return f
+}
+
+func size(f *os.File) int64 {
+	info, err := f.Stat()
+	if err != nil {
+		return -1
+	}
+	return info.Size()
+}
+
+// TestStartWaitsForTheMergeThatHoldsTheFile: what the hook had opened was removed before
+// it had the lock, and another merge holds what is there now.
+func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'a')
+	base := w.snapshot(id).Disks[0]
+	w.host.HangNext("MergeOffline.half")
+	op, err := w.daemon.Delete(ctx, id, operator)
+	w.must(err)
+	w.eventually("the merge copies", func() bool { return w.host.Unused(ctx, base.Base, base.BaseFormat) != nil })
+	path := filepath.Join(w.stateDir, "merging-"+id)
+	first, err := os.Open(path)
+	w.must(err)
+	defer first.Close()
+	started := make(chan error, 1)
+	go func() { started <- daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil) }()
+	w.eventually("the hook has asked", func() bool { return size(first) > 0 })
+	second := w.otherFile(path, "", unix.LOCK_EX)
+	w.eventually("the hook has asked again", func() bool {
+		select {
+		case err := <-started:
+			t.Fatalf("the VPS is started while another merge holds its images: %v", err)
+		default:
+		}
+		return size(second) > 0
+	})
+	w.must(second.Close())
+	w.must(<-started)
+	w.must(w.host.Start(ctx, id, false))
+	w.done(op, nil)
+	w.clean(id)
+}
+
+// TestMergeWaitsForTheStartThatHoldsTheFile is the same for the merge.
+func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'a')
+	path := filepath.Join(w.stateDir, "merging-"+id)
+	first, err := os.Create(path)
+	w.must(err)
+	w.must(unix.Flock(int(first.Fd()), unix.LOCK_SH))
+	var copied atomic.Bool
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		if point == "MergeOffline.before" {
+			copied.Store(true)
+		}
+		return nil
+	})
+	op, err := w.daemon.Delete(ctx, id, operator)
+	w.must(err)
+	w.eventually("the merge waits", func() bool { return opened(path) > 1 })
+	second := w.otherFile(path, "start", unix.LOCK_SH)
+	w.must(first.Close())
+	w.eventually("the merge waits again", func() bool { return copied.Load() || opened(path) > 1 })
+	w.must(w.host.Start(ctx, id, false))
+	w.must(second.Close())
+	w.done(op, nil)
+	if copied.Load() {
+		t.Error("it was merged while the VPS was being started")
+	}
+	w.clean(id)
+}
+
+// opened counts the descriptors of this process for a file.
+func opened(path string) (n int) {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		if to, _ := os.Readlink(fd); to == path {
+			n++
+		}
+	}
+	return n
 }
