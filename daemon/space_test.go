@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -85,4 +86,34 @@ func TestSpaceIsTold(t *testing.T) {
 	if got := said(); len(got) != 2 || !strings.Contains(got[0], "ok") {
 		t.Fatalf("messages: %v", got)
 	}
+}
+
+// TestRoomThatComesBack: the room of an overlay that was just removed comes back a
+// little later. A take waits for it where it would be refused, and only there.
+func TestRoomThatComesBack(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+	id := w.vps("web1", hypervisor.Off)
+	comesBack, waits := int64(1<<30), 0
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		if point == "AwaitRoom.before" {
+			waits++
+			w.host.SetFree(comesBack)
+		}
+		return nil
+	})
+	w.host.SetFree(1<<30 - 1)
+	w.take(id, vps.TakeRequest{})
+	if waits != 1 {
+		t.Errorf("it waited %d times", waits)
+	}
+	w.delete(id)
+	w.take(id, vps.TakeRequest{})
+	if waits != 1 {
+		t.Errorf("it waited for room that there was, %d times", waits)
+	}
+	w.delete(id)
+	comesBack = 1<<30 - 1
+	w.host.SetFree(1 << 20)
+	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	w.refuses(vps.CodeInsufficientSpace, err)
 }

@@ -167,7 +167,7 @@ func (d *Daemon) undisturbed(dom hypervisor.Domain, disk hypervisor.Disk, previo
 // checkHeadroom refuses a take when a file system that would hold an overlay is short of room.
 func (d *Daemon) checkHeadroom(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	for _, disk := range snap.Disks {
-		space, err := d.Config.Host.Space(ctx, filepath.Dir(disk.Overlay))
+		space, err := d.spaceToCome(ctx, filepath.Dir(disk.Overlay))
 		if err != nil {
 			return explainAs("cannot take a snapshot of "+dom.Name, err)
 		}
@@ -177,6 +177,23 @@ func (d *Daemon) checkHeadroom(ctx context.Context, dom hypervisor.Domain, snap 
 		}
 	}
 	return nil
+}
+
+// roomWait is how long a take may wait for the room of what was just removed: up to
+// 1.3 s was seen for one overlay.
+const roomWait = 5 * time.Second
+
+// spaceToCome reads a file system; where it is short of room, anew when the room of
+// what was removed has come back.
+func (d *Daemon) spaceToCome(ctx context.Context, dir string) (hypervisor.Space, error) {
+	space, err := d.Config.Host.Space(ctx, dir)
+	if err != nil || space.Free >= d.present().Headroom {
+		return space, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, roomWait)
+	defer cancel()
+	_ = d.Config.Host.AwaitRoom(waiting, dir) // what has come back until then counts
+	return d.Config.Host.Space(ctx, dir)
 }
 
 // takePlan is the steps of a take. A replace goes on to merge the old snapshot

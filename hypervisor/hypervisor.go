@@ -141,8 +141,11 @@ type Images interface {
 	// Remove unlinks path if it is still the file with that inode, and makes that
 	// durable. A file that is gone already is no error; another file there is
 	// ErrReplaced and is left alone. The room that it took may come back a little
-	// later.
+	// later: see AwaitRoom.
 	Remove(ctx context.Context, path string, inode uint64) error
+	// AwaitRoom returns when the room has come back of what was removed, before it
+	// was asked, from the file system that holds dir; or with ctx's error.
+	AwaitRoom(ctx context.Context, dir string) error
 	// Export opens an image to read what a guest would see through it and the
 	// images below it. Others may read them meanwhile; who wants to write to one,
 	// as a merge does, is refused. ErrBusy when somebody has one open to write. It

@@ -341,6 +341,14 @@ func (h *Host) Remove(ctx context.Context, path string, inode uint64) error {
 	return nil
 }
 
+// AwaitRoom has nothing to wait for.
+func (h *Host) AwaitRoom(ctx context.Context, dir string) error {
+	return h.image(ctx, "AwaitRoom", dir, func() error {
+		_, err := inodeOf(dir)
+		return err
+	})
+}
+
 // Stat reads a file's identity and allocation.
 func (h *Host) Stat(ctx context.Context, path string) (file hypervisor.File, err error) {
 	err = h.image(ctx, "Stat", path, func() error {

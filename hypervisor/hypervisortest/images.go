@@ -288,6 +288,7 @@ func remove(s *suite) {
 	inode := s.inode(path)
 	s.must(s.host().Remove(s.ctx, path, inode))
 	s.absent(path)
+	s.must(s.host().AwaitRoom(s.ctx, filepath.Dir(path)))
 	s.must(s.host().Remove(s.ctx, path, inode))
 }
 
@@ -337,6 +338,7 @@ func missing(s *suite) {
 	_, err = h.Space(ctx, gone)
 	s.is(err, fs.ErrNotExist)
 	s.must(h.Remove(ctx, gone, 1))
+	s.is(h.AwaitRoom(ctx, gone), fs.ErrNotExist)
 	g.check()
 }
 

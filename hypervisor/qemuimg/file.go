@@ -121,11 +121,11 @@ func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
 	case err != nil:
 		return fileError(what, err)
 	}
-	defer func() { go unix.Close(held) }() //nolint:errcheck // nothing was written through it
 	var st unix.Stat_t
 	if err := unix.Fstat(held, &st); err != nil {
-		return fileError(what, err)
+		return errors.Join(fileError(what, err), unix.Close(held))
 	}
+	defer i.removals.close(held, st.Dev)
 	if st.Ino != inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s: %w: inode %d instead of %d", what, hypervisor.ErrReplaced, st.Ino, inode)
 	}

@@ -41,9 +41,10 @@ const (
 	shortTime = 20 * time.Second
 )
 
-// Images implements hypervisor.Images. It holds no state.
+// Images implements hypervisor.Images.
 type Images struct {
-	binary string
+	binary   string
+	removals removals
 	// Confine is told the process id of every qemu-img that works for long, to
 	// keep it from taking what guests need; nil: nobody is told. A failure of its
 	// own is its own affair: the work is done all the same.

@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -769,6 +771,49 @@ func FuzzParseInfo(f *testing.F) {
 			t.Errorf("accepted %+v", image)
 		}
 	})
+}
+
+// TestRoomComesBack: after AwaitRoom nothing of ours holds what was removed. Its room
+// may take its time: another one's removal under way keeps who waits for it.
+func TestRoomComesBack(t *testing.T) {
+	images, dir := open(t), t.TempDir()
+	for n := range 50 {
+		path := filepath.Join(dir, strconv.Itoa(n))
+		writeBase(t, path, mib, 1)
+		file, err := images.Stat(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := images.Remove(t.Context(), path, file.Inode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := images.AwaitRoom(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink(fd); strings.HasPrefix(to, dir+"/") {
+			t.Errorf("%s is held open", to)
+		}
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := info.Sys().(*syscall.Stat_t).Dev
+	images.removals.pending[make(chan struct{})] = device
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := images.AwaitRoom(ctx, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("what is still under way was waited for with %v", err)
+	}
+	if err := images.AwaitRoom(ctx, "/proc"); err != nil {
+		t.Errorf("another file system: %v", err)
+	}
 }
 
 // FuzzExtents: whatever qemu-img says, what is visited is in order and apart.
