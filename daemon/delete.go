@@ -181,7 +181,7 @@ func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 
 // checkUnshared makes sure that no other VPS uses what is about to be merged.
 func (d *Daemon) checkUnshared(ctx context.Context, dom hypervisor.Domain, images map[string]string) error {
-	target := d.sharedDisk(dom, images)
+	target := d.sharedDisk(ctx, dom, images)
 	var err error
 	if target == "" {
 		target, err = d.sharedBelow(ctx, dom, images)

@@ -96,7 +96,7 @@ func undoable(keep time.Duration) vps.Words {
 
 // checkRestorable makes sure that everything a restore needs is there and ours.
 func (d *Daemon) checkRestorable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
-	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
+	if target := d.sharedDisk(ctx, dom, imagesOf(snap)); target != "" {
 		return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: another VPS of this host uses an image of the snapshot", dom.Name, target).
 			WithRemedy("give the other VPS a disk of its own (virsh domblklist)")
 	}

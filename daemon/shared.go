@@ -1,9 +1,11 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -13,15 +15,67 @@ import (
 // on, must not be merged into, and a snapshot of it is none.
 
 // sharedDisk names the disk (by target) whose image another VPS of this host
-// uses too, as far as libvirt states it; "" when there is none. images is by path.
-func (d *Daemon) sharedDisk(dom hypervisor.Domain, images map[string]string) (target string) {
+// uses too, as far as libvirt states it, perhaps by another name; "" when there is
+// none. images is by path.
+func (d *Daemon) sharedDisk(ctx context.Context, dom hypervisor.Domain, images map[string]string) (target string) {
+	others := map[string]bool{}
 	d.othersDisks(dom, func(disk *hypervisor.Disk) {
-		target = cmp.Or(target, images[disk.Path])
+		others[disk.Path] = true
 		for _, layer := range disk.Chain {
-			target = cmp.Or(target, images[layer.Path])
+			others[layer.Path] = true
 		}
 	})
-	return target
+	for path, target := range images {
+		if others[path] {
+			return target
+		}
+	}
+	return d.sharedFile(ctx, images, others)
+}
+
+// sharedWait is how long the files of other VPSes may take to tell which they are.
+const sharedWait = 2 * time.Second
+
+// sharedFile finds what is the same file by another name, through a link of either
+// kind. Where the storage of another VPS hangs, this one must not wait for it.
+func (d *Daemon) sharedFile(ctx context.Context, images map[string]string, others map[string]bool) string {
+	found := make(chan string, 1)
+	go func() {
+		own := map[fileID]string{}
+		for path, target := range images {
+			if id, ok := fileAt(path); ok {
+				own[id] = target
+			}
+		}
+		for path := range others {
+			if id, ok := fileAt(path); ok && own[id] != "" {
+				found <- own[id]
+				return
+			}
+		}
+		found <- ""
+	}()
+	late := time.NewTimer(sharedWait)
+	defer late.Stop()
+	select {
+	case target := <-found:
+		return target
+	case <-late.C:
+		d.Logger.Warn("not known whether an image has two names: the storage of a VPS does not answer")
+	case <-ctx.Done():
+	}
+	return ""
+}
+
+// fileID tells files apart, whatever their names.
+type fileID struct{ device, inode uint64 }
+
+func fileAt(path string) (id fileID, ok bool) {
+	var st unix.Stat_t
+	if !filepath.IsAbs(path) || unix.Stat(path, &st) != nil {
+		return id, false
+	}
+	return fileID{st.Dev, st.Ino}, true
 }
 
 // sharedBelow does the same for what libvirt does not state: the chains of VPS

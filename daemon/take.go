@@ -131,7 +131,7 @@ func (d *Daemon) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec 
 			return snap, explainAs("cannot take a snapshot of "+dom.Name, err)
 		}
 	}
-	if target := d.sharedDisk(dom, imagesOf(snap)); target != "" {
+	if target := d.sharedDisk(ctx, dom, imagesOf(snap)); target != "" {
 		return snap, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, target, vps.Say("another VPS of this host uses its image too"))
 	}
 	return snap, d.checkHeadroom(ctx, dom, snap)
