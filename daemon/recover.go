@@ -144,7 +144,12 @@ func (d *Daemon) watchHost(ctx context.Context) {
 				})
 			case hypervisor.EventDeparted:
 				d.background(func(ctx context.Context) { d.definitionLeft(ctx, e.Domain) })
-			case hypervisor.EventUndefined, hypervisor.EventJob:
+			case hypervisor.EventUndefined:
+				d.background(func(ctx context.Context) {
+					d.refreshDomain(ctx, e.Domain) // at once: its name may be given away
+					d.lookAt(ctx, e.Domain)
+				})
+			case hypervisor.EventJob:
 				d.background(func(ctx context.Context) {
 					d.refreshSoon(ctx, e.Domain)
 					d.lookAt(ctx, e.Domain)
