@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/operation"
@@ -58,6 +59,7 @@ type Daemon struct {
 	runner    *operation.Runner
 	inventory *inventory
 	merges    *slots
+	comparing *semaphore.Weighted // see comparedAtOnce
 	lock      *os.File
 	stop      context.CancelFunc
 	ctx       context.Context
@@ -133,7 +135,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), names: newNames(known),
+	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), comparing: semaphore.NewWeighted(comparedAtOnce), names: newNames(known),
 		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64), poster: webhook.New(c.Webhook),
 		downloads: newReaders(), sums: make(chan vps.Download, 16)}
 	d.settings.Store(&c.Settings)

@@ -278,7 +278,8 @@ func (v *inventory) all() []hypervisor.Domain {
 func (v *inventory) each(see func(*hypervisor.Domain)) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, d := range v.domains {
+	var d hypervisor.Domain // one for all: in the loop, see would make each a new one
+	for _, d = range v.domains {
 		see(&d)
 	}
 }

@@ -40,21 +40,7 @@ const sharedWait = 2 * time.Second
 // kind. Where the storage of another VPS hangs, this one must not wait for it.
 func (d *Daemon) sharedFile(ctx context.Context, images map[string]string, others map[string]bool) string {
 	found := make(chan string, 1)
-	go func() {
-		own := map[fileID]string{}
-		for path, target := range images {
-			if id, ok := fileAt(path); ok {
-				own[id] = target
-			}
-		}
-		for path := range others {
-			if id, ok := fileAt(path); ok && own[id] != "" {
-				found <- own[id]
-				return
-			}
-		}
-		found <- ""
-	}()
+	go func() { found <- sharedName(images, others) }()
 	late := time.NewTimer(sharedWait)
 	defer late.Stop()
 	select {
@@ -63,6 +49,22 @@ func (d *Daemon) sharedFile(ctx context.Context, images map[string]string, other
 	case <-late.C:
 		d.Logger.Warn("not known whether an image has two names: the storage of a VPS does not answer")
 	case <-ctx.Done():
+	}
+	return ""
+}
+
+// sharedName does so, and waits as long as it takes. images is by path.
+func sharedName(images map[string]string, others map[string]bool) string {
+	own := map[fileID]string{}
+	for path, target := range images {
+		if id, ok := fileAt(path); ok {
+			own[id] = target
+		}
+	}
+	for path := range others {
+		if id, ok := fileAt(path); ok && own[id] != "" {
+			return own[id]
+		}
 	}
 	return ""
 }
@@ -104,24 +106,12 @@ func (d *Daemon) sharedBelow(ctx context.Context, dom hypervisor.Domain, images 
 			used[path] = true
 		}
 	}
-	targets := map[string]string{}
-	for path, target := range images {
-		targets[realPath(path)] = target
-	}
 	for path := range used {
-		if target := targets[realPath(path)]; filepath.IsAbs(path) && target != "" {
+		if target := images[filepath.Clean(path)]; target != "" {
 			return target, nil
 		}
 	}
-	return "", nil
-}
-
-// realPath is a path without links, as far as there is a file.
-func realPath(path string) string {
-	if resolved, err := filepath.EvalSymlinks(path); err == nil {
-		return resolved
-	}
-	return filepath.Clean(path)
+	return sharedName(images, used), nil
 }
 
 // below are the images that a qcow2 image lies on, as far as headers can be read.
