@@ -49,33 +49,41 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 }
 
 func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObject) (ShowOperationResponseObject, error) {
-	op, err := h.operation(ctx, r.ID)
-	if err != nil {
-		return nil, err
-	}
 	if text := value(r.Params.Wait); text != "" {
 		wait, err := time.ParseDuration(text)
 		if err != nil {
 			return nil, invalid("the parameter wait is no duration")
 		}
-		if op, err = h.await(ctx, r.ID, min(wait, maxWait)); err != nil {
+		if err := h.await(ctx, r.ID, min(wait, maxWait)); err != nil {
 			return nil, err
 		}
+	}
+	return h.showOperation(ctx, r.ID)
+}
+
+func (h *handlers) showOperation(ctx context.Context, id string) (ShowOperationResponseObject, error) {
+	op, err := h.operation(ctx, id)
+	if err != nil {
+		return nil, err
 	}
 	return ShowOperation200JSONResponse(readerOf(ctx).operation(op)), nil
 }
 
-// await answers early when the server shuts down: the caller asks again, and
-// finds the next daemon.
-func (h *handlers) await(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
+// await returns early when the server shuts down: the caller asks again, and
+// finds the next daemon. It returns no operation, and is small: with one in each of
+// three frames, the stack of every call that waits had 32 KiB instead of 16.
+func (h *handlers) await(ctx context.Context, id string, limit time.Duration) error {
+	if _, err := h.operation(ctx, id); err != nil {
+		return err
+	}
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.closing, cancel)()
-	op, err := h.service.WaitOperation(waiting, id, limit)
+	_, err := h.service.WaitOperation(waiting, id, limit)
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
-		return h.service.Operation(ctx, id)
+		return nil
 	}
-	return op, err
+	return err
 }
 
 func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequestObject) (CancelOperationResponseObject, error) {
