@@ -71,7 +71,8 @@ type docsType struct {
 	Fields []docsField
 }
 
-// renderDocs makes the page, once at the start; a test makes sure that it can be.
+// renderDocs makes the page, when it is first asked for: most daemons are never asked.
+// A test makes sure that it can be made.
 func renderDocs(spec *openapi3.T) []byte {
 	page := template.Must(template.New("docs").Funcs(template.FuncMap{"prose": prose}).Parse(docsPage))
 	var out bytes.Buffer
@@ -221,7 +222,7 @@ func prose(text string) template.HTML {
 
 // ShowDocs sends the page.
 func (h *handlers) ShowDocs(context.Context, ShowDocsRequestObject) (ShowDocsResponseObject, error) {
-	return docsHTML(h.docs), nil
+	return docsHTML(h.docs()), nil
 }
 
 // docsHTML forbids the page everything that it does not need.

@@ -22,7 +22,7 @@ type handlers struct {
 	// slowDownload is how long who downloads may take for slowBytes.
 	slowDownload time.Duration
 	// docs is openapi.yaml as a page.
-	docs []byte
+	docs func() []byte
 }
 
 var _ StrictServerInterface = (*handlers)(nil)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -140,7 +141,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
 	spec := loadSpec()
-	h.docs = renderDocs(spec)
+	h.docs = sync.OnceValue(func() []byte { return renderDocs(spec) })
 	validate := validation(spec)
 	colons := strings.NewReplacer("{", ":", "}", "")
 	for _, r := range routes(&ServerInterfaceWrapper{Handler: NewStrictHandler(h, nil)}) {
