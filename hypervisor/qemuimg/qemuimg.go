@@ -178,3 +178,14 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 	b.Buffer.Write(keep)
 	return len(p), nil
 }
+
+// ReadFrom is what os/exec reads a pipe with. That of bytes.Buffer knows no limit.
+func (b *limitedBuffer) ReadFrom(r io.Reader) (int64, error) {
+	n, err := b.Buffer.ReadFrom(io.LimitReader(r, int64(b.limit-b.Len())))
+	if err != nil || b.Len() < b.limit {
+		return n, err
+	}
+	more, err := io.Copy(io.Discard, r)
+	b.truncated = b.truncated || more > 0
+	return n + more, err
+}

@@ -865,3 +865,19 @@ func FuzzNBD(f *testing.F) {
 		}
 	})
 }
+
+// TestOutputIsLimited: an image can hold as many and as long names as it likes, and
+// what a tool says of them must not fill the memory of the daemon.
+func TestOutputIsLimited(t *testing.T) {
+	for _, size := range []int{0, 999, 1000, 1001, 300_000} {
+		out := &limitedBuffer{limit: 1000}
+		cmd := command(t.Context(), "/usr/bin/head", "-c", strconv.Itoa(size), "/dev/zero")
+		cmd.Stdout = out
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if out.Len() != min(size, 1000) || out.truncated != (size > 1000) {
+			t.Errorf("of %d bytes %d are kept, truncated: %v", size, out.Len(), out.truncated)
+		}
+	}
+}
