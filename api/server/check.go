@@ -15,8 +15,8 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
 	"github.com/labstack/echo/v4"
-	validator "github.com/oapi-codegen/echo-middleware"
 
 	"vpssnapd/daemon/vps"
 )
@@ -27,19 +27,32 @@ const (
 	bodyTime = 10 * time.Second
 )
 
-// validation compares a request with openapi.yaml.
-func validation(spec *openapi3.T) echo.MiddlewareFunc {
-	return validator.OapiRequestValidatorWithOptions(spec, &validator.Options{
-		Options:      openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc},
-		ErrorHandler: func(_ echo.Context, err *echo.HTTPError) error { return explain(err) },
-	})
+// validate compares a request with what openapi.yaml says of its call.
+func validate(call *routers.Route, next echo.HandlerFunc) echo.HandlerFunc {
+	options := &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
+	return func(c echo.Context) error {
+		inPath := map[string]string{}
+		for i, name := range c.ParamNames() {
+			text, err := url.PathUnescape(c.ParamValues()[i])
+			if err != nil {
+				return invalid("the path is malformed")
+			}
+			inPath[name] = text
+		}
+		err := openapi3filter.ValidateRequest(c.Request().Context(),
+			&openapi3filter.RequestValidationInput{Request: c.Request(), PathParams: inPath, Route: call, Options: options})
+		if err != nil {
+			return explain(err)
+		}
+		return next(c)
+	}
 }
 
 // explain says what is wrong without the schema and the value that the
 // validator would print.
-func explain(err *echo.HTTPError) error {
-	var request *openapi3filter.RequestError
-	if err.Code != http.StatusBadRequest || !errors.As(err.Internal, &request) {
+func explain(err error) error {
+	request, ok := errors.AsType[*openapi3filter.RequestError](err)
+	if !ok {
 		return err
 	}
 	where := vps.Say("the body")

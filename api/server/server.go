@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/routers"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
 
@@ -142,13 +143,13 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 
 	spec := loadSpec()
 	h.docs = sync.OnceValue(func() []byte { return renderDocs(spec) })
-	validate := validation(spec)
 	colons := strings.NewReplacer("{", ":", "}", "")
 	for _, r := range routes(&ServerInterfaceWrapper{Handler: NewStrictHandler(h, nil)}) {
 		item := spec.Paths.Value(r.path)
 		op := item.GetOperation(r.method)
+		call := &routers.Route{Spec: spec, Path: r.path, PathItem: item, Method: r.method, Operation: op}
 		e.Add(r.method, colons.Replace(r.path),
-			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(s.once(op, r.handle))))))
+			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(call, s.once(op, r.handle))))))
 	}
 	return e
 }
