@@ -58,6 +58,7 @@ type Daemon struct {
 	store     *store.Store
 	runner    *operation.Runner
 	inventory *inventory
+	followers *followers
 	merges    *slots
 	comparing *semaphore.Weighted // see comparedAtOnce
 	lock      *os.File
@@ -135,7 +136,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), comparing: semaphore.NewWeighted(comparedAtOnce), names: newNames(known),
+	d := &Daemon{Config: c, store: db, events: openFeed(last), lock: lock, merges: newSlots(c.Settings.MergeLimit), comparing: semaphore.NewWeighted(comparedAtOnce), followers: newFollowers(), names: newNames(known),
 		deadlines: make(chan struct{}, 1), drift: newDriftWatch(), used: make(chan string, 64), poster: webhook.New(c.Webhook),
 		downloads: newReaders(), sums: make(chan vps.Download, 16)}
 	d.settings.Store(&c.Settings)

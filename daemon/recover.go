@@ -149,13 +149,8 @@ func (d *Daemon) watchHost(ctx context.Context) {
 					d.refreshDomain(ctx, e.Domain) // at once: its name may be given away
 					d.lookAt(ctx, e.Domain)
 				})
-			case hypervisor.EventJob:
-				d.background(func(ctx context.Context) {
-					d.refreshSoon(ctx, e.Domain)
-					d.lookAt(ctx, e.Domain)
-				})
-			default:
-				d.background(func(ctx context.Context) { d.domainChanged(ctx, e.Domain) })
+			case hypervisor.EventChanged, hypervisor.EventJob:
+				d.follow(e)
 			}
 		}
 	}
