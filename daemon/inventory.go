@@ -33,8 +33,9 @@ type inventory struct {
 	resumed   map[string]int           // how often each domain's processors began to run
 	changed   map[string]chan struct{} // by domain, who waits for its next event
 	next      map[string]chan struct{} // by domain, who waits for the next refresh
-	begun     uint64                   // how many readings of single domains were begun
-	kept      map[string]uint64        // by domain, the number of the newest that was kept
+	begun     uint64                   // how many readings were begun
+	newest    uint64                   // the number of the last reading of all domains
+	kept      map[string]uint64        // by domain, the number of a newer one of it alone
 
 	refreshing keyedMutex
 }
@@ -49,7 +50,7 @@ func newInventory(h hypervisor.Host, l *slog.Logger, seen func(...hypervisor.Dom
 // reload reads every domain. What was read when the connection was lost
 // meanwhile counts for nothing.
 func (v *inventory) reload(ctx context.Context) error {
-	losses := v.timesLost()
+	losses, number := v.timesLost(), v.beginReading()
 	all, err := v.host.List(ctx)
 	if err != nil {
 		return err
@@ -64,7 +65,16 @@ func (v *inventory) reload(ctx context.Context) error {
 	if v.losses != losses {
 		return fmt.Errorf("%w: the connection was lost meanwhile", hypervisor.ErrUnavailable)
 	}
-	v.domains, v.connected, v.read = domains, true, true
+	for id, newer := range v.kept {
+		if newer < number {
+			delete(v.kept, id)
+		} else if d, known := v.domains[id]; known {
+			domains[id] = d
+		} else {
+			delete(domains, id)
+		}
+	}
+	v.domains, v.newest, v.connected, v.read = domains, number, true, true
 	clear(v.silent)
 	v.wakeAllLocked()
 	return nil
@@ -137,24 +147,32 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
 	number := v.beginReading()
 	d, err := v.host.Domain(ctx, id)
-	if err == nil {
+	if v.keep(number, id, d, err) {
 		v.seen(d)
 	}
+	return d, err
+}
+
+// keep takes what a reading brought into the picture, and says whether it is a domain.
+// Of two readings that overlap, the one that began last counts.
+func (v *inventory) keep(number uint64, id string, d hypervisor.Domain, err error) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if number < max(v.newest, v.kept[id]) {
+		return false
+	}
 	switch {
 	case err == nil:
-		v.domains[id] = d
-		v.kept[id] = max(v.kept[id], number)
+		v.domains[id], v.kept[id] = d, number
 		delete(v.silent, id)
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
 		delete(v.silent, id)
-		delete(v.kept, id)
+		v.kept[id] = number
 	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
 		v.silent[id] = true
 	}
-	return d, err
+	return err == nil
 }
 
 func (v *inventory) beginReading() uint64 {
@@ -285,17 +303,19 @@ func (v *inventory) each(see func(*hypervisor.Domain)) {
 }
 
 // find returns the domain with this UUID, else the one with this name. The
-// UUID wins: a name may be given away again.
+// UUID wins: a name may be given away again. Of two with one name, the one that was
+// read last has it: the other is gone, or has another now.
 func (v *inventory) find(ref string) (hypervisor.Domain, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if d, ok := v.domains[strings.ToLower(ref)]; ok {
-		return v.lastKnown(d), true
+	found, known := v.domains[strings.ToLower(ref)]
+	if known {
+		return v.lastKnown(found), true
 	}
 	for _, d := range v.domains {
-		if d.Name == ref {
-			return v.lastKnown(d), true
+		if d.Name == ref && (!known || v.kept[d.ID] > v.kept[found.ID]) {
+			found, known = d, true
 		}
 	}
-	return hypervisor.Domain{}, false
+	return v.lastKnown(found), known
 }

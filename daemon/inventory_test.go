@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -128,4 +129,67 @@ type countingHost struct {
 func (h *countingHost) Domain(_ context.Context, id string) (hypervisor.Domain, error) {
 	h.asked.Add(1)
 	return hypervisor.Domain{ID: id}, <-h.answer
+}
+
+// TestTheLastReadingCounts: a reading that began before another and ended after it says
+// what is over, whether it was one of a domain or of all.
+func TestTheLastReadingCounts(t *testing.T) {
+	v := newInventory(nil, nil, func(...hypervisor.Domain) {})
+	first, second := v.beginReading(), v.beginReading()
+	off, on := hypervisor.Domain{ID: "web1", State: hypervisor.Off}, hypervisor.Domain{ID: "web1", State: hypervisor.Running}
+	v.keep(second, "web1", on, nil)
+	v.keep(first, "web1", off, nil)
+	if d, _ := v.find("web1"); d.State != hypervisor.Running {
+		t.Errorf("it is %q by the older reading", d.State)
+	}
+	first, second = v.beginReading(), v.beginReading()
+	v.keep(second, "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
+	v.keep(first, "web1", on, nil)
+	if _, known := v.find("web1"); known {
+		t.Error("the older reading brought it back")
+	}
+}
+
+// TestReadingOfAllKeepsWhatIsNewer: domains that are read while all are.
+func TestReadingOfAllKeepsWhatIsNewer(t *testing.T) {
+	h := &listingHost{list: []hypervisor.Domain{{ID: "web1", State: hypervisor.Off}, {ID: "gone"}, {ID: "web3"}}}
+	v := newInventory(h, nil, func(...hypervisor.Domain) {})
+	h.meanwhile = func() {
+		v.keep(v.beginReading(), "web1", hypervisor.Domain{ID: "web1", State: hypervisor.Running}, nil)
+		v.keep(v.beginReading(), "gone", hypervisor.Domain{}, hypervisor.ErrNotFound)
+		v.keep(v.beginReading(), "new", hypervisor.Domain{ID: "new"}, nil)
+	}
+	if err := v.reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	states := map[string]hypervisor.State{}
+	for _, d := range v.all() {
+		states[d.ID] = d.State
+	}
+	if want := map[string]hypervisor.State{"web1": hypervisor.Running, "web3": "", "new": ""}; !maps.Equal(states, want) {
+		t.Errorf("the picture is %v instead of %v", states, want)
+	}
+}
+
+type listingHost struct {
+	hypervisor.Host
+	list      []hypervisor.Domain
+	meanwhile func()
+}
+
+func (h *listingHost) List(context.Context) ([]hypervisor.Domain, error) {
+	h.meanwhile()
+	return h.list, nil
+}
+
+// TestANameOfTwo: a VPS is gone, and its name given away, before that was read.
+func TestANameOfTwo(t *testing.T) {
+	for range 20 { // the order of a map
+		v := newInventory(nil, nil, func(...hypervisor.Domain) {})
+		v.keep(v.beginReading(), "a", hypervisor.Domain{ID: "a", Name: "web1"}, nil)
+		v.keep(v.beginReading(), "b", hypervisor.Domain{ID: "b", Name: "web1"}, nil)
+		if d, _ := v.find("web1"); d.ID != "b" {
+			t.Fatalf("the name leads to %s", d.ID)
+		}
+	}
 }
