@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -75,6 +76,21 @@ func TestNameGivenAway(t *testing.T) {
 	w.finds()
 	_, err = w.daemon.ShowVPS(ctx, "web1")
 	w.must(err)
+}
+
+// TestNameFreedAtOnce: a VPS that is gone is forgotten without delay: a panel defines
+// the next one under its name in the same moment, and asks for that by name.
+func TestNameFreedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		id := w.vps("web1", hypervisor.Off)
+		synctest.Wait()
+		w.must(w.host.Undefine(id))
+		synctest.Wait() // no time goes by
+		if all, err := w.daemon.ListVPS(ctx); err != nil || len(all) > 0 {
+			t.Errorf("still known: %+v (%v)", all, err)
+		}
+	})
 }
 
 // TestNamesOutliveTheDaemon: a record without its VPS is named after a restart too,
