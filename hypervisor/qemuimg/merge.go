@@ -15,6 +15,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
+// directBlock is the largest block in which QEMU writes where it does so directly.
+const directBlock = 4096
+
 // MergeOffline copies what overlay holds into its base and leaves the overlay
 // as it is: it stays the authority until the caller has recorded the merge.
 //
@@ -34,6 +37,9 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 	cache, err := cacheMode(m.Overlay, m.Base)
 	if err != nil {
 		return fileError(what, err)
+	}
+	if m.BaseFormat == "raw" && max(base.VirtualSize, overlay.VirtualSize)%directBlock != 0 {
+		cache = "writeback" // direct I/O would fill the last block, and the disk would have grown
 	}
 	// What the file takes up is a good guess of what is to be copied.
 	total := min(overlay.VirtualSize, overlay.AllocatedSize)

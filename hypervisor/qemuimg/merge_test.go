@@ -174,6 +174,25 @@ func TestMergeOfZeroesBeyondAGoldenImage(t *testing.T) {
 	tool(t, "qemu-io", "-r", "-f", "raw", "-c", "read -P 1 0 1M", golden)
 }
 
+// TestMergeKeepsTheSizeOfARawBase: QEMU fills up the last block that it writes
+// directly, and the VPS would find its disk larger than before.
+func TestMergeKeepsTheSizeOfARawBase(t *testing.T) {
+	images := open(t)
+	dir := t.TempDir()
+	base, overlay := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
+	const size = mib + 512
+	tool(t, "truncate", "-s", strconv.Itoa(size), base) // a hole at its begin lets QEMU take its blocks for large ones
+	makeOverlay(t, images, overlay, base)
+	tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 2 1M 512", overlay)
+	if err := images.MergeOffline(t.Context(), hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(base); err != nil || info.Size() != size {
+		t.Errorf("the base of %d bytes has %d now (%v)", size, info.Size(), err)
+	}
+	tool(t, "qemu-io", "-r", "-f", "raw", "-c", "read -P 0 0 1M", "-c", "read -P 2 1M 512", base)
+}
+
 var errStopped = errors.New("stopped by the test")
 
 // content is the size and the bytes of an image as a guest would see it.
