@@ -142,6 +142,9 @@ func (d *Daemon) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 // checkMergeable makes sure, before anything irrevocable, that the chain is
 // what the record says and that nothing else works on it.
 func (d *Daemon) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	if dom.MigratedAway {
+		return errMigrated(dom) // while it waited for its turn: another host works on the files now
+	}
 	for _, disk := range snap.Disks {
 		changed := func(why string) error {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: %s", disk.Target, dom.Name, why)

@@ -147,6 +147,9 @@ func (d *Daemon) mergeEitherWay(ctx context.Context, r *operation.Run, set merge
 		if done || err != nil {
 			return err
 		}
+		if dom.MigratedAway {
+			return operation.Park(errMigrated(dom))
+		}
 		err = d.makingWay(ctx, r.Op.VPS, func(ctx context.Context) error { return off(ctx, dom) })
 		if !errors.Is(err, errStarting) {
 			return err

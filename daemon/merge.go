@@ -38,7 +38,10 @@ func (d *Daemon) stayAtMerges(ctx context.Context, r *operation.Run) error {
 	if d.merges.holds(r.Op.ID) {
 		return nil
 	}
-	_, err := d.enterMerges(ctx, r)
+	dom, err := d.enterMerges(ctx, r)
+	if err == nil && dom.MigratedAway {
+		err = operation.Park(errMigrated(dom))
+	}
 	return err
 }
 

@@ -2,9 +2,12 @@ package daemon_test
 
 import (
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -62,6 +65,81 @@ func TestMigratedAway(t *testing.T) {
 	w.letGo(id)
 	if now := w.files(); len(now) != len(files) {
 		t.Errorf("files of a VPS that runs elsewhere were touched: %v, they were %v", now, files)
+	}
+}
+
+// TestMigratedWhileAMergeWaits: what waits for its turn must not merge what another
+// host works on by then.
+func TestMigratedWhileAMergeWaits(t *testing.T) {
+	for name, c := range map[string]struct {
+		begin func(*world, string) (vps.Operation, error)
+		want  vps.Status
+	}{
+		"delete": {func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) }, vps.StatusFailed},
+		"replace": {func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+		}, vps.StatusNeedsAttention},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(c *daemon.Config) { c.Settings.MergeLimit = 1 })
+			id, busy := w.vps("web1", hypervisor.Running), w.vps("web2", hypervisor.Running)
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.restore(id)
+			w.take(busy, vps.TakeRequest{})
+			w.host.MergeReadyAfter(fake.Never)
+			long, err := w.daemon.Delete(ctx, busy, operator)
+			w.must(err)
+			w.eventually("the only place is taken", func() bool { return w.domain(busy).Disks[0].Job })
+			op, err := c.begin(w, id)
+			w.must(err)
+			w.eventually("it waits", func() bool {
+				op, err = w.daemon.Operation(ctx, op.ID)
+				return err == nil && (op.Step == "queue" || op.Step == "old_merge")
+			})
+			files := w.files()
+			w.must(w.host.Depart(id))
+			w.must(w.host.FinishMerge(busy, "vda"))
+			w.done(long, nil)
+			if op = w.ended(op, nil); op.Status != c.want || op.Error.Code != vps.CodeVPSChanged {
+				t.Errorf("it is %s: %v", op.Status, op.Error)
+			}
+			now := w.files()
+			for _, file := range files {
+				if strings.Contains(file, "web1") && !slices.Contains(now, file) {
+					t.Errorf("%s of a VPS that runs elsewhere is gone", file)
+				}
+			}
+		})
+	}
+}
+
+// TestMigratedAfterTheLastLook: the same when it goes before a job of QEMU's, or its
+// end, would keep it here.
+func TestMigratedAfterTheLastLook(t *testing.T) {
+	for point, begin := range map[string]func(*world, string) (vps.Operation, error){
+		"StartMerge.before": func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		"PowerOff.before": func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+		},
+	} {
+		t.Run(point, func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.vps("web1", hypervisor.Running)
+			w.take(id, vps.TakeRequest{})
+			disk := w.disk(id)
+			w.once(point, func() { w.must(w.host.Depart(id)) })
+			op := w.ended(begin(w, id))
+			if op.Status != vps.StatusNeedsAttention || op.Error.Code != vps.CodeVPSChanged {
+				t.Errorf("it is %s: %v", op.Status, op.Error)
+			}
+			if w.state(id) != hypervisor.Off {
+				t.Error("it runs on two hosts")
+			}
+			if now, err := w.host.Stat(ctx, disk.Overlay); err != nil || now.Inode != disk.OverlayInode {
+				t.Errorf("the overlay that another host uses was touched (%v)", err)
+			}
+		})
 	}
 }
 

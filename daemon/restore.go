@@ -288,6 +288,13 @@ func (d *Daemon) exchangeDisks(ctx context.Context, r *operation.Run) error {
 	if err := d.stopForRestore(ctx, r); err != nil {
 		return err // somebody may have started it between the steps
 	}
+	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if dom.MigratedAway {
+		return operation.Park(errMigrated(dom)) // just before it was stopped; it would run on both hosts
+	}
 	for i, s := range notes.Spares {
 		disk := snap.Disks[i]
 		if err := d.exchange(ctx, disk.Overlay, s.Path, disk.OverlayInode, s.Inode); err != nil {
@@ -305,8 +312,7 @@ func (d *Daemon) exchangeDisks(ctx context.Context, r *operation.Run) error {
 			}
 		}
 	}
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
-	if err != nil {
+	if dom, err = d.inventory.domain(ctx, r.Op.VPS); err != nil {
 		return err
 	}
 	if dom.State != hypervisor.Off {
