@@ -16,7 +16,7 @@ func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
 	refresh := d.refreshDomain
-	if _, err := d.store.ActiveOperation(ctx, id); err == nil {
+	if d.workedOn(ctx, id) {
 		// Mostly its own work, of which it reads the outcome while the guest stands still.
 		refresh = d.refreshSoon
 	}

@@ -86,18 +86,21 @@ func (v *inventory) timesLost() int {
 	return v.losses
 }
 
-// refreshLag is how long the picture may be behind an event. (A new definition is
-// looked at at once.)
-const refreshLag = 50 * time.Millisecond
+// How long the picture may be behind an event; beside an operation, which reads the
+// domain at each step, longer. (A new definition is looked at at once.)
+const (
+	refreshLag       = 50 * time.Millisecond
+	refreshLagBeside = time.Second
+)
 
 // refreshSoon is refresh, unless somebody reads the domain in the next moment anyway:
 // a deletion makes a dozen events, and reads the domain after most of them.
-func (v *inventory) refreshSoon(ctx context.Context, id string) {
+func (v *inventory) refreshSoon(ctx context.Context, id string, lag time.Duration) {
 	v.mu.Lock()
 	before := v.begun
 	v.mu.Unlock()
 	select {
-	case <-time.After(refreshLag):
+	case <-time.After(lag):
 	case <-ctx.Done():
 		return
 	}
@@ -137,16 +140,29 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 		return
 	}
 	defer release()
-	if _, err := v.domain(ctx, id); err != nil && vps.CodeOf(err) != vps.CodeNotFound && ctx.Err() == nil {
+	_, err = v.domain(ctx, id)
+	if err == nil && !v.sizesKnown(id) {
+		_, err = v.sized(ctx, id)
+	}
+	if err != nil && vps.CodeOf(err) != vps.CodeNotFound && ctx.Err() == nil {
 		v.logger.Debug("domain not read", "vps", id, "error", err)
 	}
 }
 
-// domain reads one domain anew. It wakes nobody: who waits for a change reads
-// the domain himself, and would wake himself without end.
+// domain reads one domain anew, without the sizes of its disks. It wakes nobody: who
+// waits for a change reads the domain himself, and would wake himself without end.
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
+	return v.take(ctx, id, v.host.Glance)
+}
+
+// sized reads one domain anew with all that can be known of it.
+func (v *inventory) sized(ctx context.Context, id string) (hypervisor.Domain, error) {
+	return v.take(ctx, id, v.host.Domain)
+}
+
+func (v *inventory) take(ctx context.Context, id string, read func(context.Context, string) (hypervisor.Domain, error)) (hypervisor.Domain, error) {
 	number := v.beginReading()
-	d, err := v.host.Domain(ctx, id)
+	d, err := read(ctx, id)
 	if v.keep(number, id, d, err) {
 		v.seen(d)
 	}
@@ -163,7 +179,7 @@ func (v *inventory) keep(number uint64, id string, d hypervisor.Domain, err erro
 	}
 	switch {
 	case err == nil:
-		v.domains[id], v.kept[id] = d, number
+		v.domains[id], v.kept[id] = withSizes(d, v.domains[id]), number
 		delete(v.silent, id)
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
@@ -180,6 +196,27 @@ func (v *inventory) beginReading() uint64 {
 	defer v.mu.Unlock()
 	v.begun++
 	return v.begun
+}
+
+// withSizes is a domain with the sizes of its disks as they were when they were last
+// read. Snapshots do not change them.
+func withSizes(d, before hypervisor.Domain) hypervisor.Domain {
+	d.Disks, d.PersistentDisks = slices.Clone(d.Disks), slices.Clone(d.PersistentDisks)
+	for _, disks := range [][]hypervisor.Disk{d.Disks, d.PersistentDisks} {
+		for i := range disks {
+			if known, ok := diskOf(before.Disks, disks[i].Target); ok && disks[i].SizeBytes == 0 && disks[i].Path != "" {
+				disks[i].SizeBytes = known.SizeBytes
+			}
+		}
+	}
+	return d
+}
+
+// sizesKnown says whether the picture has the sizes of all disks of a domain.
+func (v *inventory) sizesKnown(id string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return !slices.ContainsFunc(v.domains[id].Disks, func(disk hypervisor.Disk) bool { return disk.Path != "" && disk.SizeBytes == 0 })
 }
 
 // lastKnown is a domain as it was when it last answered; of one that does not

@@ -44,7 +44,7 @@ type slowHost struct {
 	asked, answer chan struct{}
 }
 
-func (h slowHost) Domain(_ context.Context, id string) (hypervisor.Domain, error) {
+func (h slowHost) Glance(_ context.Context, id string) (hypervisor.Domain, error) {
 	h.asked <- struct{}{}
 	<-h.answer
 	return hypervisor.Domain{ID: id}, nil
@@ -92,7 +92,7 @@ func TestAnEventWaitsForAReading(t *testing.T) {
 				v := newInventory(h, nil, func(...hypervisor.Domain) {})
 				var done sync.WaitGroup
 				operation := func() { done.Go(func() { _, _ = v.domain(t.Context(), read.id) }) }
-				event := func() { done.Go(func() { v.refreshSoon(t.Context(), "web1") }) }
+				event := func() { done.Go(func() { v.refreshSoon(t.Context(), "web1", refreshLag) }) }
 				first, second := event, operation
 				if read.before {
 					first, second = operation, event
@@ -126,7 +126,7 @@ type countingHost struct {
 	answer chan error
 }
 
-func (h *countingHost) Domain(_ context.Context, id string) (hypervisor.Domain, error) {
+func (h *countingHost) Glance(_ context.Context, id string) (hypervisor.Domain, error) {
 	h.asked.Add(1)
 	return hypervisor.Domain{ID: id}, <-h.answer
 }

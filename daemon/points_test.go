@@ -133,7 +133,7 @@ func undone(t *testing.T) {
 // TestEveryEffectHasPoints: a method that is new in hypervisor.Host must be
 // entered here as a reading or as an effect with points.
 func TestEveryEffectHasPoints(t *testing.T) {
-	reads := []string{"Info", "List", "Domain", "Events", "PingAgent", "MergeJob", "Inspect", "Unused", "Export", "Extents", "SameAsBase", "AwaitRoom", "Files", "Stat", "Space", "Close"}
+	reads := []string{"Info", "List", "Domain", "Glance", "Events", "PingAgent", "MergeJob", "Inspect", "Unused", "Export", "Extents", "SameAsBase", "AwaitRoom", "Files", "Stat", "Space", "Close"}
 	effects := []string{"Freeze", "Thaw", "SwitchToOverlays", "AllowMerge", "StartMerge", "SetMergeSpeed", "Pivot", "AbortMerge", "PointDisks", "SyncDefinition",
 		"SetMetadata", "Suspend", "Resume", "PowerOff", "Start", "RemoveManagedSave", "CreateOverlay", "Copy", "MergeOffline",
 		"Rebase", "Exchange", "Remove"}

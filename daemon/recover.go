@@ -194,7 +194,17 @@ func (d *Daemon) domainChanged(ctx context.Context, id string) {
 func (d *Daemon) refreshSoon(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
-	d.inventory.refreshSoon(ctx, id)
+	lag := refreshLag
+	if d.workedOn(ctx, id) {
+		lag = refreshLagBeside
+	}
+	d.inventory.refreshSoon(ctx, id, lag)
+}
+
+// workedOn says whether an operation of that VPS is under way.
+func (d *Daemon) workedOn(ctx context.Context, id string) bool {
+	_, err := d.store.ActiveOperation(ctx, id)
+	return err == nil
 }
 
 func (d *Daemon) refreshDomain(ctx context.Context, id string) {

@@ -69,7 +69,7 @@ func (d *Daemon) resolve(ctx context.Context, ref string) (hypervisor.Domain, er
 	if err := d.nameIsClear(ctx, ref, known); err != nil {
 		return known, err
 	}
-	dom, err := d.inventory.domain(ctx, known.ID)
+	dom, err := d.inventory.sized(ctx, known.ID)
 	switch {
 	case errors.Is(err, hypervisor.ErrNotFound):
 		return dom, errNoVPS()

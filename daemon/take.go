@@ -447,7 +447,7 @@ func (d *Daemon) verifyTake(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	dom, err := d.inventory.domain(ctx, snap.VPS)
+	dom, err := d.inventory.sized(ctx, snap.VPS)
 	if err != nil {
 		return err
 	}

@@ -289,14 +289,25 @@ func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
 
 // Domain reads one domain anew.
 func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error) {
+	shown, err := h.Glance(ctx, id)
+	size(shown.Disks)
+	size(shown.PersistentDisks)
+	return shown, err
+}
+
+// Glance does so without the sizes.
+func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error) {
 	if err := h.reach(ctx, "Domain.before", id); err != nil {
 		return hypervisor.Domain{}, fmt.Errorf("cannot read domain %s: %w", id, err)
 	}
 	var shown hypervisor.Domain
 	err := h.look(id, func(d *domain) error {
 		shown = d.shown()
-		size(shown.Disks)
-		size(shown.PersistentDisks)
+		for _, disks := range [][]hypervisor.Disk{shown.Disks, shown.PersistentDisks} {
+			for i := range disks {
+				disks[i].SizeBytes = 0
+			}
+		}
 		return nil
 	})
 	if err != nil {

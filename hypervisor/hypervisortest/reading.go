@@ -1,6 +1,7 @@
 package hypervisortest
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +60,13 @@ func plainDisk(g *guest, target, format string, size int64) {
 	}
 	if d.ReadOnly || d.Shareable || d.Transient || d.Encrypted || d.Slice || d.Job || len(d.Chain) != 0 {
 		g.Fatalf("got disk %+v", d)
+	}
+	glance, err := g.host().Glance(g.ctx, g.id)
+	g.must(err)
+	for _, seen := range glance.Disks {
+		if d.SizeBytes = 0; seen.Target == target && !reflect.DeepEqual(seen, d) {
+			g.Fatalf("a glance at the disk shows %+v", seen)
+		}
 	}
 	g.uses(target, d.Path, format)
 }
@@ -119,6 +127,7 @@ func unknownIsNotFound(s *suite) {
 	sources := []hypervisor.DiskSource{{Target: "vda", Path: "/nowhere", Format: "raw"}}
 	calls := map[string]func(id string) error{
 		"Domain":            func(id string) error { _, err := h.Domain(ctx, id); return err },
+		"Glance":            func(id string) error { _, err := h.Glance(ctx, id); return err },
 		"Freeze":            func(id string) error { return h.Freeze(ctx, id, time.Second) },
 		"Thaw":              func(id string) error { return h.Thaw(ctx, id, time.Second) },
 		"PingAgent":         func(id string) error { return h.PingAgent(ctx, id, time.Second) },

@@ -26,11 +26,27 @@ type facts struct {
 
 // Domain reads one domain anew.
 func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error) {
-	d, err := on(ctx, h, ordinary, id, readDomain)
+	return h.domain(ctx, id, readSizes)
+}
+
+// Glance does so without the sizes.
+func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error) {
+	return h.domain(ctx, id, func(*libvirt.Domain, *hypervisor.Domain) error { return nil })
+}
+
+// domain reads a domain, and what more there is to be read.
+func (h *Host) domain(ctx context.Context, id string, more func(*libvirt.Domain, *hypervisor.Domain) error) (hypervisor.Domain, error) {
+	domain, err := on(ctx, h, ordinary, id, func(d *libvirt.Domain) (hypervisor.Domain, error) {
+		domain, err := readDomain(d)
+		if err == nil {
+			err = more(d, &domain)
+		}
+		return domain, err
+	})
 	if err != nil {
 		return hypervisor.Domain{}, fmt.Errorf("cannot read domain %s: %w", id, err)
 	}
-	return d, nil
+	return domain, nil
 }
 
 func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
@@ -46,38 +62,48 @@ func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 		domain.PauseReason = hypervisor.PausedByNoSpace
 	}
 	for i := range domain.Disks {
-		if err := readLive(d, domain.State, &domain.Disks[i]); err != nil {
+		if err := findJob(d, domain.State, &domain.Disks[i]); err != nil {
 			return hypervisor.Domain{}, err
-		}
-		for j := range domain.PersistentDisks {
-			if p := &domain.PersistentDisks[j]; p.Path != "" && p.Path == domain.Disks[i].Path {
-				p.SizeBytes = domain.Disks[i].SizeBytes
-			}
 		}
 	}
 	return domain, nil
 }
 
-// readLive adds to a disk what only a question of its own tells. An image that
-// cannot be read leaves its size unknown; reading the domain does not fail for
-// that, but for a QEMU that does not answer.
-func readLive(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) error {
-	if disk.Path != "" {
+// findJob finds a job on a disk: the XML shows only those that end in a pivot.
+func findJob(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) error {
+	if state == hypervisor.Off || disk.Job {
+		return nil
+	}
+	info, err := d.GetBlockJobInfo(disk.Target, 0)
+	if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
+		return silent(err)
+	}
+	disk.Job = err == nil && info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN
+	return nil
+}
+
+// readSizes asks for the size of each disk. An image that cannot be read leaves it
+// unknown; reading the domain does not fail for that, but for a QEMU that does not
+// answer.
+func readSizes(d *libvirt.Domain, domain *hypervisor.Domain) error {
+	for i := range domain.Disks {
+		disk := &domain.Disks[i]
+		if disk.Path == "" {
+			continue
+		}
 		info, err := d.GetBlockInfo(disk.Target, 0)
 		if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
 			return silent(err)
 		}
-		if err == nil {
-			disk.SizeBytes = int64(info.Capacity)
+		if err != nil {
+			continue
 		}
-	}
-	// The XML shows only jobs that end in a pivot.
-	if state != hypervisor.Off && !disk.Job {
-		info, err := d.GetBlockJobInfo(disk.Target, 0)
-		if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
-			return silent(err)
+		disk.SizeBytes = int64(info.Capacity)
+		for j := range domain.PersistentDisks {
+			if p := &domain.PersistentDisks[j]; p.Path == disk.Path {
+				p.SizeBytes = disk.SizeBytes
+			}
 		}
-		disk.Job = err == nil && info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN
 	}
 	return nil
 }
