@@ -141,7 +141,7 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 	}
 	defer release()
 	_, err = v.domain(ctx, id)
-	if err == nil && !v.sizesKnown(id) {
+	if err == nil && !v.wellKnown(id) {
 		_, err = v.sized(ctx, id)
 	}
 	if err != nil && vps.CodeOf(err) != vps.CodeNotFound && ctx.Err() == nil {
@@ -152,21 +152,30 @@ func (v *inventory) refresh(ctx context.Context, id string) {
 // domain reads one domain anew, without the sizes of its disks. It wakes nobody: who
 // waits for a change reads the domain himself, and would wake himself without end.
 func (v *inventory) domain(ctx context.Context, id string) (hypervisor.Domain, error) {
-	return v.take(ctx, id, v.host.Glance)
-}
-
-// sized reads one domain anew with all that can be known of it.
-func (v *inventory) sized(ctx context.Context, id string) (hypervisor.Domain, error) {
-	return v.take(ctx, id, v.host.Domain)
-}
-
-func (v *inventory) take(ctx context.Context, id string, read func(context.Context, string) (hypervisor.Domain, error)) (hypervisor.Domain, error) {
 	number := v.beginReading()
-	d, err := read(ctx, id)
+	d, err := v.host.Glance(ctx, id)
 	if v.keep(number, id, d, err) {
 		v.seen(d)
 	}
 	return d, err
+}
+
+// sized reads one domain anew with the sizes, which its QEMU must answer.
+func (v *inventory) sized(ctx context.Context, id string) (hypervisor.Domain, error) {
+	number := v.beginReading()
+	d, err := v.host.Domain(ctx, id)
+	if v.keep(number, id, d, err) {
+		v.seen(d)
+		v.answered(id)
+	}
+	return d, err
+}
+
+// answered notes that the QEMU of a domain does.
+func (v *inventory) answered(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.silent, id)
 }
 
 // keep takes what a reading brought into the picture, and says whether it is a domain.
@@ -180,7 +189,9 @@ func (v *inventory) keep(number uint64, id string, d hypervisor.Domain, err erro
 	switch {
 	case err == nil:
 		v.domains[id], v.kept[id] = withSizes(d, v.domains[id]), number
-		delete(v.silent, id)
+		if d.State == hypervisor.Off {
+			delete(v.silent, id)
+		}
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
 		delete(v.silent, id)
@@ -212,11 +223,12 @@ func withSizes(d, before hypervisor.Domain) hypervisor.Domain {
 	return d
 }
 
-// sizesKnown says whether the picture has the sizes of all disks of a domain.
-func (v *inventory) sizesKnown(id string) bool {
+// wellKnown says whether the picture has the sizes of all disks of a domain, whose QEMU
+// answered when it was last asked.
+func (v *inventory) wellKnown(id string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return !slices.ContainsFunc(v.domains[id].Disks, func(disk hypervisor.Disk) bool { return disk.Path != "" && disk.SizeBytes == 0 })
+	return !v.silent[id] && !slices.ContainsFunc(v.domains[id].Disks, func(disk hypervisor.Disk) bool { return disk.Path != "" && disk.SizeBytes == 0 })
 }
 
 // lastKnown is a domain as it was when it last answered; of one that does not

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -192,4 +193,50 @@ func TestANameOfTwo(t *testing.T) {
 			t.Fatalf("the name leads to %s", d.ID)
 		}
 	}
+}
+
+// TestAGlanceAtASilentVPS: libvirt may tell of a VPS whose QEMU hangs. It is shown as
+// unknown until QEMU answers, or is gone.
+func TestAGlanceAtASilentVPS(t *testing.T) {
+	h := &hangingHost{domain: hypervisor.Domain{ID: "web1", State: hypervisor.Running}}
+	v := newInventory(h, slog.New(slog.DiscardHandler), func(...hypervisor.Domain) {})
+	v.connected = true
+	state := func() hypervisor.State { d, _ := v.find("web1"); return d.State }
+	v.refresh(t.Context(), "web1")
+	h.hangs = true
+	_, _ = v.sized(t.Context(), "web1")
+	if _, err := v.domain(t.Context(), "web1"); err != nil || state() != hypervisor.Unknown {
+		t.Errorf("after a glance it is %q (%v)", state(), err)
+	}
+	if v.refresh(t.Context(), "web1"); state() != hypervisor.Unknown {
+		t.Errorf("after an event it is %q", state())
+	}
+	h.hangs = false
+	if v.refresh(t.Context(), "web1"); state() != hypervisor.Running {
+		t.Errorf("when QEMU answers again it is %q", state())
+	}
+	h.hangs = true
+	_, _ = v.sized(t.Context(), "web1")
+	h.domain.State = hypervisor.Off
+	if _, _ = v.domain(t.Context(), "web1"); state() != hypervisor.Off {
+		t.Errorf("without QEMU it is %q", state())
+	}
+}
+
+// hangingHost answers a glance, but no question that QEMU must answer.
+type hangingHost struct {
+	hypervisor.Host
+	domain hypervisor.Domain
+	hangs  bool
+}
+
+func (h *hangingHost) Glance(context.Context, string) (hypervisor.Domain, error) {
+	return h.domain, nil
+}
+
+func (h *hangingHost) Domain(context.Context, string) (hypervisor.Domain, error) {
+	if h.hangs {
+		return hypervisor.Domain{}, hypervisor.ErrUnavailable
+	}
+	return h.domain, nil
 }

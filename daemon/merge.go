@@ -21,7 +21,7 @@ const mergeStall = 5
 // enterMerges waits for a place among the merges, once the VPS answers: one that
 // hangs takes up no place. It returns the VPS as it is then.
 func (d *Daemon) enterMerges(ctx context.Context, r *operation.Run) (hypervisor.Domain, error) {
-	dom, err := d.inventory.domain(ctx, r.Op.VPS)
+	dom, err := d.inventory.sized(ctx, r.Op.VPS)
 	if err != nil {
 		return dom, err
 	}

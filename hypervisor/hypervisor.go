@@ -39,7 +39,8 @@ type Domains interface {
 	// Domain reads one domain anew from its live and its inactive definition.
 	Domain(ctx context.Context, id string) (Domain, error)
 	// Glance is Domain without the sizes of disks: QEMU answers that question last
-	// while it has other work, and it is most of the work of a reading.
+	// while it has other work, and it is most of the work of a reading. A QEMU that
+	// does not answer at all may pass unnoticed.
 	Glance(ctx context.Context, id string) (Domain, error)
 	// Events delivers what happens on the host, from the first connection to
 	// Close. One consumer. When it is slow, events of the same domain and kind
