@@ -100,6 +100,7 @@ var sentences = map[string]map[Language]string{
 	"the body has the field %q twice":                                 {French: "le corps a deux fois le champ %q"},
 	"this call takes no body":                                         {French: "cet appel ne prend pas de corps"},
 	"the query is malformed":                                          {French: "les paramètres de l'URL sont mal formés"},
+	"the path is malformed":                                           {French: "le chemin est mal formé"},
 	"the query parameter %q is not known here":                        {French: "le paramètre %q n'est pas connu ici"},
 	"the query parameter %q was given %d times":                       {French: "le paramètre %q a été donné %d fois"},
 	"%s is not accepted: %s":                                          {French: "%s n'est pas accepté : %s"},
