@@ -23,7 +23,7 @@ const directBlock = 4096
 //
 // qemu-img commit would do, but copies 64 KiB around each 4 KiB that was written,
 // most of it from the base to itself. convert takes what the overlay itself holds
-// and nothing else, many requests at a time: some four times as fast where a guest
+// and nothing else, many requests at a time: some five times as fast where a guest
 // wrote here and there (make bench).
 func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
 	what := fmt.Sprintf("cannot merge %q into %q", m.Overlay, m.Base)
