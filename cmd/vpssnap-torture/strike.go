@@ -201,7 +201,11 @@ func (s *striker) killDaemon(conn *net.UnixConn) (bool, error) {
 	if err := errors.Join(err1, err); err != nil {
 		return false, err
 	}
-	if err := syscall.Kill(int(peer.Pid), syscall.SIGKILL); err != nil {
+	err = syscall.Kill(int(peer.Pid), syscall.SIGKILL)
+	if errors.Is(err, syscall.ESRCH) {
+		return false, nil // it was killed at random in the same moment
+	}
+	if err != nil {
 		return false, err
 	}
 	_, _ = conn.Read(make([]byte, 1)) // returns when the process is gone
