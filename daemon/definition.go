@@ -15,12 +15,12 @@ import (
 func (d *Daemon) definitionChanged(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, hostRead)
 	defer cancel()
-	refresh := d.refreshDomain
 	if d.workedOn(ctx, id) {
 		// Mostly its own work, of which it reads the outcome while the guest stands still.
-		refresh = d.refreshSoon
+		d.inventory.refreshSoon(ctx, id, refreshLagBeside)
+	} else {
+		d.inventory.refresh(ctx, id)
 	}
-	refresh(ctx, id)
 	if dom, ok := d.inventory.find(id); ok && dom.MigratedAway {
 		d.definitionLeft(ctx, id)
 		return

@@ -15,16 +15,21 @@ import (
 	"vpssnapd/hypervisor"
 )
 
+// hangingMerge is a VPS that is off, with a snapshot whose merge will hang in the middle.
+func hangingMerge(t *testing.T) (w *world, id string, base vps.SnapshotDisk) {
+	w = newWorld(t, nil)
+	id = w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'a')
+	w.host.HangNext("MergeOffline.half")
+	return w, id, w.snapshot(id).Disks[0]
+}
+
 // TestMergeMakesWayForAStart: a VPS that is started while its merge copies with it
 // off is not kept waiting, and the merge goes on with it on.
 func TestMergeMakesWayForAStart(t *testing.T) {
 	for _, replace := range []bool{false, true} {
-		w := newWorld(t, nil)
-		id := w.vps("web1", hypervisor.Off)
-		w.take(id, vps.TakeRequest{})
-		w.write(id, "vda", 0, 'a')
-		base := w.snapshot(id).Disks[0]
-		w.host.HangNext("MergeOffline.half")
+		w, id, base := hangingMerge(t)
 		w.host.MergeReadyAfter(2)
 		var op vps.Operation
 		var err error
@@ -92,12 +97,7 @@ func size(f *os.File) int64 {
 // TestStartWaitsForTheMergeThatHoldsTheFile: what the hook had opened was removed before
 // it had the lock, and another merge holds what is there now.
 func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
-	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Off)
-	w.take(id, vps.TakeRequest{})
-	w.write(id, "vda", 0, 'a')
-	base := w.snapshot(id).Disks[0]
-	w.host.HangNext("MergeOffline.half")
+	w, id, base := hangingMerge(t)
 	op, err := w.daemon.Delete(ctx, id, operator)
 	w.must(err)
 	w.eventually("the merge copies", func() bool { return w.host.Unused(ctx, base.Base, base.BaseFormat) != nil })
