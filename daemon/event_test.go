@@ -78,25 +78,32 @@ func TestEventsOfALife(t *testing.T) {
 	}
 }
 
-// A listener misses nothing while the daemon is killed and started again.
+// A listener misses nothing while the daemon is killed and started again, be it
+// before the disks are switched, which the next daemon undoes, or after.
 func TestEventsSurviveTheDaemon(t *testing.T) {
-	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Running)
-	page, err := w.daemon.Events(ctx, vps.FromNow)
-	w.must(err)
-	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
-	w.must(err)
-	w.crash()
-	w.open()
-	w.ended(op, nil)
-	events := w.heard(page.After)
-	for i, e := range events {
-		if e.ID != page.After+int64(i)+1 {
-			t.Fatalf("event %d comes behind %d", e.ID, page.After+int64(i))
-		}
-	}
-	if got := typesOf(events); !slices.Contains(got, "operation.pending") || !slices.Contains(got, "operation.succeeded") {
-		t.Errorf("told were %v", got)
+	for point, want := range map[string]string{
+		"SwitchToOverlays.before": "option.active message operation.pending snapshot.creating message operation.running snapshot.gone operation.failed message",
+		"SwitchToOverlays.after":  "option.active message operation.pending snapshot.creating message operation.running snapshot.available operation.succeeded message",
+	} {
+		t.Run(point, func(t *testing.T) {
+			w := newWorld(t, nil)
+			start := w.lastEvent()
+			id := w.vps("web1", hypervisor.Running)
+			op := w.dieAt(point, func() (vps.Operation, error) {
+				return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+			}, func() {})
+			w.open()
+			w.ended(op, nil)
+			events := w.heard(start)
+			for i, e := range events {
+				if e.ID != start+int64(i)+1 {
+					t.Fatalf("event %d comes behind %d", e.ID, start+int64(i))
+				}
+			}
+			if got := strings.Join(typesOf(events), " "); got != want {
+				t.Errorf("told were\n%s, want\n%s", got, want)
+			}
+		})
 	}
 }
 
