@@ -136,8 +136,19 @@ func asked(f *os.File) bool {
 }
 
 // hasStarted forgets what the hook wrote: the VPS is on, and when it goes off again
-// it is not being started any more. Mostly there is no such file.
-func (d *Daemon) hasStarted(id string) { _ = os.Remove(mergingFile(d.StateDir, id)) }
+// it is not being started any more. Mostly there is no such file. One that is locked
+// stays: an operation's end may come when the next one of the VPS merges already, and
+// a hook that found no file would not wait for that.
+func (d *Daemon) hasStarted(id string) {
+	f, err := os.OpenFile(mergingFile(d.StateDir, id), os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isAt(f, f.Name()) {
+		_ = os.Remove(f.Name())
+	}
+}
 
 // mergeEitherWay merges while QEMU runs, or with the VPS off as off does it, and
 // goes from the one to the other as the VPS does.

@@ -73,16 +73,16 @@ func TestNothingToMakeWayFor(t *testing.T) {
 	}
 }
 
-// otherFile puts another file in the place of what hook and merge agree by, as when it
-// was removed and made again, and locks it.
-func (w *world) otherFile(path, word string, how int) *os.File {
+// lockedFile puts another file in the place of what hook and merge agree by, as when it
+// was removed and made again. It is locked from the first.
+func (w *world) lockedFile(path, word string, how int) *os.File {
 	w.t.Helper()
-	w.must(os.Remove(path))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), "locked-*")
 	w.must(err)
 	_, err = f.WriteString(word)
 	w.must(err)
 	w.must(unix.Flock(int(f.Fd()), how))
+	w.must(os.Rename(f.Name(), path))
 	return f
 }
 
@@ -97,10 +97,24 @@ func size(f *os.File) int64 {
 // TestStartWaitsForTheMergeThatHoldsTheFile: what the hook had opened was removed before
 // it had the lock, and another merge holds what is there now.
 func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
-	w, id, base := hangingMerge(t)
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	w.write(id, "vda", 0, 'a')
+	copies, replaced := make(chan struct{}), make(chan struct{})
+	w.host.SetHook(func(ctx context.Context, point, _ string) error {
+		if point != "MergeOffline.half" {
+			return nil
+		}
+		w.host.SetHook(nil)
+		close(copies)
+		<-replaced // a copy that is slow to end keeps the lock until then
+		<-ctx.Done()
+		return ctx.Err()
+	})
 	op, err := w.daemon.Delete(ctx, id, operator)
 	w.must(err)
-	w.eventually("the merge copies", func() bool { return w.host.Unused(ctx, base.Base, base.BaseFormat) != nil })
+	<-copies
 	path := filepath.Join(w.stateDir, "merging-"+id)
 	first, err := os.Open(path)
 	w.must(err)
@@ -108,7 +122,8 @@ func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
 	started := make(chan error, 1)
 	go func() { started <- daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil) }()
 	w.eventually("the hook has asked", func() bool { return size(first) > 0 })
-	second := w.otherFile(path, "", unix.LOCK_EX)
+	second := w.lockedFile(path, "", unix.LOCK_EX)
+	close(replaced)
 	w.eventually("the hook has asked again", func() bool {
 		select {
 		case err := <-started:
@@ -131,9 +146,7 @@ func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
 	w.take(id, vps.TakeRequest{})
 	w.write(id, "vda", 0, 'a')
 	path := filepath.Join(w.stateDir, "merging-"+id)
-	first, err := os.Create(path)
-	w.must(err)
-	w.must(unix.Flock(int(first.Fd()), unix.LOCK_SH))
+	first := w.lockedFile(path, "", unix.LOCK_SH)
 	var copied atomic.Bool
 	w.host.SetHook(func(_ context.Context, point, _ string) error {
 		if point == "MergeOffline.before" {
@@ -144,7 +157,7 @@ func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
 	op, err := w.daemon.Delete(ctx, id, operator)
 	w.must(err)
 	w.eventually("the merge waits", func() bool { return opened(path) > 1 })
-	second := w.otherFile(path, "start", unix.LOCK_SH)
+	second := w.lockedFile(path, "start", unix.LOCK_SH)
 	w.must(first.Close())
 	w.eventually("the merge waits again", func() bool { return copied.Load() || opened(path) > 1 })
 	w.must(w.host.Start(ctx, id, false))
@@ -154,6 +167,27 @@ func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
 		t.Error("it was merged while the VPS was being started")
 	}
 	w.clean(id)
+}
+
+// TestEndOfAnOperationLeavesTheMergesFile: the next operation of the VPS may merge when
+// the end of the one before it is seen to.
+func TestEndOfAnOperationLeavesTheMergesFile(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	path := filepath.Join(w.stateDir, "merging-"+id)
+	merging := w.lockedFile(path, "", unix.LOCK_EX)
+	w.take(id, vps.TakeRequest{})
+	w.close()
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("a hook would not find that it is merged: %v", err)
+	}
+	w.must(merging.Close())
+	w.open()
+	w.delete(id)
+	w.close()
+	if _, err := os.Stat(path); err == nil {
+		t.Error("left behind")
+	}
 }
 
 // opened counts the descriptors of this process for a file.
