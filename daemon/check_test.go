@@ -494,3 +494,10 @@ func TestOldLayerLeft(t *testing.T) {
 	w.sees(id, "vda", 8192, 0)
 	w.clean(id)
 }
+
+// TestSnapshotComesWhileItIsCompared: a VPS without a snapshot got one, and its deletion
+// began, between the reading of its record and that of its snapshots. The daemon died of it.
+func TestSnapshotComesWhileItIsCompared(t *testing.T) {
+	w := newWorld(t, nil)
+	w.daemon.FindingsAboutUnfinished(vps.Snapshot{ID: "snap-1", VPS: "id", State: vps.SnapshotDeleting})
+}

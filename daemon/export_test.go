@@ -42,3 +42,10 @@ func (d *Daemon) Queues(ctx context.Context) ([]vps.DeliveryQueue, error) {
 
 // MeetDeadlines does what is due once, as watchDeadlines does by itself.
 func (d *Daemon) MeetDeadlines(ctx context.Context) { d.meetDeadlines(ctx) }
+
+// FindingsAboutUnfinished compares a snapshot with a record that was read before it came.
+func (d *Daemon) FindingsAboutUnfinished(s vps.Snapshot) []vps.Finding {
+	i := &inspection{d: d, id: s.VPS}
+	i.checkUnfinished(s)
+	return i.findings
+}

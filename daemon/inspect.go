@@ -246,10 +246,11 @@ func filesOf(s vps.Snapshot) []string {
 	return paths
 }
 
-// checkUnfinished finds snapshots that nothing works on.
+// checkUnfinished finds snapshots that nothing works on. One that came after the record
+// was read is none of that record; checkVPS then compares anew.
 func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	switch {
-	case s.State == vps.SnapshotDeleting && s.ID == i.rec.snapshot.ID:
+	case s.State == vps.SnapshotDeleting && i.rec.snapshot != nil && s.ID == i.rec.snapshot.ID:
 		detail := "the snapshot is half deleted and nothing works on it; it can never be restored again"
 		if s.Reason != "" {
 			detail += " (" + s.Reason + ")"

@@ -34,7 +34,7 @@ func (w *world) keepCopy() (putBack func()) {
 }
 
 // readings are the calls that change nothing; a request makes no other.
-var readings = []string{"Info", "List", "Domain", "MergeJob", "PingAgent", "Inspect", "Unused", "Stat", "Files", "Space"}
+var readings = []string{"Info", "List", "Domain", "Glance", "MergeJob", "PingAgent", "Inspect", "Unused", "Stat", "Files", "Space"}
 
 // killedAtEffect kills the daemon after its nth effect on the host.
 func (w *world) killedAtEffect(nth int, begin func() (vps.Operation, error)) (reached bool) {
@@ -55,11 +55,11 @@ func (w *world) killedAtEffect(nth int, begin func() (vps.Operation, error)) (re
 	})
 	op, err := begin()
 	w.must(err)
-	ended := make(chan struct{})
+	ended, dying := make(chan struct{}), w.daemon
 	go func() {
 		defer close(ended)
 		for {
-			op, err := w.daemon.WaitOperation(ctx, op.ID, time.Second)
+			op, err := dying.WaitOperation(ctx, op.ID, time.Second)
 			if err != nil || op.Status.Final() {
 				return
 			}

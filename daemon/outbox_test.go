@@ -158,7 +158,8 @@ func TestOutboxGivesUp(t *testing.T) {
 	if n := w.waiting(); n != 2 {
 		t.Errorf("%d wait before a day is over", n)
 	}
-	w.eventually("both are given up", func() bool { w.later(time.Minute); return w.waiting() == 0 })
+	w.later(2 * time.Hour) // more than any pause, so that both are due together
+	w.eventually("both are given up", func() bool { return w.waiting() == 0 })
 	if n := len(p.to("a")) / 2; n < 20 || n > 60 {
 		t.Errorf("each was tried %d times", n)
 	}
