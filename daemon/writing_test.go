@@ -63,6 +63,7 @@ func writtenThroughout(t *testing.T, c crashCase, n int) bool {
 		<-ctx.Done()
 		return ctx.Err()
 	})
+	before := w.newest(id)
 	op, err := begin(c, w, id, struck)
 	if err == nil {
 		select {
@@ -82,7 +83,7 @@ func writtenThroughout(t *testing.T, c crashCase, n int) bool {
 		t.Fatal(err)
 	}
 	w.open()
-	if err == nil {
+	if op = w.newest(id); op.ID != before.ID {
 		if op = w.ended(op, nil); op.Status == vps.StatusNeedsAttention {
 			t.Errorf("ended as %s: %+v", op.Status, op.Error)
 		}
