@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
@@ -136,5 +138,52 @@ func (w *world) secret(words, id string) {
 	}
 	if all := strings.Join(read, "\n"); strings.Contains(all, words) {
 		w.t.Errorf("a customer reads: %s", all)
+	}
+}
+
+// TestLateThawMeetsNoFreeze: while one try to thaw is under way, nobody else thaws and
+// takes the debt off the record: the next take would freeze the guest, and the late
+// answer would thaw it before the disks are switched.
+func TestLateThawMeetsNoFreeze(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	held, released := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
+	var thaws atomic.Int32
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		if point != "Thaw.before" {
+			return nil
+		}
+		switch thaws.Add(1) {
+		case 1:
+			return hypervisor.ErrUnavailable
+		case 2:
+			close(held)
+			<-released
+		}
+		return nil
+	})
+	w.take(id, vps.TakeRequest{})
+	<-held
+	w.setClock(time.Now().Add(time.Minute)) // it is owed for long enough to be repaired
+	repaired := make(chan error, 1)
+	go func() { _, err := w.daemon.Repair(ctx, operator); repaired <- err }()
+	w.eventually("the repair waits for the thaw", func() bool {
+		select {
+		case err := <-repaired:
+			t.Fatalf("the debt was taken off the record while a thaw is under way: %v", err)
+		default:
+		}
+		return w.daemon.WithGuest(id) > 1
+	})
+	release()
+	w.must(<-repaired)
+	if n := thaws.Load(); n != 2 {
+		t.Errorf("thawed %d times", n)
+	}
+	w.delete(id)
+	if op := w.take(id, vps.TakeRequest{}); w.snapshot(id).Consistency != vps.ConsistencyFilesystem {
+		t.Errorf("the next take could not freeze: %+v", op)
 	}
 }

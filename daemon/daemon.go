@@ -68,8 +68,9 @@ type Daemon struct {
 	locks     keyedMutex
 	names     *names
 	headers   headers
-	suspended sync.Map // by id, the guests that this process has suspended
-	pivoting  sync.Map // by id, the pivotMark of a pivot that is under way
+	guests    keyedMutex // see withGuest
+	suspended sync.Map   // by id, the guests that this process has suspended
+	pivoting  sync.Map   // by id, the pivotMark of a pivot that is under way
 	// deadlines is told that an option or an undo got another end.
 	deadlines   chan struct{}
 	expiryTries lastTries
@@ -145,7 +146,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (*D
 	d.inventory = newInventory(c.Host, c.Logger, d.saw)
 	d.runner = operation.New(operation.Config{
 		Store: db, Plan: d.plan, Changed: d.journalOperation, Unavailable: unavailable, Explain: explain,
-		Failed: d.letRunMeanwhile, Ended: d.operationEnded, Hold: d.hold(), Logger: c.Logger, Now: d.now,
+		Failed: d.letRunMeanwhile, Ended: d.operationEnded, Over: d.operationOver, Hold: d.hold(), Logger: c.Logger, Now: d.now,
 	})
 	return d, nil
 }
@@ -219,13 +220,17 @@ func (d *Daemon) hold() func(context.Context, vps.Operation) func() {
 	}
 }
 
-// operationEnded gives back what a run held, and follows it up.
+// operationEnded gives back what a run held.
 func (d *Daemon) operationEnded(op vps.Operation) {
 	d.merges.release(op.ID)
 	d.hasStarted(op.VPS)
 	d.pivoting.Delete(op.VPS)
 	d.count(op)
 	d.letGo(d.ctx, op.VPS)
+}
+
+// operationOver follows a run up, beside the next operation of the VPS.
+func (d *Daemon) operationOver(op vps.Operation) {
 	d.definitionChanged(d.ctx, op.VPS) // by somebody, while it was left to the operation
 	d.deadlinesChanged()
 }

@@ -358,12 +358,14 @@ func (d *Daemon) suspendForPivot(ctx context.Context, r *operation.Run, dom hype
 
 // suspend stops the guest of an operation; that it will run again is promised first.
 func (d *Daemon) suspend(ctx context.Context, r *operation.Run) error {
-	owed := store.Promise{VPS: r.Op.VPS, Kind: store.PromiseResume, Since: d.now()}
-	if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
-		return err
-	}
-	d.suspended.Store(r.Op.VPS, true)
-	return d.Config.Host.Suspend(ctx, r.Op.VPS)
+	return d.withGuest(ctx, r.Op.VPS, func() error {
+		owed := store.Promise{VPS: r.Op.VPS, Kind: store.PromiseResume, Since: d.now()}
+		if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+			return err
+		}
+		d.suspended.Store(r.Op.VPS, true)
+		return d.Config.Host.Suspend(ctx, r.Op.VPS)
+	})
 }
 
 // pivotReadyWait is how long a suspended guest may wait for a merge to become

@@ -20,6 +20,16 @@ func (d *Daemon) Waiting(id string) int {
 	return 0
 }
 
+// WithGuest counts who makes a guest stand still or go on, or waits for that.
+func (d *Daemon) WithGuest(id string) int {
+	d.guests.mu.Lock()
+	defer d.guests.mu.Unlock()
+	if l := d.guests.held[id]; l != nil {
+		return l.users
+	}
+	return 0
+}
+
 // AllEventsRead says that listeners can have every event there is.
 func (d *Daemon) AllEventsRead(ctx context.Context) bool {
 	last, err := d.store.LastEvent(ctx)

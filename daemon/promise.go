@@ -15,6 +15,18 @@ import (
 // thawLimit is how long one thaw may take before it is tried again.
 const thawLimit = 5 * time.Second
 
+// withGuest does something that makes a guest stand still, or go on, together with what
+// is recorded of it. Without it a late try to keep a promise would thaw the freeze of the
+// next take, or take the promise of a guest that was just suspended off the record.
+func (d *Daemon) withGuest(ctx context.Context, id string, do func() error) error {
+	release, err := d.guests.acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return do()
+}
+
 // freezing is what came of a wish to freeze a guest.
 type freezing struct {
 	asked bool // the agent was asked, so a thaw is owed even after an error
@@ -49,12 +61,18 @@ func (d *Daemon) freeze(ctx context.Context, dom hypervisor.Domain, policy vps.Q
 
 // askToFreeze promises the thaw on disk, and then freezes the guest.
 func (d *Daemon) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (freezing, error) {
-	owed := store.Promise{VPS: dom.ID, Kind: store.PromiseThaw, Since: d.now()}
-	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
-		return freezing{}, err
+	var f freezing
+	err := d.withGuest(ctx, dom.ID, func() error {
+		owed := store.Promise{VPS: dom.ID, Kind: store.PromiseThaw, Since: d.now()}
+		if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+			return err
+		}
+		f = freezing{asked: true, began: d.Now()}
+		return d.Config.Host.Freeze(ctx, dom.ID, d.present().FreezeLimit)
+	})
+	if !f.asked {
+		return f, err
 	}
-	f := freezing{asked: true, began: d.Now()}
-	err := d.Config.Host.Freeze(ctx, dom.ID, d.present().FreezeLimit)
 	if err == nil {
 		f.done = true
 		return f, nil
@@ -98,8 +116,17 @@ func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
 	}
 }
 
-// keepThaw tries once to keep the promise to thaw.
+// keepThaw tries once to keep the promise to thaw, if it is owed still.
 func (d *Daemon) keepThaw(ctx context.Context, id string) error {
+	return d.withGuest(ctx, id, func() error {
+		if owed, err := d.store.HasPromise(ctx, id, store.PromiseThaw); err == nil && !owed {
+			return nil
+		}
+		return d.thawNow(ctx, id)
+	})
+}
+
+func (d *Daemon) thawNow(ctx context.Context, id string) error {
 	// Before anything is read: the agent may answer where the rest of the VPS hangs.
 	err := d.Config.Host.Thaw(ctx, id, thawLimit)
 	if err == nil || errors.Is(err, hypervisor.ErrOff) || errors.Is(err, hypervisor.ErrNotFound) {
@@ -114,6 +141,10 @@ func (d *Daemon) keepThaw(ctx context.Context, id string) error {
 
 // keepResume tries once to keep the promise to resume.
 func (d *Daemon) keepResume(ctx context.Context, id string) error {
+	return d.withGuest(ctx, id, func() error { return d.resumeNow(ctx, id) })
+}
+
+func (d *Daemon) resumeNow(ctx context.Context, id string) error {
 	err := d.mayRun(ctx, id)
 	if err == nil {
 		err = d.Config.Host.Resume(ctx, id)
@@ -196,14 +227,20 @@ func (d *Daemon) letGo(ctx context.Context, id string) {
 	}
 }
 
-// keepResumeOfParked leaves a guest to its operation while that is worked on: it
-// may stand still for the next pivot.
+// keepResumeOfParked keeps the promise to resume, if it is owed still. It leaves a guest
+// to its operation while that is worked on: it may stand still for the next pivot.
 func (d *Daemon) keepResumeOfParked(ctx context.Context, id string) error {
-	op, err := d.store.ActiveOperation(ctx, id)
-	if err == nil && op.Status != vps.StatusNeedsAttention {
-		return nil
-	}
-	return d.keepResume(ctx, id)
+	return d.withGuest(ctx, id, func() error {
+		op, err := d.store.ActiveOperation(ctx, id)
+		if err == nil && op.Status != vps.StatusNeedsAttention {
+			return nil
+		}
+		_, ours := d.suspended.Load(id)
+		if owed, err := d.store.HasPromise(ctx, id, store.PromiseResume); err == nil && !owed && !ours {
+			return nil
+		}
+		return d.resumeNow(ctx, id)
+	})
 }
 
 func (d *Daemon) kept(ctx context.Context, id string, kind store.PromiseKind) error {

@@ -104,18 +104,13 @@ func (d *Daemon) keepOwed(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	rec, err := readRecord(ctx, d.store, id)
-	if err != nil {
-		return err
-	}
-	working := rec.operation != nil && rec.operation.Status != vps.StatusNeedsAttention
 	for _, p := range owed {
 		switch {
 		case p.VPS != id:
 		case p.Kind == store.PromiseThaw:
 			err = errors.Join(err, d.keepThaw(ctx, id))
-		case !working:
-			err = errors.Join(err, d.keepResume(ctx, id))
+		default:
+			err = errors.Join(err, d.keepResumeOfParked(ctx, id))
 		}
 	}
 	return err

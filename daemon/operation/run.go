@@ -15,6 +15,7 @@ import (
 // record through the methods; only the run's own goroutine calls them.
 type Run struct {
 	Op     vps.Operation
+	vps    string // of Op, for others than the run
 	runner *Runner
 	staged []func(context.Context, *store.Tx) error
 	again  bool
@@ -85,6 +86,15 @@ func (r *Run) moves(within bool) {
 	r.mu.Lock()
 	r.within, r.moved = within, time.Now()
 	r.mu.Unlock()
+}
+
+// after waits for the ends of other runs, which may have to wait for the host.
+func (r *Run) after(others []*Run) {
+	r.moves(true)
+	for _, other := range others {
+		<-other.ended
+	}
+	r.moves(false)
 }
 
 // stuck says that the run has stood still between two steps for longer than limit.

@@ -39,8 +39,11 @@ type Config struct {
 	// Hold is called before steps that should not be cut by a shutdown of the host,
 	// and what it returns after them; nil: nobody is.
 	Hold func(ctx context.Context, op vps.Operation) (release func())
-	// Ended is called when a run is over, for whatever it still holds.
-	Ended  func(op vps.Operation)
+	// Ended is called when a run is over, for whatever it still holds. The next
+	// operation of the VPS is not begun before it returns.
+	Ended func(op vps.Operation)
+	// Over is called after that, for what need hold nobody up.
+	Over   func(op vps.Operation)
 	Logger *slog.Logger
 	Now    func() time.Time
 }
@@ -73,17 +76,19 @@ func (r *Runner) Close() {
 
 // Start begins or takes up an operation that is durable as pending or running.
 func (r *Runner) Start(op vps.Operation) {
-	run := &Run{runner: r, Op: op, again: op.Status == vps.StatusRunning, ended: make(chan struct{}), moved: time.Now()}
+	run := &Run{runner: r, Op: op, vps: op.VPS, again: op.Status == vps.StatusRunning, ended: make(chan struct{}), moved: time.Now()}
 	r.mu.Lock()
 	if r.live[op.ID] != nil || r.ctx.Err() != nil {
 		r.mu.Unlock()
 		return
 	}
+	before := r.liveOfLocked(op.VPS)
 	r.live[op.ID] = run
 	r.wg.Add(1)
 	r.mu.Unlock()
 	go func() {
 		defer r.wg.Done()
+		run.after(before)
 		run.work(r.ctx)
 		run.moves(true) // it may wait for the host
 		r.Ended(run.Op)
@@ -92,7 +97,19 @@ func (r *Runner) Start(op vps.Operation) {
 		r.mu.Unlock()
 		close(run.ended)
 		r.wake(op.ID)
+		r.Over(run.Op)
 	}()
+}
+
+// liveOfLocked lists the runs of a VPS that are not over: an operation is final, and
+// the next one may be asked for, before its run has given back what it holds.
+func (r *Runner) liveOfLocked(vpsID string) (runs []*Run) {
+	for _, run := range r.live {
+		if run.vps == vpsID {
+			runs = append(runs, run)
+		}
+	}
+	return runs
 }
 
 // Cancel asks an operation to stop. also is done in the same transaction; nil:
@@ -146,6 +163,10 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation, also func(*store.
 	})
 	if err != nil {
 		return op, err
+	}
+	// Somebody else's resuming may have come between, and been parked again.
+	if err := r.awaitEnd(r.ctx, op.ID); err != nil {
+		return op, nil // it is durable, and taken up by the next start
 	}
 	r.Start(op)
 	return op, nil

@@ -30,6 +30,7 @@ type bench struct {
 	store  *store.Store
 	runner *operation.Runner
 	plan   operation.Plan
+	onEnd  func(vps.Operation) // nil: nothing
 
 	mu    sync.Mutex
 	diary []string
@@ -59,7 +60,12 @@ func (b *bench) open() {
 			return vps.Errorf(vps.CodeInternal, "%v", err)
 		},
 		Failed: func(context.Context, vps.Operation) {},
-		Ended:  func(vps.Operation) {},
+		Ended: func(op vps.Operation) {
+			if b.onEnd != nil {
+				b.onEnd(op)
+			}
+		},
+		Over:   func(vps.Operation) {},
 		Logger: slog.New(slog.DiscardHandler),
 		Now:    time.Now,
 	})
@@ -89,14 +95,24 @@ func (b *bench) wrote(want ...string) {
 // accept makes an operation durable, without starting it.
 func (b *bench) accept() vps.Operation {
 	b.t.Helper()
-	op := vps.Operation{ID: "op-1", VPS: "v1", Kind: vps.KindTake, Status: vps.StatusPending, CreatedAt: time.Now()}
+	return b.acceptFor("v1", "op-1")
+}
+
+func (b *bench) acceptFor(vpsID, id string) vps.Operation {
+	b.t.Helper()
+	op := vps.Operation{ID: id, VPS: vpsID, Kind: vps.KindTake, Status: vps.StatusPending, CreatedAt: time.Now()}
 	b.must(b.store.Write(ctx, func(tx *store.Tx) error { return tx.InsertOperation(ctx, op) }))
 	return op
 }
 
 func (b *bench) stored() vps.Operation {
 	b.t.Helper()
-	op, err := b.store.Operation(ctx, "op-1")
+	return b.storedOf("op-1")
+}
+
+func (b *bench) storedOf(id string) vps.Operation {
+	b.t.Helper()
+	op, err := b.store.Operation(ctx, id)
 	b.must(err)
 	return op
 }
@@ -104,9 +120,14 @@ func (b *bench) stored() vps.Operation {
 // ended waits until the operation is final or parked and checks its status.
 func (b *bench) ended(want vps.Status) vps.Operation {
 	b.t.Helper()
+	return b.endedOf("op-1", want)
+}
+
+func (b *bench) endedOf(id string, want vps.Status) vps.Operation {
+	b.t.Helper()
 	for end := time.After(20 * time.Second); ; {
-		changed := b.runner.Changes("op-1")
-		op := b.stored()
+		changed := b.runner.Changes(id)
+		op := b.storedOf(id)
 		if op.Status.Final() || op.Status == vps.StatusNeedsAttention {
 			if op.Status != want {
 				b.t.Fatalf("it ended as %s (%v), want %s", op.Status, op.Error, want)
@@ -314,6 +335,28 @@ func TestResumeAtOnce(t *testing.T) {
 		b.must(err)
 	}
 	b.ended(vps.StatusSucceeded)
+}
+
+// TestNextWaitsForTheEnd: what an operation holds is given back by its VPS, after it is
+// final; the next operation of that VPS may hold the same by then. Others do not wait.
+func TestNextWaitsForTheEnd(t *testing.T) {
+	b := newBench(t)
+	b.plan = operation.Plan{b.step("work", false)}
+	giveBack := make(chan struct{})
+	b.onEnd = func(op vps.Operation) {
+		if op.ID == "op-1" {
+			<-giveBack
+			b.note("given back")
+		}
+	}
+	b.runner.Start(b.accept())
+	b.ended(vps.StatusSucceeded)
+	b.runner.Start(b.acceptFor("v1", "op-2"))
+	b.runner.Start(b.acceptFor("v2", "op-3"))
+	b.endedOf("op-3", vps.StatusSucceeded)
+	close(giveBack)
+	b.endedOf("op-2", vps.StatusSucceeded)
+	b.wrote("running", "work", "succeeded", "running", "work", "succeeded", "given back", "running", "work", "succeeded")
 }
 
 func TestWaitsForTheHost(t *testing.T) {
