@@ -251,7 +251,7 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 		return ctx.Err()
 	})
 	before := w.newest(id)
-	op, err := begin(c, w, id, struck)
+	op, err := begin(c, w, id, struck, how)
 	if err == nil {
 		select {
 		case <-struck:
@@ -293,8 +293,9 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 	return true
 }
 
-// begin asks for the operation; fate may strike before the answer.
-func begin(c crashCase, w *world, id string, struck <-chan struct{}) (vps.Operation, error) {
+// begin asks for the operation; fate may strike before the answer, which only a daemon
+// that lives on surely gives.
+func begin(c crashCase, w *world, id string, struck <-chan struct{}, how death) (vps.Operation, error) {
 	type answer struct {
 		op  vps.Operation
 		err error
@@ -308,6 +309,10 @@ func begin(c crashCase, w *world, id string, struck <-chan struct{}) (vps.Operat
 	case a := <-answered:
 		return a.op, a.err
 	case <-struck:
+	}
+	if how == loseLibvirt {
+		a := <-answered
+		return a.op, a.err
 	}
 	select {
 	case a := <-answered:

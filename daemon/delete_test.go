@@ -333,7 +333,7 @@ func TestCustomersSeeNoPaths(t *testing.T) {
 func TestRecordLockedAtTheEnd(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()
-	other, err := sql.Open("sqlite", "file:"+filepath.Join(w.stateDir, "vpssnapd.db")+"?_txlock=immediate")
+	other, err := sql.Open("sqlite", "file:"+filepath.Join(w.stateDir, "vpssnapd.db")+"?_txlock=immediate&_busy_timeout=5000")
 	w.must(err)
 	defer other.Close()
 	var lock *sql.Tx

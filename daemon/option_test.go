@@ -379,6 +379,7 @@ func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	snap := w.snapshot(id)
+	w.eventually("nobody looks at it any more", func() bool { return w.daemon.Waiting(id) == 0 })
 	asking, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	type asker struct{}

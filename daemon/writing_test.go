@@ -64,7 +64,7 @@ func writtenThroughout(t *testing.T, c crashCase, n int) bool {
 		return ctx.Err()
 	})
 	before := w.newest(id)
-	op, err := begin(c, w, id, struck)
+	op, err := begin(c, w, id, struck, killBoth)
 	if err == nil {
 		select {
 		case <-struck:

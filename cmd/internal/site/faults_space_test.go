@@ -79,7 +79,7 @@ func (h *host) overlayWithoutSpace(images *volume) {
 	images.empty()
 	h.restart()
 	h.must(h.Lab.WaitState(ctx, name, "running"))
-	h.told(name, "there is space again, and it runs on")
+	h.eventually("the journal says so", func() bool { return h.says(name, "there is space again, and it runs on") })
 	h.must(h.Lab.WaitAgent(ctx, name))
 	h.eventually("the guest has written it all", func() bool {
 		text, err := h.Lab.GuestReadFile(ctx, name, "/mnt/vda/done")
