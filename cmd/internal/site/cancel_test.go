@@ -12,7 +12,7 @@ import (
 // merge that runs can no longer be cancelled, and the answer says so.
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, "[snapshot]\nmerge_limit = 1\n")
+	h := newHost(t, "[snapshot]\nmerge_limit = 1\n[merge]\nbandwidth = \"8 MiB\"\n")
 	ctx := t.Context()
 	const much = 128 << 20
 	for _, name := range []string{"web1", "web2"} {

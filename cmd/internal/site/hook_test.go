@@ -56,7 +56,7 @@ func TestPanelDefinesAnew(t *testing.T) {
 // TestStartInMidMerge: a customer starts the VPS while its deletion copies with it
 // off. It starts at once, and the deletion goes on with it on.
 func TestStartInMidMerge(t *testing.T) {
-	h := newHost(t, "[merge]\nbandwidth = \"2 MiB\"\n")
+	h := newHost(t, "[merge]\nbandwidth = \"1 MiB\"\n")
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 16 << 20}}}, "shut off")
 	h.take("web1", api.TakeRequest{})
 	h.must(h.Lab.WriteDisk(t.Context(), "web1", "vda", 0, 'a', 8<<20))

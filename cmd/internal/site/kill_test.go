@@ -139,7 +139,7 @@ func TestLibvirtdKilled(t *testing.T) {
 // then, and the merge is finished without it (FAULTS row 18).
 func TestQEMUKilledInMerge(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, "")
+	h := newHost(t, "[merge]\nbandwidth = \"8 MiB\"\n")
 	ctx := t.Context()
 	const much = 128 << 20
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: much}}}, "running")
