@@ -187,3 +187,26 @@ func TestLateThawMeetsNoFreeze(t *testing.T) {
 		t.Errorf("the next take could not freeze: %+v", op)
 	}
 }
+
+// TestOldThawLeavesALaterFreeze: who still tries to thaw for an earlier take, whose debt
+// somebody else has kept, does not end the freeze of the next one.
+func TestOldThawLeavesALaterFreeze(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	var frozen atomic.Bool
+	w.host.SetHook(func(_ context.Context, point, _ string) error {
+		if point == "SwitchToOverlays.before" {
+			w.must(w.daemon.KeepOldThaw(ctx, id, time.Now().Add(-time.Minute)))
+			g, err := w.host.Guest(id)
+			frozen.Store(err == nil && g.Frozen)
+		}
+		return nil
+	})
+	w.take(id, vps.TakeRequest{})
+	if !frozen.Load() {
+		t.Error("the disks were switched with the guest thawed")
+	}
+	if g, err := w.host.Guest(id); err != nil || g.Frozen {
+		t.Errorf("afterwards the guest is %+v, %v", g, err)
+	}
+}

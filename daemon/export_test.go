@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"time"
 
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -28,6 +29,11 @@ func (d *Daemon) WithGuest(id string) int {
 		return l.users
 	}
 	return 0
+}
+
+// KeepOldThaw is a try, late, to thaw a guest for a freeze of long ago.
+func (d *Daemon) KeepOldThaw(ctx context.Context, id string, since time.Time) error {
+	return d.keepThaw(ctx, store.Promise{VPS: id, Kind: store.PromiseThaw, Since: since})
 }
 
 // AllEventsRead says that listeners can have every event there is.

@@ -107,22 +107,25 @@ func evenWhenStopping(ctx context.Context) (context.Context, context.CancelFunc)
 func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
 	ctx, cancel := evenWhenStopping(ctx)
 	defer cancel()
-	owed, err := d.store.HasPromise(ctx, dom.ID, store.PromiseThaw)
-	if err == nil && !owed {
+	owed, err := d.store.PromiseOf(ctx, dom.ID, store.PromiseThaw)
+	if errors.Is(err, sql.ErrNoRows) {
 		return
 	}
-	if d.keepThaw(ctx, dom.ID) != nil {
-		d.insist("thaw", dom.ID, d.keepThaw)
+	owed.VPS = dom.ID // also when it cannot be read
+	if d.keepThaw(ctx, owed) != nil {
+		d.insist("thaw", dom.ID, func(ctx context.Context, _ string) error { return d.keepThaw(ctx, owed) })
 	}
 }
 
-// keepThaw tries once to keep the promise to thaw, if it is owed still.
-func (d *Daemon) keepThaw(ctx context.Context, id string) error {
-	return d.withGuest(ctx, id, func() error {
-		if owed, err := d.store.HasPromise(ctx, id, store.PromiseThaw); err == nil && !owed {
+// keepThaw tries once to keep a promise to thaw, if it is owed still. One that came
+// after it belongs to another freeze, which this try must not end.
+func (d *Daemon) keepThaw(ctx context.Context, owed store.Promise) error {
+	return d.withGuest(ctx, owed.VPS, func() error {
+		now, err := d.store.PromiseOf(ctx, owed.VPS, store.PromiseThaw)
+		if errors.Is(err, sql.ErrNoRows) || err == nil && !owed.Since.IsZero() && !now.Since.Equal(owed.Since) {
 			return nil
 		}
-		return d.thawNow(ctx, id)
+		return d.thawNow(ctx, owed.VPS)
 	})
 }
 

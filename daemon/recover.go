@@ -100,7 +100,7 @@ func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
 	}
 	var kept sync.WaitGroup
 	for _, p := range owed {
-		keep := d.keepThaw
+		keep := func(ctx context.Context, _ string) error { return d.keepThaw(ctx, p) }
 		if p.Kind == store.PromiseResume {
 			if pivoting[p.VPS] {
 				continue

@@ -108,7 +108,7 @@ func (d *Daemon) keepOwed(ctx context.Context, id string) error {
 		switch {
 		case p.VPS != id:
 		case p.Kind == store.PromiseThaw:
-			err = errors.Join(err, d.keepThaw(ctx, id))
+			err = errors.Join(err, d.keepThaw(ctx, p))
 		default:
 			err = errors.Join(err, d.keepResumeOfParked(ctx, id))
 		}

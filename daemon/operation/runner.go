@@ -165,10 +165,9 @@ func (r *Runner) Resume(ctx context.Context, op vps.Operation, also func(*store.
 		return op, err
 	}
 	// Somebody else's resuming may have come between, and been parked again.
-	if err := r.awaitEnd(r.ctx, op.ID); err != nil {
-		return op, nil // it is durable, and taken up by the next start
+	if r.awaitEnd(r.ctx, op.ID) == nil {
+		r.Start(op)
 	}
-	r.Start(op)
 	return op, nil
 }
 

@@ -39,6 +39,13 @@ func (s queries) HasPromise(ctx context.Context, vpsID string, kind PromiseKind)
 	return n > 0, err
 }
 
+// PromiseOf returns what a guest is owed of a kind, or sql.ErrNoRows.
+func (s queries) PromiseOf(ctx context.Context, vpsID string, kind PromiseKind) (Promise, error) {
+	p := Promise{VPS: vpsID, Kind: kind}
+	err := s.q.QueryRowContext(ctx, `SELECT since FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).Scan(moment{&p.Since})
+	return p, err
+}
+
 // Promise records a debt; it is no error to owe it already.
 func (t *Tx) Promise(ctx context.Context, p Promise) error {
 	return t.exec(ctx, `INSERT INTO promise (vps, kind, since) VALUES (?,?,?) ON CONFLICT DO NOTHING`, p.VPS, p.Kind, micros(p.Since))
