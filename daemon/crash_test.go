@@ -310,14 +310,14 @@ func begin(c crashCase, w *world, id string, struck <-chan struct{}, how death) 
 		return a.op, a.err
 	case <-struck:
 	}
-	if how == loseLibvirt {
-		a := <-answered
-		return a.op, a.err
+	var late <-chan time.Time
+	if how != loseLibvirt {
+		late = time.After(200 * time.Millisecond)
 	}
 	select {
 	case a := <-answered:
 		return a.op, a.err
-	case <-time.After(200 * time.Millisecond):
+	case <-late:
 		return vps.Operation{}, context.Canceled // it hangs in the request itself, or is slow
 	}
 }

@@ -12,20 +12,15 @@ import (
 func (d *Daemon) LookAtSpace(ctx context.Context) { d.lookAtSpace(ctx) }
 
 // Waiting counts who has the lock of a VPS, or waits for it.
-func (d *Daemon) Waiting(id string) int {
-	d.locks.mu.Lock()
-	defer d.locks.mu.Unlock()
-	if l := d.locks.held[id]; l != nil {
-		return l.users
-	}
-	return 0
-}
+func (d *Daemon) Waiting(id string) int { return d.locks.users(id) }
 
 // WithGuest counts who makes a guest stand still or go on, or waits for that.
-func (d *Daemon) WithGuest(id string) int {
-	d.guests.mu.Lock()
-	defer d.guests.mu.Unlock()
-	if l := d.guests.held[id]; l != nil {
+func (d *Daemon) WithGuest(id string) int { return d.guests.users(id) }
+
+func (k *keyedMutex) users(key string) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l := k.held[key]; l != nil {
 		return l.users
 	}
 	return 0

@@ -15,21 +15,22 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// hangingMerge is a VPS that is off, with a snapshot whose merge will hang in the middle.
-func hangingMerge(t *testing.T) (w *world, id string, base vps.SnapshotDisk) {
+// toBeMerged is a VPS that is off, and has written since its snapshot.
+func toBeMerged(t *testing.T) (w *world, id string) {
 	w = newWorld(t, nil)
 	id = w.vps("web1", hypervisor.Off)
 	w.take(id, vps.TakeRequest{})
 	w.write(id, "vda", 0, 'a')
-	w.host.HangNext("MergeOffline.half")
-	return w, id, w.snapshot(id).Disks[0]
+	return w, id
 }
 
 // TestMergeMakesWayForAStart: a VPS that is started while its merge copies with it
 // off is not kept waiting, and the merge goes on with it on.
 func TestMergeMakesWayForAStart(t *testing.T) {
 	for _, replace := range []bool{false, true} {
-		w, id, base := hangingMerge(t)
+		w, id := toBeMerged(t)
+		base := w.snapshot(id).Disks[0]
+		w.host.HangNext("MergeOffline.half")
 		w.host.MergeReadyAfter(2)
 		var op vps.Operation
 		var err error
@@ -97,10 +98,7 @@ func size(f *os.File) int64 {
 // TestStartWaitsForTheMergeThatHoldsTheFile: what the hook had opened was removed before
 // it had the lock, and another merge holds what is there now.
 func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
-	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Off)
-	w.take(id, vps.TakeRequest{})
-	w.write(id, "vda", 0, 'a')
+	w, id := toBeMerged(t)
 	copies, replaced := make(chan struct{}), make(chan struct{})
 	w.host.SetHook(func(ctx context.Context, point, _ string) error {
 		if point != "MergeOffline.half" {
@@ -141,10 +139,7 @@ func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
 
 // TestMergeWaitsForTheStartThatHoldsTheFile is the same for the merge.
 func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
-	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Off)
-	w.take(id, vps.TakeRequest{})
-	w.write(id, "vda", 0, 'a')
+	w, id := toBeMerged(t)
 	path := filepath.Join(w.stateDir, "merging-"+id)
 	first := w.lockedFile(path, "", unix.LOCK_SH)
 	var copied atomic.Bool

@@ -111,9 +111,8 @@ func (d *Daemon) thaw(ctx context.Context, dom hypervisor.Domain) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return
 	}
-	owed.VPS = dom.ID // also when it cannot be read
 	if d.keepThaw(ctx, owed) != nil {
-		d.insist("thaw", dom.ID, func(ctx context.Context, _ string) error { return d.keepThaw(ctx, owed) })
+		d.insist(owed, d.keepThaw)
 	}
 }
 
@@ -226,20 +225,21 @@ func (d *Daemon) letGo(ctx context.Context, id string) {
 	}
 	if err := d.keepResume(ctx, id); err != nil {
 		d.Logger.Error("guest stands still", vps.LogEvent(vps.LogGuestStandsStill), d.logAttr(id), "error", err)
-		d.insist("resume", id, d.keepResumeOfParked)
+		d.insist(store.Promise{VPS: id, Kind: store.PromiseResume}, d.keepResumeOfParked)
 	}
 }
 
 // keepResumeOfParked keeps the promise to resume, if it is owed still. It leaves a guest
 // to its operation while that is worked on: it may stand still for the next pivot.
-func (d *Daemon) keepResumeOfParked(ctx context.Context, id string) error {
+func (d *Daemon) keepResumeOfParked(ctx context.Context, owed store.Promise) error {
+	id := owed.VPS
 	return d.withGuest(ctx, id, func() error {
 		op, err := d.store.ActiveOperation(ctx, id)
 		if err == nil && op.Status != vps.StatusNeedsAttention {
 			return nil
 		}
 		_, ours := d.suspended.Load(id)
-		if owed, err := d.store.HasPromise(ctx, id, store.PromiseResume); err == nil && !owed && !ours {
+		if still, err := d.store.HasPromise(ctx, id, store.PromiseResume); err == nil && !still && !ours {
 			return nil
 		}
 		return d.resumeNow(ctx, id)
@@ -250,8 +250,8 @@ func (d *Daemon) kept(ctx context.Context, id string, kind store.PromiseKind) er
 	return d.store.Write(ctx, func(tx *store.Tx) error { return tx.Kept(ctx, id, kind) })
 }
 
-// insist does something in the background until it works or the daemon stops.
-func (d *Daemon) insist(what, id string, do func(context.Context, string) error) {
+// insist tries in the background to keep a promise, until that works or the daemon stops.
+func (d *Daemon) insist(owed store.Promise, keep func(context.Context, store.Promise) error) {
 	d.background(func(ctx context.Context) {
 		wait := 100 * time.Millisecond
 		for try := 1; ; try, wait = try+1, min(2*wait, 2*time.Second) {
@@ -260,12 +260,12 @@ func (d *Daemon) insist(what, id string, do func(context.Context, string) error)
 				return
 			case <-time.After(wait):
 			}
-			err := do(ctx, id)
+			err := keep(ctx, owed)
 			if err == nil {
 				return
 			}
 			if try&(try-1) == 0 { // ever more rarely: an agent may stay away for days
-				d.Logger.Warn("a promise to a guest is tried again", vps.LogEvent(vps.LogGuestStandsStill), "promise", what, d.logAttr(id), "tries", try, "error", err)
+				d.Logger.Warn("a promise to a guest is tried again", vps.LogEvent(vps.LogGuestStandsStill), "promise", owed.Kind, d.logAttr(owed.VPS), "tries", try, "error", err)
 			}
 		}
 	})

@@ -100,7 +100,7 @@ func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
 	}
 	var kept sync.WaitGroup
 	for _, p := range owed {
-		keep := func(ctx context.Context, _ string) error { return d.keepThaw(ctx, p) }
+		keep := d.keepThaw
 		if p.Kind == store.PromiseResume {
 			if pivoting[p.VPS] {
 				continue
@@ -108,8 +108,8 @@ func (d *Daemon) keepPromises(ctx context.Context, ops []vps.Operation) error {
 			keep = d.keepResumeOfParked
 		}
 		kept.Go(func() {
-			if keep(ctx, p.VPS) != nil {
-				d.insist(string(p.Kind), p.VPS, keep)
+			if keep(ctx, p) != nil {
+				d.insist(p, keep)
 			}
 		})
 	}

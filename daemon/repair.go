@@ -110,7 +110,7 @@ func (d *Daemon) keepOwed(ctx context.Context, id string) error {
 		case p.Kind == store.PromiseThaw:
 			err = errors.Join(err, d.keepThaw(ctx, p))
 		default:
-			err = errors.Join(err, d.keepResumeOfParked(ctx, id))
+			err = errors.Join(err, d.keepResumeOfParked(ctx, p))
 		}
 	}
 	return err

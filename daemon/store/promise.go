@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"time"
 )
 
@@ -34,12 +36,15 @@ func (s queries) Promises(ctx context.Context) ([]Promise, error) {
 
 // HasPromise says whether a guest is owed this.
 func (s queries) HasPromise(ctx context.Context, vpsID string, kind PromiseKind) (bool, error) {
-	var n int
-	err := s.q.QueryRowContext(ctx, `SELECT count(*) FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).Scan(&n)
-	return n > 0, err
+	_, err := s.PromiseOf(ctx, vpsID, kind)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
-// PromiseOf returns what a guest is owed of a kind, or sql.ErrNoRows.
+// PromiseOf returns what a guest is owed of a kind, or sql.ErrNoRows. VPS and Kind are
+// set in any case.
 func (s queries) PromiseOf(ctx context.Context, vpsID string, kind PromiseKind) (Promise, error) {
 	p := Promise{VPS: vpsID, Kind: kind}
 	err := s.q.QueryRowContext(ctx, `SELECT since FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).Scan(moment{&p.Since})
