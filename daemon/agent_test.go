@@ -74,13 +74,13 @@ func FuzzAgent(f *testing.F) {
 	f.Add([]byte{agentAgrees, agentLies, agentRefuses, agentRefuses}, strings.Repeat("x", 1<<16), uint8(2))
 	policies := []vps.Quiesce{vps.QuiescePrefer, vps.QuiesceRequire, vps.QuiesceNever}
 	f.Fuzz(func(t *testing.T, script []byte, says string, policy uint8) {
-		w := newWorld(t, func(c *daemon.Config) { c.Settings.AgentWait = 0 })
+		w := newWorld(t, func(c *daemon.Config) { c.Settings.Snapshot.AgentWait = 0 })
 		id := w.vps("web1", hypervisor.Running)
 		w.write(id, "vda", 0, 'a')
 		agent := &scriptedAgent{script: script[:min(len(script), 4)], says: marker + says, way: map[string]int{}}
 		w.host.SetHook(agent.hook)
 		quiesce := policies[int(policy)%len(policies)]
-		op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{Quiesce: quiesce}, operator))
+		op := w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Quiesce: quiesce}, operator))
 		w.claims(op, id, quiesce, agent)
 		w.eventually("the guest is thawed", func() bool { g, err := w.host.Guest(id); return err == nil && !g.Frozen })
 		if op.Status == vps.StatusSucceeded {
@@ -122,9 +122,9 @@ func (w *world) claims(op vps.Operation, id string, policy vps.Quiesce, agent *s
 // secret fails if a customer can read these words anywhere.
 func (w *world) secret(words, id string) {
 	w.t.Helper()
-	ops, err := w.daemon.Operations(ctx, vps.OperationQuery{VPS: id})
+	ops, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{VPS: id})
 	w.must(err)
-	messages, err := w.daemon.Messages(ctx, vps.MessageQuery{VPS: id})
+	messages, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id})
 	w.must(err)
 	var read []string
 	for _, op := range ops.Operations {
@@ -168,7 +168,7 @@ func TestLateThawMeetsNoFreeze(t *testing.T) {
 	<-held
 	w.setClock(time.Now().Add(time.Minute)) // it is owed for long enough to be repaired
 	repaired := make(chan error, 1)
-	go func() { _, err := w.daemon.Repair(ctx, operator); repaired <- err }()
+	go func() { _, err := w.daemon.Doctor.Repair(ctx, operator); repaired <- err }()
 	w.eventually("the repair waits for the thaw", func() bool {
 		select {
 		case err := <-repaired:

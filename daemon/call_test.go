@@ -16,7 +16,7 @@ func TestAnswerAndChangeAreOne(t *testing.T) {
 	w := newWorld(t, nil)
 	id, empty := w.vps("web1", hypervisor.Running), w.vps("web2", hypervisor.Running)
 	w.take(id, vps.TakeRequest{Description: "before"})
-	token, secret, err := w.daemon.CreateToken(ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
+	token, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
 	w.must(err)
 	cannot := errors.New("it cannot be kept")
 	call := vps.WithCall(ctx, vps.Call{Client: "c", Key: "k", Record: func(any) ([]byte, error) { return nil, cannot }})
@@ -29,40 +29,40 @@ func TestAnswerAndChangeAreOne(t *testing.T) {
 	}
 	look := func() (s state) {
 		for _, ref := range []string{id, empty} {
-			o, err := w.daemon.Option(ctx, ref)
+			o, err := w.daemon.Options.Option(ctx, ref)
 			w.must(err)
 			s.Options = append(s.Options, o)
 		}
 		s.Snapshot = w.snapshot(id).Description
-		page, err := w.daemon.Operations(ctx, vps.OperationQuery{Limit: 100})
+		page, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{Limit: 100})
 		w.must(err)
 		s.Operations = len(page.Operations)
-		all, err := w.daemon.Tokens(ctx)
+		all, err := w.daemon.Tokens.Tokens(ctx)
 		w.must(err)
 		s.Tokens = len(all)
-		_, err = w.daemon.Authenticate(ctx, secret)
+		_, err = w.daemon.Tokens.Authenticate(ctx, secret)
 		s.Works = err == nil
 		return s
 	}
 	before := look()
 	for name, do := range map[string]func() error{
-		"take": func() error { _, err := w.daemon.Take(call, empty, vps.TakeRequest{}, operator); return err },
+		"take": func() error { _, err := w.daemon.Snapshots.Take(call, empty, vps.TakeRequest{}, operator); return err },
 		"restore": func() error {
-			_, err := w.daemon.Restore(call, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			_, err := w.daemon.Snapshots.Restore(call, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 			return err
 		},
-		"delete":   func() error { _, err := w.daemon.Delete(call, id, operator); return err },
-		"describe": func() error { _, err := w.daemon.DescribeSnapshot(call, id, "after", operator); return err },
+		"delete":   func() error { _, err := w.daemon.Snapshots.Delete(call, id, operator); return err },
+		"describe": func() error { _, err := w.daemon.Snapshots.DescribeSnapshot(call, id, "after", operator); return err },
 		"order": func() error {
-			_, err := w.daemon.PutOption(call, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "B"}, operator)
+			_, err := w.daemon.Options.PutOption(call, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "B"}, operator)
 			return err
 		},
-		"cancel": func() error { _, err := w.daemon.CancelOption(call, id, true, operator); return err },
+		"cancel": func() error { _, err := w.daemon.Options.CancelOption(call, id, true, operator); return err },
 		"token": func() error {
-			_, _, err := w.daemon.CreateToken(call, vps.TokenRequest{Name: "b", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
+			_, _, err := w.daemon.Tokens.CreateToken(call, vps.TokenRequest{Name: "b", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
 			return err
 		},
-		"revoke": func() error { return w.daemon.RevokeToken(call, token.ID, operator) },
+		"revoke": func() error { return w.daemon.Tokens.RevokeToken(call, token.ID, operator) },
 	} {
 		if err := do(); !errors.Is(err, cannot) {
 			t.Errorf("%s: %v", name, err)
@@ -83,7 +83,7 @@ func TestCancelKeepsOneAnswer(t *testing.T) {
 		kept = append(kept, result)
 		return []byte("x"), nil
 	}})
-	o, err := w.daemon.CancelOption(call, id, true, operator)
+	o, err := w.daemon.Options.CancelOption(call, id, true, operator)
 	w.must(err)
 	if o.State != vps.OptionReleased || len(kept) != 1 {
 		t.Fatalf("the option is %s, and kept was %+v", o.State, kept)

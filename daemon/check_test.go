@@ -20,7 +20,7 @@ import (
 // finds fails unless Checks finds exactly these codes, and returns the findings.
 func (w *world) finds(want ...vps.CheckCode) []vps.Finding {
 	w.t.Helper()
-	r, err := w.daemon.Checks(ctx)
+	r, err := w.daemon.Doctor.Checks(ctx)
 	w.must(err)
 	w.codes(r, want...)
 	return r.Findings
@@ -50,7 +50,7 @@ func (w *world) codes(r vps.Report, want ...vps.CheckCode) {
 // repairs fails unless Repair leaves exactly these codes and failed at nothing.
 func (w *world) repairs(left ...vps.CheckCode) vps.Report {
 	w.t.Helper()
-	r, err := w.daemon.Repair(ctx, operator)
+	r, err := w.daemon.Doctor.Repair(ctx, operator)
 	w.must(err)
 	for _, done := range r.Repairs {
 		if !done.Done {
@@ -93,7 +93,7 @@ func TestNoFalseAlarm(t *testing.T) {
 			w.finds()
 			w.restore(id)
 			w.finds()
-			w.done(w.daemon.UndoRestore(ctx, id, operator))
+			w.done(w.daemon.Snapshots.UndoRestore(ctx, id, operator))
 			w.finds()
 			w.take(id, vps.TakeRequest{Replace: true})
 			w.write(id, "vdb", 0, 'b')
@@ -139,9 +139,9 @@ func TestFilesOfASnapshot(t *testing.T) {
 				if s.State != vps.SnapshotBroken || strings.Contains(s.Reason, "/") || !strings.Contains(s.Reason, "disk vda") {
 					t.Errorf("the snapshot is %s: %s", s.State, s.Reason)
 				}
-				_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
+				_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
 				w.refuses(vps.CodeVPSChanged, err)
-				_, err = w.daemon.Delete(ctx, id, operator)
+				_, err = w.daemon.Snapshots.Delete(ctx, id, operator)
 				w.refuses(vps.CodeVPSChanged, err)
 				w.repairs(c.code)
 				w.said(id, "The snapshot is broken and cannot be restored")
@@ -168,7 +168,7 @@ func TestFilesOfASnapshot(t *testing.T) {
 // said fails unless the journal has this.
 func (w *world) said(id, text string) {
 	w.t.Helper()
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{VPS: id})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id})
 	w.must(err)
 	for _, m := range page.Messages {
 		if strings.Contains(m.Text, text) {
@@ -308,7 +308,7 @@ func TestDrift(t *testing.T) {
 				w.host.Disconnect()
 				return func() {
 					w.host.Connect()
-					w.eventually("libvirt is read again", func() bool { _, err := w.daemon.ListVPS(ctx); return err == nil })
+					w.eventually("libvirt is read again", func() bool { _, err := w.daemon.Overview.ListVPS(ctx); return err == nil })
 				}
 			}},
 	}
@@ -374,7 +374,7 @@ func TestForeignOverlay(t *testing.T) {
 			if f.Path != top || f.Repairable || !strings.Contains(fmt.Sprint(f.Remedies), "blockcommit") {
 				t.Errorf("found %+v", f)
 			}
-			_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 			w.refuses(vps.CodeVPSChanged, err)
 			w.repairs(vps.CheckForeignSnapshot)
 		})
@@ -419,7 +419,7 @@ func TestParked(t *testing.T) {
 		}
 		return nil
 	})
-	op := w.ended(w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
+	op := w.ended(w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
 	if op.Status != vps.StatusNeedsAttention {
 		t.Fatalf("the restore is %s", op.Status)
 	}
@@ -428,7 +428,7 @@ func TestParked(t *testing.T) {
 		t.Errorf("found %+v", f)
 	}
 	back()
-	w.done(w.daemon.ResumeOperation(ctx, op.ID, operator))
+	w.done(w.daemon.Operations.ResumeOperation(ctx, op.ID, operator))
 	w.finds()
 }
 
@@ -468,11 +468,11 @@ func TestOldLayerLeft(t *testing.T) {
 	w.take(id, vps.TakeRequest{})
 	w.write(id, "vda", 4096, 'b')
 	w.host.MergeReadyAfter(fake.Never)
-	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+	op, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 	w.must(err)
 	w.eventually("the merge is given up", func() bool {
 		w.must(w.host.FailMerge(id, "vda"))
-		op, err = w.daemon.Operation(ctx, op.ID)
+		op, err = w.daemon.Operations.Operation(ctx, op.ID)
 		return err == nil && op.Status == vps.StatusFailed
 	})
 	w.host.MergeReadyAfter(0)
@@ -481,7 +481,7 @@ func TestOldLayerLeft(t *testing.T) {
 	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || len(f.Remedies[0].Commands) != 1 || f.Remedies[0].Commands[0].String() != want {
 		t.Fatalf("found %+v", f)
 	}
-	if _, err := w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator); vps.CodeOf(err) != vps.CodeSnapshotExists {
+	if _, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator); vps.CodeOf(err) != vps.CodeSnapshotExists {
 		t.Errorf("a second replace gives %v", err)
 	}
 	w.restore(id)
@@ -493,11 +493,4 @@ func TestOldLayerLeft(t *testing.T) {
 	w.sees(id, "vda", 4096, 'b')
 	w.sees(id, "vda", 8192, 0)
 	w.clean(id)
-}
-
-// TestSnapshotComesWhileItIsCompared: a VPS without a snapshot got one, and its deletion
-// began, between the reading of its record and that of its snapshots. The daemon died of it.
-func TestSnapshotComesWhileItIsCompared(t *testing.T) {
-	w := newWorld(t, nil)
-	w.daemon.FindingsAboutUnfinished(vps.Snapshot{ID: "snap-1", VPS: "id", State: vps.SnapshotDeleting})
 }

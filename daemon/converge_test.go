@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -19,7 +20,7 @@ func outrunMerge(w *world, id string) vps.Operation {
 	w.take(id, vps.TakeRequest{})
 	w.write(id, "vda", 0, 'b')
 	w.host.OutrunMerges()
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	return op
 }
@@ -27,7 +28,7 @@ func outrunMerge(w *world, id string) vps.Operation {
 // warnings are the texts of the VPS's warnings.
 func warnings(w *world, id string) (texts []string) {
 	w.t.Helper()
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{VPS: id, Kind: vps.MessageWarning})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id, Kind: vps.MessageWarning})
 	w.must(err)
 	for _, m := range page.Messages {
 		texts = append(texts, m.Text)
@@ -39,15 +40,15 @@ func warnings(w *world, id string) (texts []string) {
 // the guest is left alone. It ends when the guest no longer outruns it.
 func TestMergeThatIsOutrunIsTold(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, LongestStop: time.Second}
+		c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: mib, StalledAfter: time.Millisecond, LongestStop: time.Second}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	op := outrunMerge(w, id)
 	w.eventually("the operation says why it does not end", func() bool {
-		now, err := w.daemon.Operation(ctx, op.ID)
+		now, err := w.daemon.Operations.Operation(ctx, op.ID)
 		return err == nil && strings.Contains(now.Progress.Note, "writes as fast")
 	})
-	now, err := w.daemon.WaitOperation(ctx, op.ID, 2*time.Second)
+	now, err := w.daemon.Operations.WaitOperation(ctx, op.ID, 2*time.Second)
 	w.must(err)
 	if now.Status != vps.StatusRunning || now.Step != "merge" {
 		t.Errorf("the operation is %s at %s", now.Status, now.Step)
@@ -91,7 +92,7 @@ func (s *stops) watch(_ context.Context, point, _ string) error {
 func TestMergeThatIsOutrunIsHelped(t *testing.T) {
 	const longest = 200 * time.Millisecond
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true, LongestStop: longest}
+		c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: mib, StalledAfter: time.Millisecond, Help: true, LongestStop: longest}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	w.host.MergeReadyAfter(40) // looks while it stands still: more than one stop has time for
@@ -128,7 +129,7 @@ func TestMergeThatIsOutrunIsHelped(t *testing.T) {
 // TestMergeWithoutStops: longest_stop 0 lifts the limit, and no more.
 func TestMergeWithoutStops(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Merge = daemon.MergePolicy{Bandwidth: mib, StalledAfter: time.Millisecond, Help: true}
+		c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: mib, StalledAfter: time.Millisecond, Help: true}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	op := outrunMerge(w, id)
@@ -136,7 +137,7 @@ func TestMergeWithoutStops(t *testing.T) {
 		speed, err := w.host.MergeSpeed(id, "vda")
 		return err == nil && speed == 0
 	})
-	op, err := w.daemon.WaitOperation(ctx, op.ID, time.Second)
+	op, err := w.daemon.Operations.WaitOperation(ctx, op.ID, time.Second)
 	w.must(err)
 	if op.Status != vps.StatusRunning || w.state(id) != hypervisor.Running {
 		t.Errorf("the operation is %s, the guest %s", op.Status, w.state(id))
@@ -149,7 +150,7 @@ func TestMergeWithoutStops(t *testing.T) {
 // guest to help a merge lets it run, and the next one goes on.
 func TestStoppedDaemonLetsGo(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Merge = daemon.MergePolicy{StalledAfter: time.Millisecond, Help: true, LongestStop: 10 * time.Second}
+		c.Settings.Merge = merge.Policy{Limit: 2, StalledAfter: time.Millisecond, Help: true, LongestStop: 10 * time.Second}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	w.host.MergeReadyAfter(10000)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -27,7 +28,7 @@ type crashCase struct {
 var ctx = context.Background()
 
 func hasSnapshot(w *world, id string) bool {
-	_, err := w.daemon.Snapshot(ctx, id)
+	_, err := w.daemon.Snapshots.Snapshot(ctx, id)
 	return err == nil
 }
 
@@ -36,7 +37,7 @@ var crashCases = []crashCase{
 		name:    "take",
 		prepare: func(w *world, id string) { w.write(id, "vda", 0, 'a') },
 		begin: func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 		},
 		done: func(w *world, id string) {
 			w.sees(id, "vda", 0, 'a')
@@ -61,11 +62,11 @@ var crashCases = []crashCase{
 			w.write(id, "vda", 0, 'b')
 		},
 		begin: func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			return w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 		},
 		done: func(w *world, id string) {
 			w.sees(id, "vda", 0, 'a')
-			w.done(w.daemon.UndoRestore(ctx, id, operator))
+			w.done(w.daemon.Snapshots.UndoRestore(ctx, id, operator))
 			w.sees(id, "vda", 0, 'b')
 		},
 		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'b'); w.restore(id); w.sees(id, "vda", 0, 'a') },
@@ -78,7 +79,9 @@ var crashCases = []crashCase{
 			w.write(id, "vda", 0, 'b')
 			w.restore(id)
 		},
-		begin:  func(w *world, id string) (vps.Operation, error) { return w.daemon.UndoRestore(ctx, id, operator) },
+		begin: func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Snapshots.UndoRestore(ctx, id, operator)
+		},
 		done:   func(w *world, id string) { w.sees(id, "vda", 0, 'b') },
 		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a') },
 	},
@@ -92,7 +95,7 @@ var crashCases = []crashCase{
 			w.write(id, "vda", 4096, 'c')
 			w.write(id, "vda", 8192, 'd')
 		},
-		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
 		done: func(w *world, id string) {
 			if hasSnapshot(w, id) {
 				w.t.Error("the snapshot is still there")
@@ -103,7 +106,7 @@ var crashCases = []crashCase{
 	{
 		name: "delete outrun",
 		config: func(c *daemon.Config) {
-			c.Settings.Merge = daemon.MergePolicy{Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
+			c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
 		},
 		prepare: func(w *world, id string) {
 			w.write(id, "vda", 0, 'a')
@@ -112,7 +115,7 @@ var crashCases = []crashCase{
 			w.host.OutrunMerges()
 			w.host.MergeReadyAfter(4) // more looks than one stop has time for
 		},
-		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
 		done: func(w *world, id string) {
 			if hasSnapshot(w, id) {
 				w.t.Error("the snapshot is still there")
@@ -131,7 +134,7 @@ var crashCases = []crashCase{
 			w.write(id, "vda", 4096, 'c')
 		},
 		begin: func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 		},
 		done: func(w *world, id string) {
 			w.write(id, "vda", 4096, 'd')
@@ -238,7 +241,7 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 		}
 		if how == loseLibvirt {
 			host.Disconnect()
-			w.eventually("the loss is noticed", func() bool { _, err := w.daemon.ListVPS(context.Background()); return err != nil })
+			w.eventually("the loss is noticed", func() bool { _, err := w.daemon.Overview.ListVPS(context.Background()); return err != nil })
 			close(struck)
 			if strings.HasSuffix(at, ".after") {
 				return fmt.Errorf("%w: connection lost", hypervisor.ErrUnavailable)
@@ -273,7 +276,7 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 	case loseLibvirt:
 		host.SetHook(nil)
 		host.Connect()
-		w.eventually("libvirt is read again", func() bool { _, err := w.daemon.ListVPS(ctx); return err == nil })
+		w.eventually("libvirt is read again", func() bool { _, err := w.daemon.Overview.ListVPS(ctx); return err == nil })
 	default:
 		w.crash()
 		if how == killBoth {
@@ -325,7 +328,7 @@ func begin(c crashCase, w *world, id string, struck <-chan struct{}, how death) 
 // newest is the operation of a VPS that was asked for last.
 func (w *world) newest(id string) vps.Operation {
 	w.t.Helper()
-	page, err := w.daemon.Operations(ctx, vps.OperationQuery{VPS: id, Limit: 1})
+	page, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{VPS: id, Limit: 1})
 	w.must(err)
 	if len(page.Operations) == 0 {
 		return vps.Operation{}
@@ -339,7 +342,7 @@ func (w *world) finished(id string) <-chan struct{} {
 	d := w.daemon
 	go func() {
 		defer close(done)
-		_, _ = d.WaitOperation(ctx, id, 20*time.Second)
+		_, _ = d.Operations.WaitOperation(ctx, id, 20*time.Second)
 	}()
 	return done
 }

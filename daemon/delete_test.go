@@ -64,9 +64,9 @@ func (w *world) domain(id string) hypervisor.Domain {
 // VPS anew meanwhile names the half-merged base.
 func TestDefinedAnewDuringTheMerge(t *testing.T) {
 	for name, begin := range map[string]func(w *world, id string) (vps.Operation, error){
-		"delete": func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		"delete": func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
 		"replace": func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestDefinedAnewBeforeThePivot(t *testing.T) {
 			for _, d := range w.domain(id).Disks {
 				overlays = append(overlays, hypervisor.DiskSource{Target: d.Target, Path: d.Path, Format: d.Format})
 			}
-			op := w.dieAt("Pivot.before", func() (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) }, func() {})
+			op := w.dieAt("Pivot.before", func() (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) }, func() {})
 			w.must(w.host.KillGuest(id))
 			w.must(w.host.Redefine(id))
 			panel, err := fake.Open(w.hostDir)
@@ -125,7 +125,7 @@ func TestDefinedAnewBeforeThePivot(t *testing.T) {
 			}
 			w.must(panel.PointDisks(ctx, id, overlays))
 			w.must(panel.Close())
-			_, err = w.daemon.ResumeOperation(ctx, op.ID, operator)
+			_, err = w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 			w.done(op, err)
 			w.merged(id)
 		})
@@ -168,13 +168,13 @@ func TestNobodyStandsStillForAnOperator(t *testing.T) {
 		}
 		return nil
 	})
-	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 	if op.Status != vps.StatusNeedsAttention {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
 	w.eventually("the guest runs again", func() bool { return w.state(id) == hypervisor.Running })
 	w.host.SetHook(nil)
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	w.done(op, err)
 	w.standsAs(id, hypervisor.Running)
 	w.merged(id)
@@ -196,7 +196,7 @@ func TestNoGuestStandsStillWhenTheDaemonStops(t *testing.T) {
 		}
 		return nil
 	})
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	<-stopping
 	w.close()
@@ -220,13 +220,13 @@ func TestPivotRefused(t *testing.T) {
 		}
 		return nil
 	})
-	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 	if op.Status != vps.StatusNeedsAttention || op.Error.Remedy == "" {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
 	w.eventually("the guest runs again", func() bool { return w.state(id) == hypervisor.Running })
 	refuse = false
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	w.done(op, err)
 	w.merged(id)
 }
@@ -242,13 +242,13 @@ func TestMergeGivenUp(t *testing.T) {
 		}
 		return nil
 	})
-	if op := w.ended(w.daemon.Delete(ctx, id, operator)); op.Status != vps.StatusFailed {
+	if op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator)); op.Status != vps.StatusFailed {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
 	if d := w.domain(id); d.Disks[0].Job || d.Disks[1].Job {
 		t.Error("a job was left behind")
 	}
-	_, err := w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+	_, err := w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 	w.refuses(vps.CodeVPSChanged, err)
 	w.host.SetHook(nil)
 	w.delete(id)
@@ -260,9 +260,9 @@ func TestForeignSnapshotsAreNotThrownAway(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.ForeignSnapshots = 1 }))
-	_, err := w.daemon.Delete(ctx, id, operator)
+	_, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.refuses(vps.CodeVPSChanged, err)
-	_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+	_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 	w.refuses(vps.CodeVPSChanged, err)
 }
 
@@ -270,9 +270,9 @@ func TestForeignSnapshotsAreNotThrownAway(t *testing.T) {
 // was merged already. It is put right before the file goes.
 func TestOldOverlayDefinedAgain(t *testing.T) {
 	for name, begin := range map[string]func(w *world, id string) (vps.Operation, error){
-		"delete": func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		"delete": func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
 		"replace": func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -309,7 +309,7 @@ func TestCustomersSeeNoPaths(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()
 	w.host.MergeReadyAfter(fake.Never)
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	w.eventually("the merge runs", func() bool { return w.domain(id).Disks[0].Job })
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Disks[0].Path = d.Disks[0].Chain[0].Path }))
@@ -317,7 +317,7 @@ func TestCustomersSeeNoPaths(t *testing.T) {
 	if op.Status != vps.StatusNeedsAttention {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{})
 	w.must(err)
 	if text := op.Error.Detail + op.Error.Remedy + page.Messages[0].Text; strings.Contains(text, w.host.ImageDir()) {
 		t.Errorf("a customer reads %q", text)
@@ -342,7 +342,7 @@ func TestRecordLockedAtTheEnd(t *testing.T) {
 		lock, err = other.BeginTx(ctx, nil)
 		close(locked)
 	})
-	op, errDelete := w.daemon.Delete(ctx, id, operator)
+	op, errDelete := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(errDelete)
 	<-locked
 	w.must(err)
@@ -373,13 +373,13 @@ func TestResumedInThePivot(t *testing.T) {
 		w.must(w.host.KillGuest(id))
 		return hypervisor.ErrUnavailable
 	})
-	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 	if op.Status != vps.StatusNeedsAttention || op.Error.Code != vps.CodeVPSChanged || !strings.Contains(op.Error.Detail, "resumed") {
 		t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
 	}
 	base := w.snapshot(id).Disks[0]
 	w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	w.must(err)
 	w.done(op, nil)
 	w.sees(id, "vda", 4*mib, 'z')
@@ -421,14 +421,14 @@ func TestRanWhileLibvirtWasAway(t *testing.T) {
 				w.host.Connect()
 				return hypervisor.ErrUnavailable
 			})
-			op := w.ended(w.daemon.Delete(ctx, id, operator))
+			op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 			if op.Status != c.want {
 				t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
 			}
 			if op.Status == vps.StatusNeedsAttention {
 				base := w.snapshot(id).Disks[0]
 				w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
-				_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 				w.done(op, err)
 			}
 			w.sees(id, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[c.write])
@@ -493,7 +493,7 @@ func TestMergeDenied(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()
 	w.host.FailNext("AllowMerge.before", hypervisor.ErrDenied)
-	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 	if op.Status != vps.StatusFailed || op.Error == nil || !strings.Contains(op.Error.Detail, "AppArmor") || !strings.Contains(op.Error.Remedy, "shut the VPS down") {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}

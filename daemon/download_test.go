@@ -33,7 +33,7 @@ func (w *world) frozen(name string, state hypervisor.State) (id string, want []b
 
 func (w *world) link(id string, f vps.ImageFormat) vps.Download {
 	w.t.Helper()
-	d, err := w.daemon.MakeDownload(context.Background(), id, vps.DownloadRequest{Format: f}, operator)
+	d, err := w.daemon.Downloads.MakeDownload(context.Background(), id, vps.DownloadRequest{Format: f}, operator)
 	w.must(err)
 	return d
 }
@@ -41,7 +41,7 @@ func (w *world) link(id string, f vps.ImageFormat) vps.Download {
 // download opens a link; it is closed with the test.
 func (w *world) download(link string) io.ReadSeekCloser {
 	w.t.Helper()
-	_, c, err := w.daemon.OpenDownload(context.Background(), link)
+	_, c, err := w.daemon.Downloads.OpenDownload(context.Background(), link)
 	w.must(err)
 	w.t.Cleanup(func() { c.Close() })
 	return c
@@ -78,17 +78,17 @@ func TestDownload(t *testing.T) {
 		t.Error("a download outlives the daemon")
 	}
 	w.open()
-	w.eventually("the daemon knows web1", func() bool { _, err := w.daemon.ShowVPS(context.Background(), id); return err == nil })
+	w.eventually("the daemon knows web1", func() bool { _, err := w.daemon.Overview.ShowVPS(context.Background(), id); return err == nil })
 	w.write(id, "vda", 64<<10, 'd')
 	c = w.download(raw.Link)
 	rest := w.all(c, int64(len(half)))
 	w.restore(id)
-	w.done(w.daemon.UndoRestore(context.Background(), id, operator))
+	w.done(w.daemon.Snapshots.UndoRestore(context.Background(), id, operator))
 	if !bytes.Equal(append(half, rest...), want) || !bytes.Equal(w.all(c, 0), want) {
 		t.Error("the raw image is not what the disk held")
 	}
 	w.must(c.Close())
-	again, err := w.daemon.FindDownload(context.Background(), qcow2.Link)
+	again, err := w.daemon.Downloads.FindDownload(context.Background(), qcow2.Link)
 	w.must(err)
 	if !bytes.Equal(w.all(w.download(qcow2.Link), 0), image) || again.Tag() != qcow2.Tag() || int64(len(image)) != qcow2.Image.SizeBytes {
 		t.Error("the qcow2 image has other bytes after a restart")
@@ -118,10 +118,10 @@ func TestDownloadsEndBeforeTheSnapshotChanges(t *testing.T) {
 	for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
 		for name, change := range map[string]func(w *world, id string) (vps.Operation, error){
 			"delete": func(w *world, id string) (vps.Operation, error) {
-				return w.daemon.Delete(context.Background(), id, operator)
+				return w.daemon.Snapshots.Delete(context.Background(), id, operator)
 			},
 			"replace": func(w *world, id string) (vps.Operation, error) {
-				return w.daemon.Take(context.Background(), id, vps.TakeRequest{Replace: true}, operator)
+				return w.daemon.Snapshots.Take(context.Background(), id, vps.TakeRequest{Replace: true}, operator)
 			},
 		} {
 			t.Run(name+" "+string(state), func(t *testing.T) {
@@ -135,8 +135,8 @@ func TestDownloadsEndBeforeTheSnapshotChanges(t *testing.T) {
 				var refused atomic.Value
 				w.host.SetHook(func(ctx context.Context, at, _ string) error {
 					if at == "StartMerge.before" || at == "MergeOffline.before" {
-						_, _, err := w.daemon.OpenDownload(context.Background(), link.Link)
-						_, also := w.daemon.MakeDownload(context.Background(), id, vps.DownloadRequest{}, operator)
+						_, _, err := w.daemon.Downloads.OpenDownload(context.Background(), link.Link)
+						_, also := w.daemon.Downloads.MakeDownload(context.Background(), id, vps.DownloadRequest{}, operator)
 						refused.CompareAndSwap(nil, [2]vps.Code{vps.CodeOf(err), vps.CodeOf(also)})
 					}
 					return nil
@@ -153,9 +153,9 @@ func TestDownloadsEndBeforeTheSnapshotChanges(t *testing.T) {
 				if got = append(got, rest...); err == nil || !bytes.Equal(got, want[:len(got)]) {
 					t.Errorf("the download ended with %v after %d bytes, which are those of the snapshot: %v", err, len(got), bytes.Equal(got, want[:len(got)]))
 				}
-				_, _, err = w.daemon.OpenDownload(context.Background(), link.Link)
+				_, _, err = w.daemon.Downloads.OpenDownload(context.Background(), link.Link)
 				w.refuses(vps.CodeNotFound, err)
-				page, err := w.daemon.Messages(context.Background(), vps.MessageQuery{VPS: id, Kind: vps.MessageDownload})
+				page, err := w.daemon.Journal.Messages(context.Background(), vps.MessageQuery{VPS: id, Kind: vps.MessageDownload})
 				w.must(err)
 				if len(page.Messages) != 2 || page.Messages[0].Operation != op.ID || !strings.Contains(page.Messages[0].In(vps.French), "interrompus : 1") {
 					t.Errorf("the journal says %+v", page.Messages)
@@ -182,9 +182,9 @@ func TestLinksThatDoNotWork(t *testing.T) {
 	reader := w.download(revoked.Link)
 	_, err := reader.Read(make([]byte, 1))
 	w.must(err)
-	w.refuses(vps.CodeNotFound, w.daemon.RevokeDownload(ctx, other, revoked.ID, operator))
-	w.must(w.daemon.RevokeDownload(ctx, id, revoked.ID, operator))
-	w.refuses(vps.CodeNotFound, w.daemon.RevokeDownload(ctx, id, revoked.ID, operator))
+	w.refuses(vps.CodeNotFound, w.daemon.Downloads.RevokeDownload(ctx, other, revoked.ID, operator))
+	w.must(w.daemon.Downloads.RevokeDownload(ctx, id, revoked.ID, operator))
+	w.refuses(vps.CodeNotFound, w.daemon.Downloads.RevokeDownload(ctx, id, revoked.ID, operator))
 	if _, err := io.ReadAll(reader); err == nil {
 		t.Error("a download goes on although its link was revoked")
 	}
@@ -193,7 +193,7 @@ func TestLinksThatDoNotWork(t *testing.T) {
 		"revoked": revoked.Link, "of another": mine.ID + "." + signature, "cut": mine.Link[:len(mine.Link)-1],
 		"unsigned": mine.ID, "empty": "", "unknown": "dl-000000000000." + signature,
 	} {
-		_, err := w.daemon.FindDownload(ctx, link)
+		_, err := w.daemon.Downloads.FindDownload(ctx, link)
 		var e *vps.Error
 		if !errors.As(err, &e) || e.Code != vps.CodeNotFound || said != "" && e.Error() != said {
 			t.Errorf("%s: %v, and another says %s", name, err, said)
@@ -202,7 +202,7 @@ func TestLinksThatDoNotWork(t *testing.T) {
 		said = e.Error()
 	}
 	w.setClock(time.Now().Add(24*time.Hour + time.Minute))
-	_, err = w.daemon.FindDownload(ctx, mine.Link)
+	_, err = w.daemon.Downloads.FindDownload(ctx, mine.Link)
 	w.refuses(vps.CodeNotFound, err)
 }
 
@@ -215,34 +215,34 @@ func TestLinksAreListedAndCounted(t *testing.T) {
 	for range 50 {
 		w.link(id, vps.FormatRaw)
 	}
-	_, err := w.daemon.MakeDownload(ctx, id, vps.DownloadRequest{}, operator)
+	_, err := w.daemon.Downloads.MakeDownload(ctx, id, vps.DownloadRequest{}, operator)
 	w.refuses(vps.CodeRateLimited, err)
-	links, err := w.daemon.Downloads(ctx, "web1")
+	links, err := w.daemon.Downloads.Downloads(ctx, "web1")
 	w.must(err)
 	if len(links) != 50 || links[0].Link != "" || links[0].Image.SizeBytes != 8*mib || links[0].Disk != "vda" {
 		t.Fatalf("%d links, as %+v", len(links), links[:1])
 	}
-	w.must(w.daemon.RevokeDownload(ctx, id, links[7].ID, operator))
+	w.must(w.daemon.Downloads.RevokeDownload(ctx, id, links[7].ID, operator))
 	kept := w.link(id, vps.FormatRaw)
-	again, err := w.daemon.Download(ctx, kept.ID)
+	again, err := w.daemon.Downloads.Download(ctx, kept.ID)
 	w.must(err)
 	if again.Link != kept.Link {
 		t.Errorf("the link %s is %s when it is asked for by its id", kept.Link, again.Link)
 	}
-	w.done(w.daemon.Delete(ctx, id, operator))
-	_, err = w.daemon.Download(ctx, kept.ID)
+	w.done(w.daemon.Snapshots.Delete(ctx, id, operator))
+	_, err = w.daemon.Downloads.Download(ctx, kept.ID)
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.Downloads(ctx, id)
+	_, err = w.daemon.Downloads.Downloads(ctx, id)
 	w.refuses(vps.CodeNotFound, err)
 	w.take(id, vps.TakeRequest{})
 	w.link(id, vps.FormatRaw)
-	links, err = w.daemon.Downloads(ctx, id)
+	links, err = w.daemon.Downloads.Downloads(ctx, id)
 	w.must(err)
 	if len(links) != 1 {
 		t.Errorf("the next snapshot has %d links", len(links))
 	}
 	w.setClock(time.Now().Add(24*time.Hour + time.Minute))
-	links, err = w.daemon.Downloads(ctx, id)
+	links, err = w.daemon.Downloads.Downloads(ctx, id)
 	w.must(err)
 	if len(links) != 0 {
 		t.Errorf("a day later there are still %d links", len(links))
@@ -253,18 +253,18 @@ func TestWhoMayDownload(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) { c.Settings.Download.AtOnce = 3 })
 	ctx := context.Background()
 	none := w.vps("none", hypervisor.Running)
-	_, err := w.daemon.MakeDownload(ctx, none, vps.DownloadRequest{}, operator)
+	_, err := w.daemon.Downloads.MakeDownload(ctx, none, vps.DownloadRequest{}, operator)
 	w.refuses(vps.CodeNotFound, err)
 	id, _ := w.frozen("web1", hypervisor.Running)
 	for _, r := range []vps.DownloadRequest{{Disk: "vdz"}, {Disk: "../vda"}} {
-		_, err = w.daemon.MakeDownload(ctx, id, r, operator)
+		_, err = w.daemon.Downloads.MakeDownload(ctx, id, r, operator)
 		w.refuses(vps.CodeInvalid, err)
 	}
 	two := w.vps("two", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib}, hypervisor.Disk{Target: "vdb", SizeBytes: mib})
 	w.take(two, vps.TakeRequest{})
-	_, err = w.daemon.MakeDownload(ctx, two, vps.DownloadRequest{}, operator)
+	_, err = w.daemon.Downloads.MakeDownload(ctx, two, vps.DownloadRequest{}, operator)
 	w.refuses(vps.CodeInvalid, err)
-	second, err := w.daemon.MakeDownload(ctx, two, vps.DownloadRequest{Disk: "vdb"}, operator)
+	second, err := w.daemon.Downloads.MakeDownload(ctx, two, vps.DownloadRequest{Disk: "vdb"}, operator)
 	w.must(err)
 
 	link := w.link(id, vps.FormatRaw)
@@ -273,19 +273,19 @@ func TestWhoMayDownload(t *testing.T) {
 	if n, _ := w.measured("vpssnap_downloads"); n != 2 {
 		t.Errorf("two downloads run, and /metrics says %v", n)
 	}
-	_, _, err = w.daemon.OpenDownload(ctx, link.Link)
+	_, _, err = w.daemon.Downloads.OpenDownload(ctx, link.Link)
 	w.refuses(vps.CodeRateLimited, err)
 	w.download(second.Link)
 	w.must(first.Close())
 	first = w.download(link.Link)
 	third, _ := w.frozen("web3", hypervisor.Running)
-	_, _, err = w.daemon.OpenDownload(ctx, w.link(third, "").Link)
+	_, _, err = w.daemon.Downloads.OpenDownload(ctx, w.link(third, "").Link)
 	w.refuses(vps.CodeRateLimited, err)
 
 	// A base that somebody has written to is no snapshot any more.
 	snap := w.snapshot(id)
 	w.must(os.Chtimes(snap.Disks[0].Base, time.Time{}, time.Now().Add(time.Second)))
 	w.must(first.Close())
-	_, _, err = w.daemon.OpenDownload(ctx, link.Link)
+	_, _, err = w.daemon.Downloads.OpenDownload(ctx, link.Link)
 	w.refuses(vps.CodeVPSChanged, err)
 }

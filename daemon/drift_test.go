@@ -49,11 +49,11 @@ func TestBroken(t *testing.T) {
 			if reason := w.awaits(id, vps.SnapshotBroken); !strings.Contains(reason, c.reason) || strings.Contains(reason, dir) {
 				t.Errorf("the reason is %q", reason)
 			}
-			_, err := w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			_, err := w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 			w.refuses(vps.CodeVPSChanged, err)
-			_, err = w.daemon.Delete(ctx, id, operator)
+			_, err = w.daemon.Snapshots.Delete(ctx, id, operator)
 			w.refuses(vps.CodeVPSChanged, err)
-			_, err = w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			_, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 			w.refuses(vps.CodeSnapshotExists, err)
 			if c.heal == nil {
 				return
@@ -140,7 +140,7 @@ func TestBaseUsedBeforeTheTakeHadEnded(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
 	op := w.dieAt("SyncDefinition.before", func() (vps.Operation, error) {
-		return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+		return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	}, func() {})
 	w.must(w.host.Write(id, "vda", 0, 'b', 4096))
 	w.must(w.host.KillGuest(id))
@@ -170,7 +170,7 @@ func TestForget(t *testing.T) {
 	w.open()
 	w.awaits(id, vps.SnapshotBroken)
 	for _, actor := range []vps.Actor{{Name: "panel", Way: vps.WayPanel}, {Name: "vpssnapd", Way: vps.WayExpiry}} {
-		_, err := w.daemon.Delete(ctx, id, actor)
+		_, err := w.daemon.Snapshots.Delete(ctx, id, actor)
 		w.refuses(vps.CodeVPSChanged, err)
 	}
 	left := w.files()
@@ -191,7 +191,7 @@ func TestForget(t *testing.T) {
 	w.close()
 	w.open()
 	w.awaits(id, vps.SnapshotBroken)
-	_, err := w.daemon.Delete(ctx, id, operator)
+	_, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.refuses(vps.CodeVPSChanged, err)
 	w.must(os.Rename(filepath.Join(w.host.ImageDir(), "elsewhere"), filepath.Join(w.host.ImageDir(), "web1-vda.qcow2")))
 }
@@ -227,7 +227,7 @@ func TestDescriptionIsNotTakenBack(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{Description: "old"})
 	w.once("PointDisks.before", func() {
-		_, err := w.daemon.DescribeSnapshot(ctx, id, "new", operator)
+		_, err := w.daemon.Snapshots.DescribeSnapshot(ctx, id, "new", operator)
 		w.must(err)
 	})
 	w.restore(id)

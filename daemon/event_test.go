@@ -14,10 +14,10 @@ import (
 // heard reads all events after one, as a listener does.
 func (w *world) heard(after int64) []vps.Event {
 	w.t.Helper()
-	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
+	w.eventually("every event is read", func() bool { return w.daemon.Journal.AllRead(ctx) })
 	var all []vps.Event
 	for {
-		page, err := w.daemon.Events(ctx, after)
+		page, err := w.daemon.Journal.Events(ctx, after)
 		w.must(err)
 		if page.Missed {
 			w.t.Fatalf("events after %d were missed", after)
@@ -33,8 +33,8 @@ func (w *world) heard(after int64) []vps.Event {
 // lastEvent is the id of the newest event.
 func (w *world) lastEvent() int64 {
 	w.t.Helper()
-	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
-	page, err := w.daemon.Events(ctx, vps.FromNow)
+	w.eventually("every event is read", func() bool { return w.daemon.Journal.AllRead(ctx) })
+	page, err := w.daemon.Journal.Events(ctx, vps.FromNow)
 	w.must(err)
 	return page.After
 }
@@ -65,7 +65,7 @@ func TestEventsOfALife(t *testing.T) {
 		}
 	}
 	last := events[len(events)-1].ID
-	_, err := w.daemon.DescribeSnapshot(ctx, id, "renamed", operator)
+	_, err := w.daemon.Snapshots.DescribeSnapshot(ctx, id, "renamed", operator)
 	w.must(err)
 	w.restore(id)
 	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.HasPrefix(got, "snapshot.changed ") || !strings.Contains(got, "snapshot.restoring") || !strings.HasSuffix(got, "snapshot.available operation.succeeded message") {
@@ -90,7 +90,7 @@ func TestEventsSurviveTheDaemon(t *testing.T) {
 			start := w.lastEvent()
 			id := w.vps("web1", hypervisor.Running)
 			op := w.dieAt(point, func() (vps.Operation, error) {
-				return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+				return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 			}, func() {})
 			w.open()
 			w.ended(op, nil)
@@ -114,12 +114,12 @@ func TestListenersAreWoken(t *testing.T) {
 	const listeners = 100
 	heard := make(chan error, listeners)
 	for range listeners {
-		page, err := w.daemon.Events(ctx, vps.FromNow)
+		page, err := w.daemon.Journal.Events(ctx, vps.FromNow)
 		w.must(err)
 		go func() {
 			for {
 				<-page.Changed
-				next, err := w.daemon.Events(ctx, page.After)
+				next, err := w.daemon.Journal.Events(ctx, page.After)
 				if err == nil && len(next.Events) == 0 {
 					err = fmt.Errorf("woken for nothing")
 				}
@@ -142,7 +142,7 @@ func TestEventsThatAreUnknown(t *testing.T) {
 	w := newWorld(t, nil)
 	w.vps("web1", hypervisor.Running)
 	last := w.lastEvent()
-	page, err := w.daemon.Events(ctx, last+1000)
+	page, err := w.daemon.Journal.Events(ctx, last+1000)
 	w.must(err)
 	if !page.Missed || page.After != last || len(page.Events) != 0 {
 		t.Errorf("who asks for what never was gets %+v", page)
@@ -150,7 +150,7 @@ func TestEventsThatAreUnknown(t *testing.T) {
 }
 
 func TestEventOfSpace(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Space.Headroom = 1 << 30 })
 	w.vps("web1", hypervisor.Running)
 	start := w.lastEvent()
 	w.host.SetFree(1 << 20)

@@ -30,11 +30,11 @@ func (w *world) restoreOfGone(id string) (op vps.Operation, dom hypervisor.Domai
 		}
 		return nil
 	})
-	op = w.ended(w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
+	op = w.ended(w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
 	if op.Status != vps.StatusNeedsAttention {
 		w.t.Fatalf("the restore is %s", op.Status)
 	}
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
 	return op, dom
 }
 
@@ -57,7 +57,7 @@ func TestParkedAndGone(t *testing.T) {
 				if line := f.Remedies[0].Commands[1].String(); line != "vpssnap operations resume "+op.ID {
 					t.Errorf("the way back is %s", line)
 				}
-				w.done(w.daemon.ResumeOperation(ctx, op.ID, operator))
+				w.done(w.daemon.Operations.ResumeOperation(ctx, op.ID, operator))
 				w.sees(id, "vda", 0, 'a')
 				w.finds()
 				return
@@ -65,16 +65,16 @@ func TestParkedAndGone(t *testing.T) {
 			if line := f.Remedies[1].Commands[0].String(); line != "vpssnap delete "+id {
 				t.Errorf("the way out is %s", line)
 			}
-			_, err := w.daemon.Delete(ctx, id, vps.Actor{Name: "panel", Way: vps.WayPanel})
+			_, err := w.daemon.Snapshots.Delete(ctx, id, vps.Actor{Name: "panel", Way: vps.WayPanel})
 			w.refuses(vps.CodeNotFound, err)
 			w.delete(id)
-			if op, err := w.daemon.Operation(ctx, op.ID); err != nil || op.Status != vps.StatusFailed || op.Error == nil || op.EndedAt == nil {
+			if op, err := w.daemon.Operations.Operation(ctx, op.ID); err != nil || op.Status != vps.StatusFailed || op.Error == nil || op.EndedAt == nil {
 				t.Errorf("the restore is %+v, %v", op, err)
 			}
 			if now := w.files(); !slices.Equal(now, files) {
 				t.Errorf("files were %v and are %v", files, now)
 			}
-			if _, err := w.daemon.Snapshot(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
+			if _, err := w.daemon.Snapshots.Snapshot(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
 				t.Errorf("the snapshot is still recorded: %v", err)
 			}
 			w.close()
@@ -95,11 +95,11 @@ func TestGivenUpAndBack(t *testing.T) {
 	dom, err := w.host.Domain(ctx, id)
 	w.must(err)
 	w.must(w.host.Undefine(id))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
 	w.delete(id)
 	w.finds(vps.CheckVPSGone, vps.CheckOrphanOverlay)
 	w.must(w.host.DefineAgain(dom))
-	w.eventually("the VPS is back", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return err == nil })
+	w.eventually("the VPS is back", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return err == nil })
 	if f := w.finds(vps.CheckUnrecordedSnapshot)[0]; !f.Repairable {
 		t.Errorf("found %+v", f)
 	}
@@ -122,14 +122,14 @@ func TestStorageAway(t *testing.T) {
 	dom, err := w.host.Domain(ctx, id)
 	w.must(err)
 	w.must(w.host.Undefine(id))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
 	base, overlay := w.aside(disk.Base), w.aside(disk.Overlay)
 	w.repairs(vps.CheckVPSGone, vps.CheckMissingBase, vps.CheckMissingOverlay)
 	base()
 	overlay()
 	w.repairs(vps.CheckVPSGone)
 	w.must(w.host.DefineAgain(dom))
-	w.eventually("the VPS is back", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return err == nil })
+	w.eventually("the VPS is back", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return err == nil })
 	w.finds()
 	w.sees(id, "vda", 0, 'b')
 	w.restore(id)
@@ -150,7 +150,7 @@ func TestGiveUpWithOtherDisks(t *testing.T) {
 			t.Errorf("the way out is %s", lines)
 		}
 	}
-	_, err := w.daemon.Delete(ctx, id, operator)
+	_, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.refuses(vps.CodeVPSChanged, err)
 	if _, err := os.Stat(overlay); err != nil {
 		t.Error(err)

@@ -93,9 +93,9 @@ func TestHeadersAreRemembered(t *testing.T) {
 		w.take(id, vps.TakeRequest{})
 		w.must(change.make())
 		w.must(os.Chtimes(other, past, past)) // as rsync does
-		op, err := w.daemon.Delete(ctx, id, operator)
+		op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 		w.must(err)
-		op, err = w.daemon.WaitOperation(ctx, op.ID, time.Minute)
+		op, err = w.daemon.Operations.WaitOperation(ctx, op.ID, time.Minute)
 		w.must(err)
 		if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
 			t.Errorf("image %s: the deletion is %s (%v), want it refused", change.how, op.Status, op.Error)
@@ -123,9 +123,9 @@ func TestUnansweredIsNotUnshared(t *testing.T) {
 	w.take(id, vps.TakeRequest{})
 	w.vps("clone", hypervisor.Off, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}})
 	asked.late[w.image("clone")] = 1
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
-	op, err = w.daemon.WaitOperation(ctx, op.ID, time.Minute)
+	op, err = w.daemon.Operations.WaitOperation(ctx, op.ID, time.Minute)
 	w.must(err)
 	if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
 		t.Errorf("the deletion is %s (%v), want it refused", op.Status, op.Error)
@@ -144,7 +144,7 @@ func TestCloneThroughALink(t *testing.T) {
 			w.must(os.Symlink(filepath.Dir(base), link))
 			w.vps("clone", state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib,
 				Chain: []hypervisor.Layer{{Path: filepath.Join(link, filepath.Base(base)), Format: "qcow2"}}})
-			op := w.ended(w.daemon.Delete(ctx, id, operator))
+			op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 			if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeVPSChanged {
 				t.Errorf("the deletion is %s (%v), want it refused", op.Status, op.Error)
 			}

@@ -31,7 +31,7 @@ func TestHostStaysUpWhileADiskIsExchanged(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	w.restore(id)
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	w.done(op, nil)
 	want := "hold take of web1, release take of web1, hold restore of web1, release restore of web1, hold delete of web1, release delete of web1"
@@ -48,15 +48,15 @@ func TestStatusAndHealth(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
-	if got := w.daemon.Status(ctx); got != "1 VPS with a snapshot" {
+	if got := w.daemon.Overview.Status(ctx); got != "1 VPS with a snapshot" {
 		t.Errorf("status: %s", got)
 	}
-	w.must(w.daemon.Health(ctx))
+	w.must(w.daemon.Overview.Health(ctx))
 	w.host.Disconnect()
-	w.eventually("the status tells of libvirt", func() bool { return strings.Contains(w.daemon.Status(ctx), "libvirt does not answer") })
+	w.eventually("the status tells of libvirt", func() bool { return strings.Contains(w.daemon.Overview.Status(ctx), "libvirt does not answer") })
 	within, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	w.must(w.daemon.Health(within))
+	w.must(w.daemon.Overview.Health(within))
 }
 
 // TestLogTellsTheStory: the log alone says of a VPS who asked, each step, and the end.

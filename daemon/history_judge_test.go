@@ -38,7 +38,7 @@ func (h *history) operations(id string) map[string]vps.Operation {
 	all := map[string]vps.Operation{}
 	q := vps.OperationQuery{VPS: id, Limit: 500}
 	for {
-		page, err := h.daemon.Operations(ctx, q)
+		page, err := h.daemon.Operations.Operations(ctx, q)
 		h.must(err)
 		for _, op := range page.Operations {
 			all[op.ID] = op
@@ -129,7 +129,7 @@ func (h *history) authors(id string) map[string]bool {
 	names := map[string]bool{}
 	q := vps.MessageQuery{VPS: id, Kind: vps.MessageOptionChanged, Limit: 500}
 	for {
-		page, err := h.daemon.Messages(ctx, q)
+		page, err := h.daemon.Journal.Messages(ctx, q)
 		h.must(err)
 		for _, m := range page.Messages {
 			names[m.Actor.Name] = true

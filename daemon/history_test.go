@@ -240,13 +240,13 @@ func (h *history) client(number int, rng *rand.Rand) {
 		case r < 98:
 			a.what = "order"
 			h.note(id, h.call(a, func(ctx context.Context, d *daemon.Daemon, a *act) error {
-				_, err := d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: a.actor}, a.by())
+				_, err := d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: a.actor}, a.by())
 				return err
 			}))
 		default:
 			a.what, a.atOnce = "cancel-option", rng.IntN(2) == 0
 			h.note(id, h.call(a, func(ctx context.Context, d *daemon.Daemon, a *act) error {
-				o, err := d.CancelOption(ctx, id, a.atOnce, a.by())
+				o, err := d.Options.CancelOption(ctx, id, a.atOnce, a.by())
 				a.released = err == nil && o.State == vps.OptionReleased
 				return err
 			}))
@@ -320,7 +320,7 @@ func (h *history) request(id string, a act, rng *rand.Rand) string {
 func (h *history) ask(id string, a act) string {
 	if a.what == string(vps.KindRestore) {
 		h.alive.RLock()
-		snap, err := h.daemon.Snapshot(h.life, id)
+		snap, err := h.daemon.Snapshots.Snapshot(h.life, id)
 		h.alive.RUnlock()
 		if a.snapshot = snap.ID; err != nil {
 			a.snapshot = "000000000000"
@@ -330,13 +330,13 @@ func (h *history) ask(id string, a act) string {
 		var op vps.Operation
 		switch vps.Kind(a.what) {
 		case vps.KindTake:
-			op, err = d.Take(ctx, id, vps.TakeRequest{Replace: a.replace}, a.by())
+			op, err = d.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: a.replace}, a.by())
 		case vps.KindRestore:
-			op, err = d.Restore(ctx, id, vps.RestoreRequest{Confirm: a.snapshot}, a.by())
+			op, err = d.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: a.snapshot}, a.by())
 		case vps.KindUndoRestore:
-			op, err = d.UndoRestore(ctx, id, a.by())
+			op, err = d.Snapshots.UndoRestore(ctx, id, a.by())
 		case vps.KindDelete:
-			op, err = d.Delete(ctx, id, a.by())
+			op, err = d.Snapshots.Delete(ctx, id, a.by())
 		}
 		if err == nil {
 			a.operation = op.ID
@@ -353,7 +353,7 @@ func (h *history) await(op string, limit time.Duration) bool {
 	defer h.alive.RUnlock()
 	ctx, cancel := context.WithTimeout(h.life, limit)
 	defer cancel()
-	found, err := h.daemon.WaitOperation(ctx, op, limit)
+	found, err := h.daemon.Operations.WaitOperation(ctx, op, limit)
 	if err == nil && found.Status == vps.StatusNeedsAttention {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -371,12 +371,12 @@ func (h *history) await(op string, limit time.Duration) bool {
 func (h *history) cancel(id string) {
 	h.alive.RLock()
 	defer h.alive.RUnlock()
-	page, err := h.daemon.Operations(h.life, vps.OperationQuery{VPS: id, Limit: 1})
+	page, err := h.daemon.Operations.Operations(h.life, vps.OperationQuery{VPS: id, Limit: 1})
 	if err != nil || len(page.Operations) == 0 || page.Operations[0].Actor.Way == vps.WayExpiry {
 		return
 	}
 	op := page.Operations[0].ID
-	_, err = h.daemon.CancelOperation(h.life, op, operator)
+	_, err = h.daemon.Operations.CancelOperation(h.life, op, operator)
 	if err != nil && vps.CodeOf(err) != vps.CodeVPSChanged {
 		if !h.dying.Load() {
 			h.t.Errorf("cancel of %s: %v", op, err)
@@ -384,7 +384,7 @@ func (h *history) cancel(id string) {
 		err = nil // it may have been heard
 		op += " lost"
 	} else if err != nil {
-		if now, e := h.daemon.Operation(h.life, op); e == nil && !now.Status.Final() && !now.Irrevocable && now.Error == nil {
+		if now, e := h.daemon.Operations.Operation(h.life, op); e == nil && !now.Status.Final() && !now.Irrevocable && now.Error == nil {
 			h.t.Errorf("a cancel is refused, although %s of %s can be taken back: %v", now.Kind, now.VPSName, err)
 		}
 	}
@@ -421,7 +421,7 @@ func (h *history) watch(done <-chan struct{}) {
 func (h *history) newest(id string) []string {
 	h.alive.RLock()
 	defer h.alive.RUnlock()
-	page, err := h.daemon.Operations(h.life, vps.OperationQuery{VPS: id, Limit: 10})
+	page, err := h.daemon.Operations.Operations(h.life, vps.OperationQuery{VPS: id, Limit: 10})
 	if err != nil {
 		return nil
 	}
@@ -451,11 +451,11 @@ func (h *history) settle() {
 	h.host.SetHook(nil)
 	for _, id := range h.vpses {
 		h.eventually("everything has ended on "+id, func() bool {
-			v, err := h.daemon.ShowVPS(ctx, id)
+			v, err := h.daemon.Overview.ShowVPS(ctx, id)
 			over := err == nil && v.Option != nil && v.Option.GraceUntil != nil && v.Option.GraceUntil.Before(time.Now())
 			return err == nil && v.Operation == nil && !over
 		})
-		if v, err := h.daemon.ShowVPS(ctx, id); err != nil || v.Snapshot != nil && v.Option == nil {
+		if v, err := h.daemon.Overview.ShowVPS(ctx, id); err != nil || v.Snapshot != nil && v.Option == nil {
 			h.t.Errorf("a snapshot without an option, which nobody pays for and nothing deletes: %+v, %v", v.Snapshot, err)
 		}
 		look := func() {
@@ -464,7 +464,7 @@ func (h *history) settle() {
 			}
 		}
 		look()
-		if _, err := h.daemon.Snapshot(ctx, id); err != nil {
+		if _, err := h.daemon.Snapshots.Snapshot(ctx, id); err != nil {
 			h.leavesNothing(id)
 			continue
 		}

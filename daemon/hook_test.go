@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vpssnapd/daemon"
+	"vpssnapd/daemon/hook"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -19,7 +19,7 @@ func TestBeforeStart(t *testing.T) {
 	base := w.domain(id).Disks[0].Path
 	start := func(refused bool, image string) {
 		t.Helper()
-		err := daemon.BeforeStart(ctx, w.stateDir, id, "web1", []string{image})
+		err := hook.BeforeStart(ctx, w.stateDir, id, "web1", []string{image})
 		if refused != (vps.CodeOf(err) == vps.CodeVPSChanged) || err != nil && !refused {
 			t.Errorf("start on %s: %v, refused should be %v", filepath.Base(image), err, refused)
 		}
@@ -34,12 +34,12 @@ func TestBeforeStart(t *testing.T) {
 		}
 		return nil
 	})
-	op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{}, operator))
+	op := w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator))
 	overlay := w.domain(id).Disks[0].Path
 	start(true, base)
 	start(false, overlay)
 	stuck = false
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	w.done(op, err)
 	start(true, base)
 	start(false, overlay)

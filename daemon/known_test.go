@@ -18,28 +18,31 @@ func TestNameGivenAway(t *testing.T) {
 	w.take(old, vps.TakeRequest{})
 	disk := w.disk(old)
 	w.must(w.host.Undefine(old))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, old); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, old); return vps.CodeOf(err) == vps.CodeNotFound })
 	f := w.finds(vps.CheckVPSGone)[0]
 	if f.VPSName != "web1" || f.VPS != old || f.Repairable {
 		t.Errorf("found %+v", f)
 	}
 	other, err := w.host.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: mib, Format: "raw"})
 	w.must(err)
-	w.eventually("the other VPS is known", func() bool { _, err := w.daemon.ShowVPS(ctx, other); return err == nil })
+	w.eventually("the other VPS is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, other); return err == nil })
 	if f := w.finds(vps.CheckVPSRedefined)[0]; !strings.Contains(f.Detail, other) {
 		t.Errorf("found %+v", f)
 	}
 
 	for what, call := range map[string]func(ref string) error{
-		"show": func(ref string) error { _, err := w.daemon.ShowVPS(ctx, ref); return err },
+		"show": func(ref string) error { _, err := w.daemon.Overview.ShowVPS(ctx, ref); return err },
 		"restore": func(ref string) error {
-			_, err := w.daemon.Restore(ctx, ref, vps.RestoreRequest{}, operator)
+			_, err := w.daemon.Snapshots.Restore(ctx, ref, vps.RestoreRequest{}, operator)
 			return err
 		},
-		"option":   func(ref string) error { _, err := w.daemon.Option(ctx, ref); return err },
-		"messages": func(ref string) error { _, err := w.daemon.Messages(ctx, vps.MessageQuery{VPS: ref}); return err },
+		"option": func(ref string) error { _, err := w.daemon.Options.Option(ctx, ref); return err },
+		"messages": func(ref string) error {
+			_, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: ref})
+			return err
+		},
 		"order": func(ref string) error {
-			_, err := w.daemon.PutOption(ctx, ref, vps.OptionOrder{State: vps.OptionActive}, operator)
+			_, err := w.daemon.Options.PutOption(ctx, ref, vps.OptionOrder{State: vps.OptionActive}, operator)
 			return err
 		},
 	} {
@@ -47,21 +50,21 @@ func TestNameGivenAway(t *testing.T) {
 			t.Errorf("%s by the name: %v", what, err)
 		}
 	}
-	if v, err := w.daemon.ShowVPS(ctx, other); err != nil || v.Snapshot != nil || v.Option != nil {
+	if v, err := w.daemon.Overview.ShowVPS(ctx, other); err != nil || v.Snapshot != nil || v.Option != nil {
 		t.Errorf("the other VPS: %+v, %v", v, err)
 	}
-	if s, err := w.daemon.Snapshot(ctx, old); err != nil || s.State != vps.SnapshotAvailable {
+	if s, err := w.daemon.Snapshots.Snapshot(ctx, old); err != nil || s.State != vps.SnapshotAvailable {
 		t.Errorf("the record of the old one by its id: %+v, %v", s, err)
 	}
 
 	// The old one is given up by an operator and nobody else: its record goes, then its option, and the name is clear.
 	w.repairs(vps.CheckVPSRedefined)
-	_, err = w.daemon.Delete(ctx, old, vps.Actor{Name: "panel", Way: vps.WayPanel})
+	_, err = w.daemon.Snapshots.Delete(ctx, old, vps.Actor{Name: "panel", Way: vps.WayPanel})
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.Delete(ctx, "web1", operator)
+	_, err = w.daemon.Snapshots.Delete(ctx, "web1", operator)
 	w.refuses(vps.CodeVPSChanged, err)
 	w.delete(old)
-	if _, err := w.daemon.Snapshot(ctx, old); vps.CodeOf(err) != vps.CodeNotFound {
+	if _, err := w.daemon.Snapshots.Snapshot(ctx, old); vps.CodeOf(err) != vps.CodeNotFound {
 		t.Errorf("the record of a snapshot that was given up: %v", err)
 	}
 	for _, path := range []string{disk.Base, disk.Overlay} {
@@ -71,10 +74,10 @@ func TestNameGivenAway(t *testing.T) {
 	}
 	w.repairs(vps.CheckVPSRedefined, vps.CheckOrphanOverlay) // its option is left
 	w.must(os.Remove(disk.Overlay))
-	_, err = w.daemon.CancelOption(ctx, old, true, operator)
+	_, err = w.daemon.Options.CancelOption(ctx, old, true, operator)
 	w.must(err)
 	w.finds()
-	_, err = w.daemon.ShowVPS(ctx, "web1")
+	_, err = w.daemon.Overview.ShowVPS(ctx, "web1")
 	w.must(err)
 }
 
@@ -87,7 +90,7 @@ func TestNameFreedAtOnce(t *testing.T) {
 		synctest.Wait()
 		w.must(w.host.Undefine(id))
 		synctest.Wait() // no time goes by
-		if all, err := w.daemon.ListVPS(ctx); err != nil || len(all) > 0 {
+		if all, err := w.daemon.Overview.ListVPS(ctx); err != nil || len(all) > 0 {
 			t.Errorf("still known: %+v (%v)", all, err)
 		}
 	})
@@ -99,7 +102,7 @@ func TestNamesOutliveTheDaemon(t *testing.T) {
 	w := newWorld(t, nil)
 	gone, renamed := w.vps("gone", hypervisor.Off), w.vps("before", hypervisor.Off)
 	w.must(w.host.Edit(renamed, func(d *hypervisor.Domain) { d.Name = "after" }))
-	w.eventually("the new name is known", func() bool { _, err := w.daemon.ShowVPS(ctx, "after"); return err == nil })
+	w.eventually("the new name is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, "after"); return err == nil })
 	w.vps("before", hypervisor.Off, hypervisor.Disk{Target: "vda", Path: "/nowhere/at-all", SizeBytes: 1})
 	w.close()
 	w.must(w.host.Undefine(gone))
@@ -176,7 +179,7 @@ func TestAdopted(t *testing.T) {
 		t.Errorf("found %+v", f)
 	}
 	w.repairs()
-	if _, err := w.daemon.Snapshot(ctx, clone); vps.CodeOf(err) != vps.CodeNotFound {
+	if _, err := w.daemon.Snapshots.Snapshot(ctx, clone); vps.CodeOf(err) != vps.CodeNotFound {
 		t.Errorf("the clone has a snapshot: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/mail/mailtest"
+	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -23,11 +24,11 @@ const day = 24 * time.Hour
 
 // correspondent is a VPS without an option, on a clock that stands still, whose
 // daemon sends mail with sender.
-func correspondent(t *testing.T, sender daemon.Sender) (w *world, id string, now time.Time) {
+func correspondent(t *testing.T, sender notify.Sender) (w *world, id string, now time.Time) {
 	w = newWorld(t, func(c *daemon.Config) {
-		c.Settings.Grace, c.Settings.RemindBefore = 7*day, 3*day
+		c.Settings.Notify.Grace, c.Settings.Notify.RemindBefore = 7*day, 3*day
 		if sender != nil {
-			c.Senders = map[vps.DeliveryKind]daemon.Sender{vps.DeliveryMail: sender}
+			c.Senders = map[vps.DeliveryKind]notify.Sender{vps.DeliveryMail: sender}
 		}
 	})
 	now = time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
@@ -36,7 +37,7 @@ func correspondent(t *testing.T, sender daemon.Sender) (w *world, id string, now
 	w.must(err)
 	w.must(w.host.SetAgent(id, fake.AgentAnswers))
 	w.must(w.host.Start(ctx, id, false))
-	w.eventually("it is known", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return err == nil })
+	w.eventually("it is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return err == nil })
 	return w, id, now
 }
 
@@ -97,13 +98,13 @@ func TestMailsOfAnOption(t *testing.T) {
 	w.put(id, orderOf(end), vps.OptionActive) // again, which is no news
 
 	w.host.FailNext("CreateOverlay.before", hypervisor.ErrNoSpace)
-	w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{}, operator))
+	w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator))
 	arrives("web1 : le snapshot n'a pas pu être créé", "L'espace disque de l'hôte ne suffit pas.")
 	w.take(id, vps.TakeRequest{Description: "avant la mise à jour"})
 	arrives("Un snapshot de web1 a été créé", "les systèmes de fichiers ont été figés", "avant la mise à jour")
 	w.restore(id)
 	arrives("web1 a été remis dans l'état de son snapshot", "jusqu'au 22/11/2026 à 11:00 UTC", "avant la mise à jour")
-	w.done(w.daemon.UndoRestore(ctx, id, operator))
+	w.done(w.daemon.Snapshots.UndoRestore(ctx, id, operator))
 	arrives("La restauration de web1 a été annulée")
 	w.delete(id)
 	arrives("Le snapshot de web1 a été supprimé", "avant la mise à jour")
@@ -194,7 +195,7 @@ func TestReminders(t *testing.T) {
 	}
 	is := func(what string, kind mail.Kind, want ...time.Time) {
 		t.Helper()
-		w.daemon.MeetDeadlines(ctx)
+		w.daemon.Options.Meet(ctx)
 		got := reminded(kind)
 		if len(got) != len(want) {
 			t.Fatalf("%s: reminded of %v, not of %v", what, got, want)
@@ -219,7 +220,7 @@ func TestReminders(t *testing.T) {
 	w.restart(second.Add(-time.Hour)) // it was down when it was time
 	is("late", mail.OptionEnding, first, second)
 
-	_, err := w.daemon.CancelOption(ctx, id, false, orders)
+	_, err := w.daemon.Options.CancelOption(ctx, id, false, orders)
 	w.must(err)
 	kept := second.Add(-time.Hour).Add(7 * day)
 	w.setClock(kept.Add(-3*day - time.Second))
@@ -235,7 +236,7 @@ func TestReminders(t *testing.T) {
 	w.put(id, renewed, vps.OptionActive)
 	is("an end that was just read of", mail.OptionEnding, first, second)
 	w.delete(id)
-	_, err = w.daemon.CancelOption(ctx, id, false, orders)
+	_, err = w.daemon.Options.CancelOption(ctx, id, false, orders)
 	w.must(err)
 	w.setClock(w.now().Add(5 * day))
 	is("nothing is removed where nothing is", mail.SnapshotRemoval, kept)
@@ -246,7 +247,7 @@ func TestNoMail(t *testing.T) {
 	w, id, now := correspondent(t, nil)
 	w.put(id, orderOf(after(now, day)), vps.OptionActive)
 	w.take(id, vps.TakeRequest{})
-	w.daemon.MeetDeadlines(ctx)
+	w.daemon.Options.Meet(ctx)
 	if n := w.waiting(); n != 0 {
 		t.Errorf("%d mails wait, and there is no mail", n)
 	}
@@ -264,10 +265,10 @@ func TestNoMail(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := w.daemon.CancelOption(ctx, id, true, orders)
+	_, err := w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.must(err)
 	w.eventually("the deletion has failed", func() bool {
-		page, err := w.daemon.Operations(ctx, vps.OperationQuery{VPS: id})
+		page, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{VPS: id})
 		w.must(err)
 		return slices.ContainsFunc(page.Operations, func(op vps.Operation) bool {
 			return op.Kind == vps.KindDelete && (op.Status == vps.StatusFailed || op.Status == vps.StatusNeedsAttention)

@@ -41,7 +41,7 @@ func life(t *testing.T, state hypervisor.State, n int) {
 		t.Errorf("snapshot after %s: %+v", op.Result, s)
 	}
 	w.standsAs(id, state)
-	_, err := w.daemon.Take(context.Background(), id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(context.Background(), id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeSnapshotExists, err)
 
 	all(func(target string) { w.write(id, target, 0, 'b') })
@@ -49,7 +49,7 @@ func life(t *testing.T, state hypervisor.State, n int) {
 	all(func(target string) { w.sees(id, target, 0, 'a') })
 	w.standsAs(id, state)
 
-	w.done(w.daemon.UndoRestore(context.Background(), id, operator))
+	w.done(w.daemon.Snapshots.UndoRestore(context.Background(), id, operator))
 	all(func(target string) { w.sees(id, target, 0, 'b') })
 	w.standsAs(id, state)
 
@@ -67,7 +67,7 @@ func life(t *testing.T, state hypervisor.State, n int) {
 	all(func(target string) { w.sees(id, target, 0, 'b'); w.sees(id, target, 4096, 'd') })
 	w.standsAs(id, state)
 	w.clean(id)
-	_, err = w.daemon.Delete(context.Background(), id, operator)
+	_, err = w.daemon.Snapshots.Delete(context.Background(), id, operator)
 	w.refuses(vps.CodeNotFound, err)
 }
 
@@ -107,7 +107,7 @@ func TestOneAtATime(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 100 {
 		wg.Go(func() {
-			op, err := w.daemon.Take(context.Background(), id, vps.TakeRequest{}, operator)
+			op, err := w.daemon.Snapshots.Take(context.Background(), id, vps.TakeRequest{}, operator)
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -129,18 +129,18 @@ func TestRefusals(t *testing.T) {
 	w := newWorld(t, nil)
 	ctx := context.Background()
 	id := w.vps("web1", hypervisor.Running)
-	_, err := w.daemon.Take(ctx, "nobody", vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, "nobody", vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: "x"}, operator)
+	_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: "x"}, operator)
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.UndoRestore(ctx, id, operator)
+	_, err = w.daemon.Snapshots.UndoRestore(ctx, id, operator)
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.Delete(ctx, id, operator)
+	_, err = w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.refuses(vps.CodeNotFound, err)
 
 	w.take(id, vps.TakeRequest{})
 	for _, confirm := range []string{"", "000000000000"} {
-		_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: confirm}, operator)
+		_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: confirm}, operator)
 		w.refuses(vps.CodeConfirmationRequired, err)
 		if !strings.Contains(err.Error(), "the restore can be undone for 1 hour") {
 			t.Errorf("what is asked to be confirmed: %v", err)
@@ -149,8 +149,8 @@ func TestRefusals(t *testing.T) {
 
 	poor, err := w.host.Define("poor", hypervisor.Disk{Target: "vda", SizeBytes: mib})
 	w.must(err)
-	w.eventually("poor is known", func() bool { _, err := w.daemon.ShowVPS(ctx, "poor"); return err == nil })
-	_, err = w.daemon.Take(ctx, poor, vps.TakeRequest{}, operator)
+	w.eventually("poor is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, "poor"); return err == nil })
+	_, err = w.daemon.Snapshots.Take(ctx, poor, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeOptionRequired, err)
 }
 
@@ -171,7 +171,7 @@ func TestUnsupported(t *testing.T) {
 	} {
 		id := w.vps("vps-"+name, hypervisor.Running)
 		w.must(w.host.Edit(id, edit))
-		_, err := w.daemon.Take(context.Background(), id, vps.TakeRequest{}, operator)
+		_, err := w.daemon.Snapshots.Take(context.Background(), id, vps.TakeRequest{}, operator)
 		if vps.CodeOf(err) != vps.CodeUnsupportedDisk {
 			t.Errorf("%s: %v", name, err)
 		}

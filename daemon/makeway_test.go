@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vpssnapd/daemon"
+	"vpssnapd/daemon/hook"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -35,15 +35,15 @@ func TestMergeMakesWayForAStart(t *testing.T) {
 		var op vps.Operation
 		var err error
 		if replace {
-			op, err = w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			op, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 		} else {
-			op, err = w.daemon.Delete(ctx, id, operator)
+			op, err = w.daemon.Snapshots.Delete(ctx, id, operator)
 		}
 		w.must(err)
 		w.eventually("the merge copies", func() bool { return w.host.Unused(ctx, base.Base, base.BaseFormat) != nil })
-		hook, cancel := context.WithTimeout(ctx, 5*time.Second)
+		starting, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		w.must(daemon.BeforeStart(hook, w.stateDir, id, "web1", nil))
+		w.must(hook.BeforeStart(starting, w.stateDir, id, "web1", nil))
 		w.must(w.host.Start(ctx, id, false))
 		w.write(id, "vda", mib, 'b')
 		w.done(op, nil)
@@ -65,10 +65,10 @@ func TestMergeMakesWayForAStart(t *testing.T) {
 func TestNothingToMakeWayFor(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Off)
-	w.must(daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil))
+	w.must(hook.BeforeStart(ctx, w.stateDir, id, "web1", nil))
 	w.take(id, vps.TakeRequest{})
-	w.must(daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil))
-	w.must(daemon.BeforeStart(ctx, t.TempDir(), "../evil", "web1", nil))
+	w.must(hook.BeforeStart(ctx, w.stateDir, id, "web1", nil))
+	w.must(hook.BeforeStart(ctx, t.TempDir(), "../evil", "web1", nil))
 	if left, _ := filepath.Glob(filepath.Join(w.stateDir, "merging-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -110,7 +110,7 @@ func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	})
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	<-copies
 	path := filepath.Join(w.stateDir, "merging-"+id)
@@ -118,7 +118,7 @@ func TestStartWaitsForTheMergeThatHoldsTheFile(t *testing.T) {
 	w.must(err)
 	defer first.Close()
 	started := make(chan error, 1)
-	go func() { started <- daemon.BeforeStart(ctx, w.stateDir, id, "web1", nil) }()
+	go func() { started <- hook.BeforeStart(ctx, w.stateDir, id, "web1", nil) }()
 	w.eventually("the hook has asked", func() bool { return size(first) > 0 })
 	second := w.lockedFile(path, "", unix.LOCK_EX)
 	close(replaced)
@@ -149,7 +149,7 @@ func TestMergeWaitsForTheStartThatHoldsTheFile(t *testing.T) {
 		}
 		return nil
 	})
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	w.eventually("the merge waits", func() bool { return opened(path) > 1 })
 	second := w.lockedFile(path, "start", unix.LOCK_SH)

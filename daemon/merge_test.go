@@ -28,11 +28,11 @@ func TestMergeIsWatchedCalmly(t *testing.T) {
 		}
 		return nil
 	})
-	op, err := w.daemon.Delete(ctx, id, operator)
+	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	w.eventually("the merge runs", func() bool { return asked.Load() > 1 })
 	before := asked.Load()
-	op, err = w.daemon.WaitOperation(ctx, op.ID, 2*time.Second)
+	op, err = w.daemon.Operations.WaitOperation(ctx, op.ID, 2*time.Second)
 	w.must(err)
 	if n := asked.Load() - before; n > 10 {
 		t.Errorf("libvirt was asked %d times in 2 s", n)
@@ -68,7 +68,7 @@ func TestNoLiveMergeIntoAnUnclosedBase(t *testing.T) {
 	w.write(id, "vda", 0, 'b')
 	base := w.snapshot(id).Disks[0].Base
 	host.path.Store(&base)
-	op := w.ended(w.daemon.Delete(ctx, id, operator))
+	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
 	if op.Status != vps.StatusNeedsAttention {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
@@ -76,7 +76,7 @@ func TestNoLiveMergeIntoAnUnclosedBase(t *testing.T) {
 		t.Fatalf("the base is merged into by the running VPS: %+v, %v", job, err)
 	}
 	w.must(w.host.PowerOff(ctx, id))
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	w.done(op, err)
 	w.sees(id, "vda", 0, 'b')
 }
@@ -92,7 +92,7 @@ func TestNoTakeOfAnUnclosedImage(t *testing.T) {
 	id := w.vps("web1", hypervisor.Off)
 	image := w.domain(id).PersistentDisks[0].Path
 	host.path.Store(&image)
-	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeUnsupportedDisk, err)
 	var refusal *vps.Error
 	if !errors.As(err, &refusal) || !strings.Contains(refusal.Remedy, "start the VPS") {

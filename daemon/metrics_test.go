@@ -19,7 +19,7 @@ import (
 // measured returns the value of one series; labels as in kind="take".
 func (w *world) measured(name string, labels ...string) (float64, bool) {
 	w.t.Helper()
-	families, err := w.daemon.Metrics().Gather()
+	families, err := w.daemon.Metrics.Gatherer().Gather()
 	w.must(err)
 	for _, family := range families {
 		if family.GetName() != name {
@@ -87,7 +87,7 @@ func metricNames(t *testing.T) []string {
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		defer close(descs)
-		w.daemon.Metrics().(prometheus.Collector).Describe(descs)
+		w.daemon.Metrics.Gatherer().(prometheus.Collector).Describe(descs)
 	}()
 	var names []string
 	for desc := range descs {

@@ -17,7 +17,7 @@ import (
 func (w *world) adopted(id string) {
 	w.t.Helper()
 	w.eventually("the snapshot is adopted", func() bool {
-		s, err := w.daemon.Snapshot(ctx, id)
+		s, err := w.daemon.Snapshots.Snapshot(ctx, id)
 		return err == nil && s.State == vps.SnapshotAvailable
 	})
 }
@@ -26,8 +26,8 @@ func (w *world) adopted(id string) {
 func (w *world) letGo(id string) {
 	w.t.Helper()
 	w.eventually("the VPS is let go", func() bool {
-		_, err1 := w.daemon.Snapshot(ctx, id)
-		_, err2 := w.daemon.Option(ctx, id)
+		_, err1 := w.daemon.Snapshots.Snapshot(ctx, id)
+		_, err2 := w.daemon.Options.Option(ctx, id)
 		return vps.CodeOf(err1) == vps.CodeNotFound && vps.CodeOf(err2) == vps.CodeNotFound
 	})
 }
@@ -43,16 +43,16 @@ func TestMigratedAway(t *testing.T) {
 	files := w.files()
 	w.must(w.host.Depart(id))
 	w.letGo(id)
-	v, err := w.daemon.ShowVPS(ctx, id)
+	v, err := w.daemon.Overview.ShowVPS(ctx, id)
 	w.must(err)
 	for name, verdict := range map[string]vps.Verdict{"take": v.Actions.Take, "restore": v.Actions.Restore, "delete": v.Actions.Delete} {
 		if verdict.Allowed || verdict.Code != vps.CodeVPSChanged {
 			t.Errorf("%s: %+v", name, verdict)
 		}
 	}
-	_, err = w.daemon.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	_, err = w.daemon.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	w.refuses(vps.CodeVPSChanged, err)
-	_, err = w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeVPSChanged, err)
 	w.setClock(time.Now().Add(48 * time.Hour)) // its undo would be over
 	if r := w.repairs(); len(r.Repairs) > 0 {
@@ -75,26 +75,26 @@ func TestMigratedWhileAMergeWaits(t *testing.T) {
 		begin func(*world, string) (vps.Operation, error)
 		want  vps.Status
 	}{
-		"delete": {func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) }, vps.StatusFailed},
+		"delete": {func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) }, vps.StatusFailed},
 		"replace": {func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 		}, vps.StatusNeedsAttention},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, func(c *daemon.Config) { c.Settings.MergeLimit = 1 })
+			w := newWorld(t, func(c *daemon.Config) { c.Settings.Merge.Limit = 1 })
 			id, busy := w.vps("web1", hypervisor.Running), w.vps("web2", hypervisor.Running)
 			w.take(id, vps.TakeRequest{})
 			w.write(id, "vda", 0, 'b')
 			w.restore(id)
 			w.take(busy, vps.TakeRequest{})
 			w.host.MergeReadyAfter(fake.Never)
-			long, err := w.daemon.Delete(ctx, busy, operator)
+			long, err := w.daemon.Snapshots.Delete(ctx, busy, operator)
 			w.must(err)
 			w.eventually("the only place is taken", func() bool { return w.domain(busy).Disks[0].Job })
 			op, err := c.begin(w, id)
 			w.must(err)
 			w.eventually("it waits", func() bool {
-				op, err = w.daemon.Operation(ctx, op.ID)
+				op, err = w.daemon.Operations.Operation(ctx, op.ID)
 				return err == nil && (op.Step == "queue" || op.Step == "old_merge")
 			})
 			files := w.files()
@@ -118,9 +118,9 @@ func TestMigratedWhileAMergeWaits(t *testing.T) {
 // end, would keep it here.
 func TestMigratedAfterTheLastLook(t *testing.T) {
 	for point, begin := range map[string]func(*world, string) (vps.Operation, error){
-		"StartMerge.before": func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) },
+		"StartMerge.before": func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
 		"PowerOff.before": func(w *world, id string) (vps.Operation, error) {
-			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			return w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 		},
 	} {
 		t.Run(point, func(t *testing.T) {
@@ -164,20 +164,20 @@ func TestMigratedBack(t *testing.T) {
 		t.Errorf("the snapshot was %+v and is %+v", before, after)
 	}
 	w.activate(id)
-	if o, err := w.daemon.Option(ctx, id); err != nil || o.State != vps.OptionActive || o.ReleasedAt != nil {
+	if o, err := w.daemon.Options.Option(ctx, id); err != nil || o.State != vps.OptionActive || o.ReleasedAt != nil {
 		t.Errorf("the option is %+v (%v)", o, err)
 	}
 	w.finds()
-	w.done(w.daemon.UndoRestore(ctx, id, operator))
+	w.done(w.daemon.Snapshots.UndoRestore(ctx, id, operator))
 	w.sees(id, "vda", 0, 'b')
 	w.restore(id)
 	w.sees(id, "vda", 0, 'a')
 	w.delete(id)
 	w.clean(id)
 
-	_, err := w.daemon.CancelOption(ctx, id, true, operator)
+	_, err := w.daemon.Options.CancelOption(ctx, id, true, operator)
 	w.must(err)
-	o, err := w.daemon.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	o, err := w.daemon.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	if err != nil || o.State != vps.OptionReleased {
 		t.Errorf("an order whose option was cancelled makes it %s again (%v)", o.State, err)
 	}
@@ -208,7 +208,7 @@ func TestArrivesChanged(t *testing.T) {
 			change(w, disk)
 			w.open()
 			w.finds(vps.CheckUnrecordedSnapshot)
-			if _, err := w.daemon.Snapshot(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
+			if _, err := w.daemon.Snapshots.Snapshot(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
 				t.Errorf("it was adopted: %v", err)
 			}
 		})

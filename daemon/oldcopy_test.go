@@ -59,7 +59,7 @@ func (w *world) killedAtEffect(nth int, begin func() (vps.Operation, error)) (re
 	go func() {
 		defer close(ended)
 		for {
-			op, err := dying.WaitOperation(ctx, op.ID, time.Second)
+			op, err := dying.Operations.WaitOperation(ctx, op.ID, time.Second)
 			if err != nil || op.Status.Final() {
 				return
 			}
@@ -107,11 +107,11 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 	reached = w.killedAtEffect(nth, func() (vps.Operation, error) {
 		switch kind {
 		case vps.KindTake:
-			return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+			return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 		case vps.KindRestore:
-			return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			return w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 		default:
-			return w.daemon.Delete(ctx, id, operator)
+			return w.daemon.Snapshots.Delete(ctx, id, operator)
 		}
 	})
 	if !reached {
@@ -121,7 +121,7 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 	putBack := w.keepCopy()
 	w.open()
 	w.eventually("the operation has ended", func() bool {
-		page, err := w.daemon.Operations(ctx, vps.OperationQuery{Limit: 1})
+		page, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{Limit: 1})
 		return err == nil && page.Operations[0].Status.Final()
 	})
 	if hasSnapshot(w, id) {
@@ -139,11 +139,11 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 	putBack()
 	w.open()
 	w.eventually("nothing is at work", func() bool {
-		page, err := w.daemon.Operations(ctx, vps.OperationQuery{Limit: 1})
+		page, err := w.daemon.Operations.Operations(ctx, vps.OperationQuery{Limit: 1})
 		op := page.Operations[0]
 		return err == nil && (op.Status.Final() || op.Status == vps.StatusNeedsAttention)
 	})
-	w.must(func() error { _, err := w.daemon.Repair(ctx, operator); return err }())
+	w.must(func() error { _, err := w.daemon.Doctor.Repair(ctx, operator); return err }())
 	then, err := w.host.Domain(ctx, id)
 	w.must(err)
 	if then.State != now.State || then.PersistentDisks[0].Path != now.PersistentDisks[0].Path || then.Disks[0].Path != now.Disks[0].Path {
@@ -165,26 +165,26 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 func TestOldCopyBringsNothingBack(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
-	token, secret, err := w.daemon.CreateToken(ctx, vps.TokenRequest{Name: "lost", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator)
+	token, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "lost", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator)
 	w.must(err)
 	inCopy := w.lastEvent() - 1
 	w.close()
 	putBack := w.keepCopy()
 	w.open()
-	w.must(w.daemon.RevokeToken(ctx, token.ID, operator))
+	w.must(w.daemon.Tokens.RevokeToken(ctx, token.ID, operator))
 	w.take(id, vps.TakeRequest{})
 	later := w.lastEvent()
 	w.close()
 	putBack()
 	w.open()
-	_, err = w.daemon.Authenticate(ctx, secret)
+	_, err = w.daemon.Tokens.Authenticate(ctx, secret)
 	w.refuses(vps.CodeUnauthenticated, err)
 	for _, from := range []int64{inCopy, later} {
 		if !w.missedAfter(from) {
 			t.Errorf("who comes back behind event %d is not told that there is a gap", from)
 		}
 	}
-	if _, _, err := w.daemon.CreateToken(ctx, vps.TokenRequest{Name: "new", Scopes: []vps.Scope{vps.ScopeRead}}, operator); err != nil {
+	if _, _, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "new", Scopes: []vps.Scope{vps.ScopeRead}}, operator); err != nil {
 		t.Error(err)
 	}
 	if w.close(); !strings.Contains(w.log.String(), "All tokens were revoked") {
@@ -215,9 +215,9 @@ func TestNewDatabaseGivesNewIds(t *testing.T) {
 // they came with the news that some were missed.
 func (w *world) missedAfter(id int64) bool {
 	w.t.Helper()
-	w.eventually("every event is read", func() bool { return w.daemon.AllEventsRead(ctx) })
+	w.eventually("every event is read", func() bool { return w.daemon.Journal.AllRead(ctx) })
 	for {
-		page, err := w.daemon.Events(ctx, id)
+		page, err := w.daemon.Journal.Events(ctx, id)
 		w.must(err)
 		if page.Missed {
 			return true

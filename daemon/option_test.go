@@ -20,7 +20,7 @@ var orders = vps.Actor{Name: "shop", Way: vps.WayOrder}
 // put sends an order and fails unless the option is then in that state.
 func (w *world) put(id string, o vps.OptionOrder, want vps.OptionState) vps.Option {
 	w.t.Helper()
-	option, err := w.daemon.PutOption(ctx, id, o, orders)
+	option, err := w.daemon.Options.PutOption(ctx, id, o, orders)
 	w.must(err)
 	if option.State != want {
 		w.t.Fatalf("the option is %s, want %s", option.State, want)
@@ -31,7 +31,7 @@ func (w *world) put(id string, o vps.OptionOrder, want vps.OptionState) vps.Opti
 // option is the open option, or one that is released.
 func (w *world) option(id string) vps.Option {
 	w.t.Helper()
-	o, err := w.daemon.Option(ctx, id)
+	o, err := w.daemon.Options.Option(ctx, id)
 	if vps.CodeOf(err) == vps.CodeNotFound {
 		return vps.Option{State: vps.OptionReleased}
 	}
@@ -50,21 +50,21 @@ func (w *world) becomes(id string, want vps.OptionState) {
 // changes counts the messages about the option.
 func (w *world) changes(id string) int {
 	w.t.Helper()
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{VPS: id, Kind: vps.MessageOptionChanged})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id, Kind: vps.MessageOptionChanged})
 	w.must(err)
 	return len(page.Messages)
 }
 
 // newcomer is a VPS that never had an option, on a clock that stands still.
 func newcomer(t *testing.T) (w *world, id string, now time.Time) {
-	w = newWorld(t, func(c *daemon.Config) { c.Settings.Grace = 24 * time.Hour })
+	w = newWorld(t, func(c *daemon.Config) { c.Settings.Notify.Grace = 24 * time.Hour })
 	now = time.Now().UTC().Truncate(time.Second)
 	w.setClock(now)
 	id, err := w.host.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib})
 	w.must(err)
 	w.must(w.host.SetAgent(id, fake.AgentAnswers))
 	w.must(w.host.Start(ctx, id, false))
-	w.eventually("it is known", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return err == nil })
+	w.eventually("it is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return err == nil })
 	return w, id, now
 }
 
@@ -74,7 +74,7 @@ func after(t time.Time, d time.Duration) *time.Time { t = t.Add(d); return &t }
 func TestOptionLife(t *testing.T) {
 	w, id, now := newcomer(t)
 	w.put(id, vps.OptionOrder{State: vps.OptionOrdered, OrderRef: "A-1"}, vps.OptionOrdered)
-	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeOptionRequired, err)
 	o := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: after(now, time.Hour)}, vps.OptionActive)
 	if o.Price != (vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}) || o.ActivatedAt == nil {
@@ -89,7 +89,7 @@ func TestOptionLife(t *testing.T) {
 	if g := w.option(id).GraceUntil; g == nil || !g.Equal(now.Add(25*time.Hour)) {
 		t.Errorf("grace until %v", g)
 	}
-	_, err = w.daemon.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
+	_, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator)
 	w.refuses(vps.CodeOptionRequired, err)
 	w.restore(id)
 	w.sees(id, "vda", 0, 'a')
@@ -119,11 +119,11 @@ func TestOrdersMayBeSentAgain(t *testing.T) {
 	same("active", vps.OptionActive)
 	w.put(id, vps.OptionOrder{State: vps.OptionOrdered, OrderRef: "A-1"}, vps.OptionActive)
 
-	_, err := w.daemon.CancelOption(ctx, id, false, orders)
+	_, err := w.daemon.Options.CancelOption(ctx, id, false, orders)
 	w.must(err)
 	same("cancelled", vps.OptionGrace)
 	n := w.changes(id)
-	_, err = w.daemon.CancelOption(ctx, id, false, orders)
+	_, err = w.daemon.Options.CancelOption(ctx, id, false, orders)
 	w.must(err)
 	if w.changes(id) != n {
 		t.Error("a second cancel is told again")
@@ -167,19 +167,19 @@ func TestRenewal(t *testing.T) {
 
 // TestRenewedAtTheLastMoment: the deletion waits for its turn when the renewal comes.
 func TestRenewedAtTheLastMoment(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.MergeLimit = 1 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Merge.Limit = 1 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	busy := w.vps("web2", hypervisor.Running)
 	w.take(busy, vps.TakeRequest{})
 	w.host.MergeReadyAfter(fake.Never)
-	long, err := w.daemon.Delete(ctx, busy, operator)
+	long, err := w.daemon.Snapshots.Delete(ctx, busy, operator)
 	w.must(err)
 	w.eventually("the only place is taken", func() bool { return w.domain(busy).Disks[0].Job })
 
-	_, err = w.daemon.CancelOption(ctx, id, true, orders)
+	_, err = w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.must(err)
-	v, err := w.daemon.ShowVPS(ctx, id)
+	v, err := w.daemon.Overview.ShowVPS(ctx, id)
 	w.must(err)
 	if v.Operation == nil || v.Operation.Kind != vps.KindDelete {
 		t.Fatalf("no deletion waits: %+v", v.Operation)
@@ -199,17 +199,17 @@ func TestRenewedAtTheLastMoment(t *testing.T) {
 // TestCancelNow deletes the snapshot and releases the option at once, also when
 // a deletion has just failed.
 func TestCancelNow(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.Grace = 0 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Notify.Grace = 0 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.ForeignSnapshots = 1 }))
-	_, err := w.daemon.CancelOption(ctx, id, true, orders)
+	_, err := w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.must(err)
 	if w.option(id).State != vps.OptionGrace || !hasSnapshot(w, id) {
 		t.Fatal("a snapshot that cannot be deleted is gone")
 	}
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.ForeignSnapshots = 0 }))
-	_, err = w.daemon.CancelOption(ctx, id, true, orders)
+	_, err = w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.must(err)
 	w.eventually("all is over", func() bool { return w.option(id).State == vps.OptionReleased && !hasSnapshot(w, id) })
 	w.clean(id)
@@ -231,11 +231,11 @@ func TestExpiryWaitsForAnOperation(t *testing.T) {
 		<-ended
 		return nil
 	})
-	op, err := w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+	op, err := w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 	w.must(err)
 	<-reached
 	w.setClock(now.Add(100 * time.Hour))
-	_, err = w.daemon.CancelOption(ctx, id, true, orders)
+	_, err = w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.must(err)
 	if w.option(id).State != vps.OptionGrace {
 		t.Error("released in the middle of a restore")
@@ -275,7 +275,7 @@ func TestClockSetBack(t *testing.T) {
 	w.setClock(now.Add(-1000 * time.Hour))
 	w.becomes(id, vps.OptionActive)
 	w.restore(id)
-	w.done(w.daemon.UndoRestore(ctx, id, operator))
+	w.done(w.daemon.Snapshots.UndoRestore(ctx, id, operator))
 
 	w.setClock(now.Add(11 * time.Hour))
 	w.becomes(id, vps.OptionGrace)
@@ -300,23 +300,23 @@ func TestOptionOutlivesItsVPS(t *testing.T) {
 	w.take(id, vps.TakeRequest{})
 	w.must(w.host.KillGuest(id))
 	w.must(w.host.Undefine(id))
-	w.eventually("it is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, id); return err != nil })
+	w.eventually("it is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return err != nil })
 	w.setClock(now.Add(100 * time.Hour))
 	w.close()
 	w.open()
 	w.eventually("the end is noticed", func() bool {
-		page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageOptionChanged})
+		page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageOptionChanged})
 		return err == nil && page.Messages[0].Actor.Way == vps.WayExpiry
 	})
 	w.setClock(*w.option(id).GraceUntil)
 	w.close()
 	w.open()
 	w.eventually("it is said", func() bool { return strings.Contains(w.log.String(), "ended option not deleted") })
-	if o, err := w.daemon.Option(ctx, id); err != nil || o.State != vps.OptionGrace {
+	if o, err := w.daemon.Options.Option(ctx, id); err != nil || o.State != vps.OptionGrace {
 		t.Errorf("at the first look the option is %+v, %v", o, err) // it may be defined anew just now
 	}
 	w.setClock(w.option(id).GraceUntil.Add(time.Hour))
-	if o, err := w.daemon.CancelOption(ctx, id, false, orders); err != nil || w.option(id).State != vps.OptionReleased { // it looks, too
+	if o, err := w.daemon.Options.CancelOption(ctx, id, false, orders); err != nil || w.option(id).State != vps.OptionReleased { // it looks, too
 		t.Errorf("at the second look the option is %+v, %v", o, err)
 	}
 	if n := strings.Count(w.log.String(), "ended option not deleted"); n != 1 {
@@ -339,13 +339,13 @@ func TestBadOrders(t *testing.T) {
 		"price":    {State: vps.OptionActive, Price: &vps.Price{Amount: -1, Currency: "EUR"}},
 		"currency": {State: vps.OptionActive, Price: &vps.Price{Amount: 1, Currency: "EURO"}},
 	} {
-		if _, err := w.daemon.PutOption(ctx, id, order, orders); vps.CodeOf(err) != vps.CodeInvalid {
+		if _, err := w.daemon.Options.PutOption(ctx, id, order, orders); vps.CodeOf(err) != vps.CodeInvalid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err := w.daemon.CancelOption(ctx, id, true, orders)
+	_, err := w.daemon.Options.CancelOption(ctx, id, true, orders)
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.PutOption(ctx, "nobody", vps.OptionOrder{State: vps.OptionActive}, orders)
+	_, err = w.daemon.Options.PutOption(ctx, "nobody", vps.OptionOrder{State: vps.OptionActive}, orders)
 	w.refuses(vps.CodeNotFound, err)
 }
 
@@ -358,13 +358,13 @@ func TestOptionEndsWhileATakeIsAskedFor(t *testing.T) {
 	w.host.SetHook(func(_ context.Context, point, _ string) error {
 		if point == "Stat.before" { // the take has looked at the option, and not yet written
 			once.Do(func() {
-				_, err := w.daemon.CancelOption(ctx, id, true, operator)
+				_, err := w.daemon.Options.CancelOption(ctx, id, true, operator)
 				w.must(err)
 			})
 		}
 		return nil
 	})
-	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeOptionRequired, err)
 	if hasSnapshot(w, id) {
 		t.Error("there is a snapshot without an option")
@@ -391,7 +391,7 @@ func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
 	})
 	var both sync.WaitGroup
 	both.Go(func() {
-		op, err := w.daemon.Restore(context.WithValue(ctx, asker{}, true), id, vps.RestoreRequest{Confirm: snap.ID}, operator)
+		op, err := w.daemon.Snapshots.Restore(context.WithValue(ctx, asker{}, true), id, vps.RestoreRequest{Confirm: snap.ID}, operator)
 		if err != nil {
 			t.Errorf("the restore %s: %v", op.ID, err)
 		}
@@ -399,7 +399,7 @@ func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
 	<-asking
 	before := w.daemon.Waiting(id)
 	both.Go(func() {
-		if _, err := w.daemon.CancelOption(ctx, id, true, operator); err != nil {
+		if _, err := w.daemon.Options.CancelOption(ctx, id, true, operator); err != nil {
 			t.Error(err)
 		}
 	})
@@ -418,13 +418,13 @@ func TestOptionHistory(t *testing.T) {
 	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", Price: &price, EndsAt: after(now, time.Hour)}, vps.OptionActive)
 	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1"}, vps.OptionActive) // changes nothing
 	first := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-2", EndsAt: after(now, 2*time.Hour), Locale: "fr"}, vps.OptionActive)
-	_, err := w.daemon.CancelOption(ctx, id, true, operator)
+	_, err := w.daemon.Options.CancelOption(ctx, id, true, operator)
 	w.must(err)
 	second := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-3"}, vps.OptionActive)
 	var got []string
 	q := vps.OptionQuery{VPS: id, Limit: 4}
 	for {
-		page, err := w.daemon.OptionHistory(ctx, q)
+		page, err := w.daemon.Options.OptionHistory(ctx, q)
 		w.must(err)
 		for _, c := range page.Changes {
 			if want := map[bool]string{true: second.ID, false: first.ID}[len(got) == 0]; c.Option != want {

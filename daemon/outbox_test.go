@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/vps"
 )
 
@@ -51,7 +52,7 @@ func (p *postman) to(target string) []vps.Delivery {
 
 func newOutbox(t *testing.T) (*world, *postman) {
 	p := &postman{}
-	return newWorld(t, func(c *daemon.Config) { c.Senders = map[vps.DeliveryKind]daemon.Sender{vps.DeliveryMail: p} }), p
+	return newWorld(t, func(c *daemon.Config) { c.Senders = map[vps.DeliveryKind]notify.Sender{vps.DeliveryMail: p} }), p
 }
 
 func (w *world) add(target string) {
@@ -181,7 +182,7 @@ func TestOutboxGivesUp(t *testing.T) {
 	if n := len(p.to("a")) / 2; n < 20 || n > 60 {
 		t.Errorf("each was tried %d times", n)
 	}
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
 	w.must(err)
 	if len(page.Messages) != 1 || page.Messages[0].VPS != "" || page.Messages[0].Phrase != vps.PhraseMailGivenUp || !strings.Contains(page.Messages[0].Detail, "no") {
 		t.Errorf("the journal says %+v", page.Messages)

@@ -84,18 +84,18 @@ func (w *world) nvram() string {
 
 // expire lets an undo and an option end.
 func expire(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.UndoKeep, c.Settings.Grace = time.Hour, 0 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Snapshot.UndoKeep, c.Settings.Notify.Grace = time.Hour, 0 })
 	id := w.vps("web1", hypervisor.Running)
 	w.take(id, vps.TakeRequest{})
 	w.restore(id)
 	w.setClock(time.Now().Add(2 * time.Hour))
-	_, err := w.daemon.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-2"}, operator)
+	_, err := w.daemon.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-2"}, operator)
 	w.must(err)
 	w.eventually("the undo is gone", func() bool { return w.snapshot(id).UndoUntil == nil })
-	_, err = w.daemon.CancelOption(ctx, id, true, operator)
+	_, err = w.daemon.Options.CancelOption(ctx, id, true, operator)
 	w.must(err)
 	w.eventually("the option is released", func() bool {
-		v, err := w.daemon.ShowVPS(ctx, id)
+		v, err := w.daemon.Overview.ShowVPS(ctx, id)
 		return err == nil && v.Option == nil
 	})
 	w.close()
@@ -117,13 +117,13 @@ func undone(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
 	w.host.FailNext("SwitchToOverlays.before", hypervisor.ErrBusy)
-	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	op, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	if op = w.ended(op, err); op.Status != vps.StatusFailed {
 		t.Fatalf("the take ended as %s", op.Status)
 	}
 	w.take(id, vps.TakeRequest{})
 	w.host.FailNext("CreateOverlay.after", hypervisor.ErrNoSpace)
-	op, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+	op, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 	if op = w.ended(op, err); op.Status != vps.StatusFailed {
 		t.Fatalf("the restore ended as %s", op.Status)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"vpssnapd/daemon/adoption"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -16,24 +17,12 @@ import (
 type Rebuilt struct {
 	// Aside are the files of the damaged database, where they lie now.
 	Aside     []string
-	Snapshots []RebuiltSnapshot
+	Snapshots []adoption.Found
 	// Report is how the host compares with the new record.
 	Report vps.Report
 }
 
-// RebuiltSnapshot is a snapshot that was found on the host, or why it could not be recorded.
-type RebuiltSnapshot struct {
-	VPSName  string
-	Snapshot vps.Snapshot
-	Recorded bool
-	// Why says why it is not available, or not recorded.
-	Why string
-}
-
-// rebuilder is who made a record that a rebuild has found.
-var rebuilder = vps.Actor{Name: "vpssnapd rebuild", Way: vps.WayRecovery}
-
-// Rebuild makes the database of a host anew from what the definitions and files
+// Rebuild makes the database of a host again from what the definitions and files
 // of its VPSes say. A damaged one is put aside; one that is whole and not empty
 // is refused, and so is a state directory on which a daemon works. Options cannot
 // be found on the host: order systems have to order them again.
@@ -46,8 +35,8 @@ func Rebuild(ctx context.Context, c Config) (done Rebuilt, err error) {
 		return done, err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	file := filepath.Join(c.StateDir, databaseFile)
-	db, err := store.Open(ctx, file)
+	file := filepath.Join(c.StateDir, store.FileName)
+	db, err := store.Open(ctx, file, c.Now)
 	damaged := errors.Is(err, store.ErrDamaged)
 	if err != nil && !damaged {
 		return done, err
@@ -61,7 +50,7 @@ func Rebuild(ctx context.Context, c Config) (done Rebuilt, err error) {
 	domains, err := readDomains(ctx, c.Host)
 	if err == nil && damaged {
 		if done.Aside, err = store.MoveAside(file, c.Now()); err == nil {
-			db, err = store.Open(ctx, file)
+			db, err = store.Open(ctx, file, c.Now)
 		}
 	}
 	if err != nil {
@@ -75,11 +64,23 @@ func Rebuild(ctx context.Context, c Config) (done Rebuilt, err error) {
 		return done, errors.Join(err, db.Close())
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	defer d.stop()
+	defer d.group.Stop()
 	if err := d.refill(ctx, domains, &done); err != nil {
 		return done, err
 	}
 	return done, db.Accept(ctx)
+}
+
+// refill records what the host tells, and compares the host with it.
+func (d *Daemon) refill(ctx context.Context, domains []hypervisor.Domain, done *Rebuilt) (err error) {
+	if done.Snapshots, err = d.adopter.Refill(ctx, domains); err != nil {
+		return err
+	}
+	if err := d.inventory.Reload(ctx); err != nil {
+		return fmt.Errorf("everything was recorded, but not compared: %w", err)
+	}
+	done.Report, err = d.Doctor.Checks(ctx)
+	return err
 }
 
 // mustBeEmpty refuses a database that is whole and has something in it.
@@ -109,52 +110,4 @@ func readDomains(ctx context.Context, host hypervisor.Host) ([]hypervisor.Domain
 		domains = append(domains, dom)
 	}
 	return domains, nil
-}
-
-// refill records every snapshot that the host tells of, all in one transaction.
-func (d *Daemon) refill(ctx context.Context, domains []hypervisor.Domain, done *Rebuilt) error {
-	found, claimed := map[string]reconstruction{}, map[string]string{}
-	for _, dom := range domains {
-		if !speaksOfSnapshot(dom) {
-			continue
-		}
-		r := d.reconstruct(ctx, dom)
-		recorded := r.exists && !r.hopeless
-		if other := claimed[r.snap.ID]; recorded && other != "" {
-			recorded, r.why = false, "the VPS "+other+" uses its files too"
-		}
-		if recorded {
-			found[dom.ID], claimed[r.snap.ID] = r, dom.Name
-		}
-		done.Snapshots = append(done.Snapshots, RebuiltSnapshot{VPSName: dom.Name, Snapshot: r.snap, Recorded: recorded, Why: r.why})
-	}
-	err := d.store.Write(ctx, func(tx *store.Tx) error {
-		for _, dom := range domains {
-			if err := tx.SawVPS(ctx, store.KnownVPS{ID: dom.ID, Name: dom.Name, LastSeen: d.now()}); err != nil {
-				return err
-			}
-			if r, ok := found[dom.ID]; ok {
-				if err := d.recordFound(ctx, tx, dom, r, rebuilder); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("cannot record what was found: %w", err)
-	}
-	for _, dom := range domains {
-		if r, ok := found[dom.ID]; ok && r.snap.State == vps.SnapshotAvailable {
-			if err := d.rightMetadata(ctx, dom, r.snap); err != nil {
-				d.Logger.Warn("metadata not put right", vps.LogAttr(dom.ID, dom.Name), "error", err)
-			}
-		}
-	}
-	d.names.note(domains...)
-	if err := d.inventory.reload(ctx); err != nil {
-		return fmt.Errorf("everything was recorded, but not compared: %w", err)
-	}
-	done.Report, err = d.Checks(ctx)
-	return err
 }

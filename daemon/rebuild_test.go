@@ -78,12 +78,12 @@ func TestRebuild(t *testing.T) {
 					s.Consistency != old.Consistency || s.SizeBytes != old.SizeBytes || !reflect.DeepEqual(s.UndoUntil, old.UndoUntil) {
 					t.Errorf("the snapshot was %+v and is %+v", old, s)
 				}
-				if _, err := w.daemon.Option(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
+				if _, err := w.daemon.Options.Option(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
 					t.Errorf("there is an option that nobody sold: %v", err)
 				}
 			}
 			w.finds()
-			w.done(w.daemon.UndoRestore(ctx, undone, operator))
+			w.done(w.daemon.Snapshots.UndoRestore(ctx, undone, operator))
 			w.sees(undone, "vdb", 0, 'b')
 			w.restore(fresh)
 			w.sees(fresh, "vdb", 0, 'a')
@@ -243,12 +243,12 @@ func TestLostInTheMiddle(t *testing.T) {
 		on func(w *world, id string)
 	}
 	take := func(w *world, id string) (vps.Operation, error) {
-		return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+		return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	}
 	restore := func(w *world, id string) (vps.Operation, error) {
-		return w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+		return w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 	}
-	del := func(w *world, id string) (vps.Operation, error) { return w.daemon.Delete(ctx, id, operator) }
+	del := func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) }
 	finish := func(w *world, id string) {
 		if w.state(id) == hypervisor.Paused {
 			w.must(w.host.Resume(ctx, id))
@@ -298,7 +298,7 @@ func TestLostInTheMiddle(t *testing.T) {
 				t.Fatalf("the snapshot is %s (%s), want %s", s.State, s.Reason, c.want)
 			}
 			if c.want != vps.SnapshotAvailable {
-				_, err := w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
+				_, err := w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
 				w.refuses(vps.CodeVPSChanged, err)
 				if s.Reason == "" || strings.Contains(s.Reason, "/") {
 					t.Errorf("to a customer it says why: %q", s.Reason)
@@ -322,7 +322,7 @@ func TestLostInTheMiddle(t *testing.T) {
 
 func mustCheck(w *world) []vps.Finding {
 	w.t.Helper()
-	r, err := w.daemon.Checks(ctx)
+	r, err := w.daemon.Doctor.Checks(ctx)
 	w.must(err)
 	return r.Findings
 }

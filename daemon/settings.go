@@ -1,33 +1,28 @@
 package daemon
 
 import (
-	"time"
-
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/option"
+	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/vps"
 )
 
 // Settings are what may change while the daemon works (Apply).
 type Settings struct {
-	Offer vps.Offer
-	// Grace is how long a snapshot outlives its option.
-	Grace time.Duration
-	// UndoKeep is how long a restore can be undone.
-	UndoKeep time.Duration
-	// FreezeLimit is how long a guest may stand frozen, 10 s at most.
-	FreezeLimit time.Duration
-	// AgentWait is how long a restore waits for the guest to answer again.
-	AgentWait time.Duration
-	// MergeLimit is how many merges may copy at the same time.
-	MergeLimit int
-	// Merge says what is done about merges that guests outrun; its zero value: nothing.
-	Merge MergePolicy
+	// Offer is the option on sale.
+	Offer    vps.Offer
+	Snapshot snapshot.Policy
+	Guest    guest.Policy
+	Merge    merge.Policy
+	Space    space.Policy
 	// Download limits downloads; its zero value: there are none.
-	Download DownloadPolicy
-	// Headroom is how many bytes must be free for a take.
-	Headroom int64
-	// RemindBefore is how long before an option ends, or its snapshot is removed,
-	// the customer is told by e-mail.
-	RemindBefore time.Duration
+	Download download.Policy
+	// Notify says when customers are told, and how long a snapshot outlives its option.
+	Notify notify.Policy
 }
 
 // Apply lets other settings count from now on. What was decided by the old ones
@@ -35,8 +30,17 @@ type Settings struct {
 // keeps it, when fewer may copy now.
 func (d *Daemon) Apply(s Settings) {
 	d.settings.Store(&s)
-	d.merges.resize(s.MergeLimit)
+	d.merger.Apply()
 }
 
-// present is the settings in force; never nil.
-func (d *Daemon) present() *Settings { return d.settings.Load() }
+func (d *Daemon) optionPolicy() option.Policy {
+	s := d.settings.Load()
+	return option.Policy{Offer: s.Offer, Grace: s.Notify.Grace}
+}
+
+func (d *Daemon) snapshotPolicy() snapshot.Policy { return d.settings.Load().Snapshot }
+func (d *Daemon) guestPolicy() guest.Policy       { return d.settings.Load().Guest }
+func (d *Daemon) mergePolicy() merge.Policy       { return d.settings.Load().Merge }
+func (d *Daemon) spacePolicy() space.Policy       { return d.settings.Load().Space }
+func (d *Daemon) downloadPolicy() download.Policy { return d.settings.Load().Download }
+func (d *Daemon) notifyPolicy() notify.Policy     { return d.settings.Load().Notify }

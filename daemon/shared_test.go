@@ -23,18 +23,21 @@ func TestImageWithTwoNames(t *testing.T) {
 			other, err := w.host.Define("web2", hypervisor.Disk{Target: "vda", Path: twin, SizeBytes: 8 * mib})
 			w.must(err)
 			known := func() {
-				w.eventually("the daemon knows web2", func() bool { _, err := w.daemon.ShowVPS(ctx, other); return err == nil })
+				w.eventually("the daemon knows web2", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, other); return err == nil })
 			}
 			known()
-			_, err = w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+			_, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 			w.refuses(vps.CodeUnsupportedDisk, err)
 			w.must(w.host.Undefine(other))
-			w.eventually("web2 is gone", func() bool { _, err := w.daemon.ShowVPS(ctx, other); return vps.CodeOf(err) == vps.CodeNotFound })
+			w.eventually("web2 is gone", func() bool {
+				_, err := w.daemon.Overview.ShowVPS(ctx, other)
+				return vps.CodeOf(err) == vps.CodeNotFound
+			})
 			w.take(id, vps.TakeRequest{})
 			other, err = w.host.Define("web2", hypervisor.Disk{Target: "vda", Path: twin, SizeBytes: 8 * mib})
 			w.must(err)
 			known()
-			_, err = w.daemon.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+			_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
 			w.refuses(vps.CodeVPSChanged, err)
 		})
 	}

@@ -12,10 +12,10 @@ import (
 
 // TestHeadroom (FAULTS row 25): a take is refused below the headroom, with the numbers.
 func TestHeadroom(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Space.Headroom = 1 << 30 })
 	id := w.vps("web1", hypervisor.Running)
 	w.host.SetFree(1<<30 - 1)
-	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeInsufficientSpace, err)
 	for _, number := range []string{"1073741823", "1073741824"} {
 		if !strings.Contains(err.Error(), number) {
@@ -34,12 +34,12 @@ func TestHeadroom(t *testing.T) {
 func TestStarvedGuestRunsOn(t *testing.T) {
 	for reason, runs := range map[hypervisor.PauseReason]bool{
 		hypervisor.PausedByNoSpace: true, hypervisor.PausedByIO: false, hypervisor.PausedByUser: false} {
-		w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+		w := newWorld(t, func(c *daemon.Config) { c.Settings.Space.Headroom = 1 << 30 })
 		id := w.vps("web1", hypervisor.Running)
 		w.host.SetFree(0)
 		w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.State, d.PauseReason = hypervisor.Paused, reason }))
 		w.eventually("the pause is known", func() bool {
-			v, err := w.daemon.ShowVPS(ctx, id)
+			v, err := w.daemon.Overview.ShowVPS(ctx, id)
 			return err == nil && v.State == vps.StatePaused
 		})
 		w.daemon.LookAtSpace(ctx)
@@ -56,13 +56,13 @@ func TestStarvedGuestRunsOn(t *testing.T) {
 
 // TestSpaceIsTold: crossing a level writes one message, with the forecast.
 func TestSpaceIsTold(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Space.Headroom = 1 << 30 })
 	w.host.SetFree(100 << 30)
 	start := w.now()
 	w.setClock(start)
 	w.vps("web1", hypervisor.Running)
 	said := func() []string {
-		page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageSpace})
+		page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageSpace})
 		w.must(err)
 		var texts []string
 		for _, m := range page.Messages {
@@ -91,7 +91,7 @@ func TestSpaceIsTold(t *testing.T) {
 // TestRoomThatComesBack: the room of an overlay that was just removed comes back a
 // little later. A take waits for it where it would be refused, and only there.
 func TestRoomThatComesBack(t *testing.T) {
-	w := newWorld(t, func(c *daemon.Config) { c.Settings.Headroom = 1 << 30 })
+	w := newWorld(t, func(c *daemon.Config) { c.Settings.Space.Headroom = 1 << 30 })
 	id := w.vps("web1", hypervisor.Off)
 	comesBack, waits := int64(1<<30), 0
 	w.host.SetHook(func(_ context.Context, point, _ string) error {
@@ -114,6 +114,6 @@ func TestRoomThatComesBack(t *testing.T) {
 	w.delete(id)
 	comesBack = 1<<30 - 1
 	w.host.SetFree(1 << 20)
-	_, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeInsufficientSpace, err)
 }

@@ -52,7 +52,7 @@ func TestLibvirtForgetsTheSwitch(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	w.write(id, "vda", 0, 'a')
 	op := w.dieAt("SwitchToOverlays.half", func() (vps.Operation, error) {
-		return w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+		return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	}, func() {
 		w.must(w.host.Edit(id, func(d *hypervisor.Domain) {
 			disk := &d.Disks[0]
@@ -68,7 +68,7 @@ func TestLibvirtForgetsTheSwitch(t *testing.T) {
 		t.Fatalf("the overlay that QEMU writes to is gone: %v", files)
 	}
 	w.must(w.host.KillGuest(id)) // as the remedy says
-	_, err := w.daemon.ResumeOperation(ctx, op.ID, operator)
+	_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 	if op = w.ended(op, err); op.Status != vps.StatusFailed {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
@@ -96,7 +96,7 @@ func TestSwitchStillUnderWay(t *testing.T) {
 		}
 		return nil
 	})
-	if op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)); op.Status != vps.StatusFailed {
+	if op := w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)); op.Status != vps.StatusFailed {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
 	if tooEarly.Load() {
@@ -113,7 +113,7 @@ func TestWrittenOverlayIsNeverRemoved(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	w.write(id, "vda", 0, 'a')
 	op := w.dieAt("SwitchToOverlays.half", func() (vps.Operation, error) {
-		return w.daemon.Take(ctx, id, vps.TakeRequest{Quiesce: vps.QuiesceNever}, operator)
+		return w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Quiesce: vps.QuiesceNever}, operator)
 	}, func() {
 		overlay := filepath.Join(w.host.ImageDir(), w.files()[0])
 		made, err := os.Stat(overlay)
@@ -145,7 +145,7 @@ func TestNeverAskedIsNeverThawed(t *testing.T) {
 		}
 		return nil
 	})
-	op := w.ended(w.daemon.Take(ctx, id, vps.TakeRequest{Quiesce: vps.QuiesceRequire}, operator))
+	op := w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Quiesce: vps.QuiesceRequire}, operator))
 	if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeGuestUnresponsive {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
@@ -170,7 +170,7 @@ func TestNoGuestStaysFrozenWhenTheDaemonStops(t *testing.T) {
 		}
 		return nil
 	})
-	op, err := w.daemon.Take(ctx, id, vps.TakeRequest{}, operator)
+	op, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.must(err)
 	<-frozen
 	w.close()

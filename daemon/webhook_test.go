@@ -96,7 +96,7 @@ func (w *world) hook(p *panels, path string, types ...vps.EventType) vps.Webhook
 	w.t.Helper()
 	p.mu.Lock() // nothing of it arrives before its secret is known
 	defer p.mu.Unlock()
-	made, err := w.daemon.CreateWebhook(ctx, p.serve.URL+path, types, operator)
+	made, err := w.daemon.Webhooks.CreateWebhook(ctx, p.serve.URL+path, types, operator)
 	w.must(err)
 	p.hooks[path] = made
 	return made
@@ -104,7 +104,7 @@ func (w *world) hook(p *panels, path string, types ...vps.EventType) vps.Webhook
 
 func (w *world) webhook(id string) vps.Webhook {
 	w.t.Helper()
-	now, err := w.daemon.Webhook(ctx, id)
+	now, err := w.daemon.Webhooks.Webhook(ctx, id)
 	w.must(err)
 	return now
 }
@@ -148,8 +148,8 @@ func TestWebhooksOfALife(t *testing.T) {
 	if now.DeliveredAt == nil || now.FailedAt != nil || now.Waiting != 0 || now.LastError != "" {
 		t.Errorf("it fares %+v", now)
 	}
-	w.must(w.daemon.DeleteWebhook(ctx, all.ID, operator))
-	w.refuses(vps.CodeNotFound, w.daemon.DeleteWebhook(ctx, all.ID, operator))
+	w.must(w.daemon.Webhooks.DeleteWebhook(ctx, all.ID, operator))
+	w.refuses(vps.CodeNotFound, w.daemon.Webhooks.DeleteWebhook(ctx, all.ID, operator))
 	before := len(p.at("/all"))
 	w.delete(id)
 	w.eventually("the other is told on", func() bool { return len(p.at("/some")) == 2 && w.waiting() == 0 })
@@ -163,7 +163,7 @@ func TestWebhookOfSpace(t *testing.T) {
 	w, p := newHooks(t)
 	config := w.config
 	w.close()
-	w.config = func(c *daemon.Config) { config(c); c.Settings.Headroom = 1 << 30 }
+	w.config = func(c *daemon.Config) { config(c); c.Settings.Space.Headroom = 1 << 30 }
 	w.open()
 	w.hook(p, "/a", vps.EventSpaceCritical, vps.EventSpaceOK)
 	w.vps("web1", hypervisor.Running)
@@ -267,13 +267,13 @@ func TestWebhookGone(t *testing.T) {
 	if now := w.webhook(hook.ID); now.Waiting != 0 || now.LastError != "the receiver answered 410" || len(p.at("/a")) != n {
 		t.Errorf("it is told on: %+v", now)
 	}
-	got, err := w.daemon.TestWebhook(ctx, hook.ID)
+	got, err := w.daemon.Webhooks.TestWebhook(ctx, hook.ID)
 	w.must(err)
 	if got.Delivered || got.Error != "the receiver answered 410" || w.webhook(hook.ID).DisabledAt == nil {
 		t.Errorf("a test of it: %+v", got)
 	}
 	p.answers(nil)
-	got, err = w.daemon.TestWebhook(ctx, hook.ID)
+	got, err = w.daemon.Webhooks.TestWebhook(ctx, hook.ID)
 	w.must(err)
 	if all := p.at("/a"); !got.Delivered || got.Error != "" || all[len(all)-1].Type != vps.EventWebhookTest {
 		t.Errorf("a test of it when it is back: %+v, %+v", got, all)
@@ -292,7 +292,7 @@ func TestWebhookGivenUp(t *testing.T) {
 	w.vps("web1", hypervisor.Running)
 	w.eventually("it was tried", func() bool { return w.webhook(hook.ID).FailedAt != nil })
 	w.eventually("it is given up", func() bool { w.later(2 * time.Hour); return w.waiting() == 0 })
-	page, err := w.daemon.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
 	w.must(err)
 	if len(page.Messages) != 1 || page.Messages[0].Phrase != vps.PhraseWebhookGivenUp || !strings.Contains(page.Messages[0].Detail, hook.ID) ||
 		strings.Contains(page.Messages[0].Text, hook.ID) {
@@ -311,20 +311,20 @@ func TestWebhookGivenUp(t *testing.T) {
 func TestWebhooksThatAreRefused(t *testing.T) {
 	w, p := newHooks(t)
 	for _, url := range []string{"http://127.0.0.1/", "https://127.0.0.2/", "https://jo:pw@panel.example.net/", "panel"} {
-		_, err := w.daemon.CreateWebhook(ctx, url, nil, operator)
+		_, err := w.daemon.Webhooks.CreateWebhook(ctx, url, nil, operator)
 		w.refuses(vps.CodeInvalid, err)
 	}
 	for _, kind := range []vps.EventType{vps.EventMessage, vps.EventOperationStep, vps.EventMissed, vps.EventWebhookTest, "disk.full"} {
-		_, err := w.daemon.CreateWebhook(ctx, p.serve.URL, []vps.EventType{kind}, operator)
+		_, err := w.daemon.Webhooks.CreateWebhook(ctx, p.serve.URL, []vps.EventType{kind}, operator)
 		w.refuses(vps.CodeInvalid, err)
 	}
 	for i := range 32 {
 		w.hook(p, fmt.Sprintf("/%d", i))
 	}
-	_, err := w.daemon.CreateWebhook(ctx, p.serve.URL, nil, operator)
+	_, err := w.daemon.Webhooks.CreateWebhook(ctx, p.serve.URL, nil, operator)
 	w.refuses(vps.CodeInvalid, err)
-	_, err = w.daemon.TestWebhook(context.Background(), "wh-404")
+	_, err = w.daemon.Webhooks.TestWebhook(context.Background(), "wh-404")
 	w.refuses(vps.CodeNotFound, err)
-	_, err = w.daemon.Webhook(ctx, "wh-404")
+	_, err = w.daemon.Webhooks.Webhook(ctx, "wh-404")
 	w.refuses(vps.CodeNotFound, err)
 }

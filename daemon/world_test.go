@@ -13,6 +13,11 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -62,12 +67,8 @@ func (w *world) tryOpen() error {
 	}
 	c := daemon.Config{
 		Host: host, StateDir: w.stateDir, Version: "test",
-		Settings: daemon.Settings{
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
-			Download: daemon.DownloadPolicy{AtOnce: 3},
-		},
-		Logger: slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
+		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}, Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}, Download: download.Policy{AtOnce: 3}},
+		Logger:   slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
 	}
 	if w.config != nil {
 		w.config(&c)
@@ -132,7 +133,7 @@ func (w *world) vps(name string, state hypervisor.State, disks ...hypervisor.Dis
 		w.must(w.host.Suspend(context.Background(), id))
 	}
 	w.eventually("the daemon knows "+name, func() bool {
-		v, err := w.daemon.ShowVPS(context.Background(), name)
+		v, err := w.daemon.Overview.ShowVPS(context.Background(), name)
 		return err == nil && v.ID == id
 	})
 	w.activate(id)
@@ -141,7 +142,7 @@ func (w *world) vps(name string, state hypervisor.State, disks ...hypervisor.Dis
 
 func (w *world) activate(id string) {
 	w.t.Helper()
-	_, err := w.daemon.PutOption(context.Background(), id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	_, err := w.daemon.Options.PutOption(context.Background(), id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	w.must(err)
 }
 
@@ -177,17 +178,17 @@ func (w *world) state(id string) hypervisor.State {
 
 func (w *world) take(id string, r vps.TakeRequest) vps.Operation {
 	w.t.Helper()
-	return w.done(w.daemon.Take(context.Background(), id, r, operator))
+	return w.done(w.daemon.Snapshots.Take(context.Background(), id, r, operator))
 }
 
 func (w *world) restore(id string) vps.Operation {
 	w.t.Helper()
-	return w.done(w.daemon.Restore(context.Background(), id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
+	return w.done(w.daemon.Snapshots.Restore(context.Background(), id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
 }
 
 func (w *world) delete(id string) vps.Operation {
 	w.t.Helper()
-	return w.done(w.daemon.Delete(context.Background(), id, operator))
+	return w.done(w.daemon.Snapshots.Delete(context.Background(), id, operator))
 }
 
 // done waits for an operation and fails unless it succeeds.
@@ -203,7 +204,7 @@ func (w *world) done(op vps.Operation, err error) vps.Operation {
 func (w *world) ended(op vps.Operation, err error) vps.Operation {
 	w.t.Helper()
 	w.must(err)
-	op, err = w.daemon.WaitOperation(context.Background(), op.ID, 20*time.Second)
+	op, err = w.daemon.Operations.WaitOperation(context.Background(), op.ID, 20*time.Second)
 	w.must(err)
 	if !op.Status.Final() && op.Status != vps.StatusNeedsAttention {
 		w.t.Fatalf("%s has not ended: %s at %s\n%s", op.Kind, op.Status, op.Step, w.log.String())
@@ -213,7 +214,7 @@ func (w *world) ended(op vps.Operation, err error) vps.Operation {
 
 func (w *world) snapshot(id string) vps.Snapshot {
 	w.t.Helper()
-	s, err := w.daemon.Snapshot(context.Background(), id)
+	s, err := w.daemon.Snapshots.Snapshot(context.Background(), id)
 	w.must(err)
 	return s
 }

@@ -68,7 +68,7 @@ func (h *handlers) resolve(ctx context.Context, ref string) (string, error) {
 	if !who.bound() {
 		return ref, nil
 	}
-	return h.service.FindVPS(ctx, ref, who.token)
+	return h.services.Tokens.FindVPS(ctx, ref, who.token)
 }
 
 // find is resolve for the journal, which outlives its VPS: an id is not looked up.
@@ -79,7 +79,7 @@ func (h *handlers) find(ctx context.Context, ref string) (string, error) {
 	if id := strings.ToLower(ref); uuidForm.MatchString(id) {
 		return id, nil
 	}
-	v, err := h.service.ShowVPS(ctx, ref)
+	v, err := h.services.Overview.ShowVPS(ctx, ref)
 	return v.ID, err
 }
 

@@ -14,6 +14,11 @@ import (
 	"vpssnapd/api"
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
@@ -66,12 +71,8 @@ func (w *wholeSite) open(t testing.TB) {
 	check(t, err)
 	w.daemon, err = daemon.Open(context.Background(), daemon.Config{
 		Host: host, StateDir: w.stateDir, Version: "test",
-		Settings: daemon.Settings{
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
-			Download: daemon.DownloadPolicy{AtOnce: 3},
-			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
-		},
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
+		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}, Download: download.Policy{AtOnce: 3}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}}},
+		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
 		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, AllowHTTP: true}, WebhookBody: server.WebhookBody,
 	})
 	check(t, err)

@@ -18,6 +18,19 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Downloads hands frozen disks out.
+type Downloads interface {
+	MakeDownload(ctx context.Context, ref string, r vps.DownloadRequest, a vps.Actor) (vps.Download, error)
+	RevokeDownload(ctx context.Context, ref, id string, a vps.Actor) error
+	// Downloads returns what links there are, but not the links; Download one with it.
+	Downloads(ctx context.Context, ref string) ([]vps.Download, error)
+	Download(ctx context.Context, id string) (vps.Download, error)
+	// FindDownload returns what a link is for; OpenDownload its image, too, whose
+	// reads fail when it is cut off.
+	FindDownload(ctx context.Context, link string) (vps.Download, error)
+	OpenDownload(ctx context.Context, link string) (vps.Download, io.ReadSeekCloser, error)
+}
+
 // linkPath is where links point to. What follows must not be logged.
 const linkPath = "/v1/downloads/"
 
@@ -36,7 +49,7 @@ func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject
 	if err != nil {
 		return nil, err
 	}
-	d, err := h.service.MakeDownload(ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor)
+	d, err := h.services.Downloads.MakeDownload(ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +61,7 @@ func (h *handlers) ListDownloads(ctx context.Context, r ListDownloadsRequestObje
 	if err != nil {
 		return nil, err
 	}
-	all, err := h.service.Downloads(ctx, id)
+	all, err := h.services.Downloads.Downloads(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +73,7 @@ func (h *handlers) RevokeDownload(ctx context.Context, r RevokeDownloadRequestOb
 	if err != nil {
 		return nil, err
 	}
-	if err := h.service.RevokeDownload(ctx, id, r.Download, callerOf(ctx).actor); err != nil {
+	if err := h.services.Downloads.RevokeDownload(ctx, id, r.Download, callerOf(ctx).actor); err != nil {
 		return nil, err
 	}
 	return RevokeDownload204Response{}, nil
@@ -89,7 +102,7 @@ func wireDownloadLink(d vps.Download) api.DownloadLink {
 }
 
 func (h *handlers) DescribeDownload(ctx context.Context, r DescribeDownloadRequestObject) (DescribeDownloadResponseObject, error) {
-	d, err := h.service.FindDownload(ctx, r.Link)
+	d, err := h.services.Downloads.FindDownload(ctx, r.Link)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +116,7 @@ type nopCloser struct{ io.ReadSeeker }
 func (nopCloser) Close() error { return nil }
 
 func (h *handlers) Download(ctx context.Context, r DownloadRequestObject) (DownloadResponseObject, error) {
-	d, image, err := h.service.OpenDownload(ctx, r.Link)
+	d, image, err := h.services.Downloads.OpenDownload(ctx, r.Link)
 	if err != nil {
 		return nil, err
 	}

@@ -41,14 +41,14 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 		if err != nil {
 			return nil, err
 		}
-		if _, err := h.service.ShowVPS(ctx, id); vps.CodeOf(err) == vps.CodeNotFound && !h.remembered(ctx, id) {
+		if _, err := h.services.Overview.ShowVPS(ctx, id); vps.CodeOf(err) == vps.CodeNotFound && !h.remembered(ctx, id) {
 			return nil, vps.Errorf(vps.CodeNotFound, "no such VPS")
 		}
 		s.vps = id
 	}
 	s.types = value(r.Params.Type)
 	s.look()
-	page, err := h.service.Events(ctx, s.after)
+	page, err := h.services.Journal.Events(ctx, s.after)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 
 // remembered says that the journal knows a VPS that is gone.
 func (h *handlers) remembered(ctx context.Context, id string) bool {
-	page, err := h.service.Messages(ctx, vps.MessageQuery{VPS: id, Limit: 1})
+	page, err := h.services.Journal.Messages(ctx, vps.MessageQuery{VPS: id, Limit: 1})
 	return err == nil && len(page.Messages) > 0
 }
 
@@ -122,7 +122,7 @@ func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
 			}
 		}
 		if err == nil {
-			page, err = s.h.service.Events(s.ctx, s.after)
+			page, err = s.h.services.Journal.Events(s.ctx, s.after)
 		}
 	}
 	return s.end(err)

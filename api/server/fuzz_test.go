@@ -23,6 +23,10 @@ import (
 	"vpssnapd/api/server"
 	"vpssnapd/api/server/servertest"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -212,10 +216,7 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	log := slog.New(slog.DiscardHandler)
 	d, err := daemon.Open(context.Background(), daemon.Config{
 		Host: host, StateDir: f.TempDir(), Version: "test", Logger: log,
-		Settings: daemon.Settings{
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 1,
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
-		},
+		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 1}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}}},
 	})
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })

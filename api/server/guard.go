@@ -63,7 +63,7 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 	if err := tooMany(c, s.failures.wait(addr), vps.Say("too many wrong tokens came from this address")); err != nil {
 		return nil, err
 	}
-	token, err := s.service.Authenticate(c.Request().Context(), secret)
+	token, err := s.services.Tokens.Authenticate(c.Request().Context(), secret)
 	if vps.CodeOf(err) == vps.CodeUnauthenticated {
 		s.failures.spend(addr)
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd", error="invalid_token"`)

@@ -9,10 +9,18 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Overview shows the host and its VPSes.
+type Overview interface {
+	ListVPS(ctx context.Context) ([]vps.VPS, error)
+	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
+	Host(ctx context.Context) (vps.Host, error)
+	Ready(ctx context.Context) error
+}
+
 // handlers implements the generated StrictServerInterface. A handler runs only
 // after guard, checkQuery, readBody and validation let the request through.
 type handlers struct {
-	service Service
+	services Services
 	// closing ends when the server shuts down.
 	closing context.Context
 	// heartbeat is how long a stream of events is silent at most.
@@ -28,7 +36,7 @@ type handlers struct {
 var _ StrictServerInterface = (*handlers)(nil)
 
 func (h *handlers) ListVPS(ctx context.Context, _ ListVPSRequestObject) (ListVPSResponseObject, error) {
-	all, err := h.service.ListVPS(ctx)
+	all, err := h.services.Overview.ListVPS(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +55,7 @@ func (h *handlers) ShowVPS(ctx context.Context, r ShowVPSRequestObject) (ShowVPS
 	if err != nil {
 		return nil, err
 	}
-	v, err := h.service.ShowVPS(ctx, id)
+	v, err := h.services.Overview.ShowVPS(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -55,11 +63,11 @@ func (h *handlers) ShowVPS(ctx context.Context, r ShowVPSRequestObject) (ShowVPS
 }
 
 func (h *handlers) ListOffers(context.Context, ListOffersRequestObject) (ListOffersResponseObject, error) {
-	return ListOffers200JSONResponse{Offers: each(h.service.Offers(), wireOffer)}, nil
+	return ListOffers200JSONResponse{Offers: each(h.services.Options.Offers(), wireOffer)}, nil
 }
 
 func (h *handlers) ShowHost(ctx context.Context, _ ShowHostRequestObject) (ShowHostResponseObject, error) {
-	host, err := h.service.Host(ctx)
+	host, err := h.services.Overview.Host(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +80,7 @@ func (h *handlers) ShowHealth(context.Context, ShowHealthRequestObject) (ShowHea
 
 // ShowReadiness is open to everybody, and so gives no reason.
 func (h *handlers) ShowReadiness(ctx context.Context, _ ShowReadinessRequestObject) (ShowReadinessResponseObject, error) {
-	if err := h.service.Ready(ctx); err != nil {
+	if err := h.services.Overview.Ready(ctx); err != nil {
 		return nil, vps.Errorf(vps.CodeHypervisorUnavailable, "vpssnapd is not ready").Because(err)
 	}
 	return ShowReadiness200JSONResponse{Status: "ready"}, nil

@@ -8,6 +8,12 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Journal knows what happened.
+type Journal interface {
+	Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error)
+	Events(ctx context.Context, after int64) (vps.EventPage, error)
+}
+
 func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequestObject) (ListVPSMessagesResponseObject, error) {
 	id, err := h.find(ctx, r.VPS)
 	if err != nil {
@@ -16,7 +22,7 @@ func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequest
 	list, err := h.messages(ctx, id, api.ListMessagesParams(r.Params))
 	if err == nil && len(list.Messages) == 0 {
 		// Nothing is known of it: is there such a VPS at all?
-		_, err = h.service.ShowVPS(ctx, id)
+		_, err = h.services.Overview.ShowVPS(ctx, id)
 	}
 	return ListVPSMessages200JSONResponse(list), err
 }
@@ -37,7 +43,7 @@ func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesPa
 	reader := readerOf(ctx)
 	list := api.MessageList{Messages: []api.Message{}}
 	for range mostPages {
-		page, err := h.service.Messages(ctx, q)
+		page, err := h.services.Journal.Messages(ctx, q)
 		if err != nil {
 			return api.MessageList{}, err
 		}

@@ -15,14 +15,14 @@ import (
 // text format of Prometheus. What could be gathered is sent: one figure that
 // cannot be read must not hide the others.
 func (h *handlers) ShowMetrics(ctx context.Context, _ ShowMetricsRequestObject) (ShowMetricsResponseObject, error) {
-	host, err := h.service.Host(ctx)
+	host, err := h.services.Overview.Host(ctx)
 	if err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
 	hostFigures(registry, host)
 	storageFigures(registry, host.Storage)
-	families, err := prometheus.Gatherers{registry, h.service.Metrics()}.Gather()
+	families, err := prometheus.Gatherers{registry, h.services.Metrics}.Gather()
 	if err != nil && len(families) == 0 {
 		return nil, fmt.Errorf("cannot gather the metrics: %w", err)
 	}

@@ -18,6 +18,12 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Answers knows what calls were answered.
+type Answers interface {
+	// Answered returns what was kept of an answer (vps.Call), and the call's sum.
+	Answered(ctx context.Context, client, key string) (answer []byte, sum [sha256.Size]byte, err error)
+}
+
 const (
 	headerKey   = "Idempotency-Key"
 	headerETag  = "ETag"
@@ -103,7 +109,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 			return err
 		}
 		defer release()
-		answer, sum, err := s.service.Answered(r.Context(), call.Client, call.Key)
+		answer, sum, err := s.services.Answers.Answered(r.Context(), call.Client, call.Key)
 		switch {
 		case err != nil:
 			return err
@@ -147,14 +153,14 @@ func (s *Server) repeat(c echo.Context, answer []byte) error {
 func (s *Server) withSecret(ctx context.Context, k kept) (any, error) {
 	switch {
 	case k.Renew != "":
-		secret, err := s.service.RenewSecret(ctx, k.Renew)
+		secret, err := s.services.Tokens.RenewSecret(ctx, k.Renew)
 		if err != nil {
 			return nil, err
 		}
 		made := api.NewToken{Secret: secret}
 		return made, json.Unmarshal(k.Body, &made.Token)
 	case strings.HasPrefix(k.SecretOf, "wh-"):
-		w, err := s.service.Webhook(ctx, k.SecretOf)
+		w, err := s.services.Webhooks.Webhook(ctx, k.SecretOf)
 		if err != nil {
 			return nil, err
 		}
@@ -163,7 +169,7 @@ func (s *Server) withSecret(ctx context.Context, k kept) (any, error) {
 		made.Secret = w.Secret
 		return made, err
 	}
-	d, err := s.service.Download(ctx, k.SecretOf)
+	d, err := s.services.Downloads.Download(ctx, k.SecretOf)
 	if err != nil {
 		return nil, err
 	}

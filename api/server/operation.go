@@ -9,6 +9,15 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Operations knows the long work.
+type Operations interface {
+	Operation(ctx context.Context, id string) (vps.Operation, error)
+	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)
+	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
+	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+}
+
 const (
 	defaultLimit = 50
 	// mostPages bounds the reading for a bound caller who owns little of it.
@@ -31,7 +40,7 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 	who, reader := callerOf(ctx), readerOf(ctx)
 	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
 	for range mostPages {
-		page, err := h.service.Operations(ctx, q)
+		page, err := h.services.Operations.Operations(ctx, q)
 		if err != nil {
 			return nil, err
 		}
@@ -79,7 +88,7 @@ func (h *handlers) await(ctx context.Context, id string, limit time.Duration) er
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.closing, cancel)()
-	_, err := h.service.WaitOperation(waiting, id, limit)
+	_, err := h.services.Operations.WaitOperation(waiting, id, limit)
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		return nil
 	}
@@ -90,7 +99,7 @@ func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequest
 	if _, err := h.operation(ctx, r.ID); err != nil {
 		return nil, err
 	}
-	op, err := h.service.CancelOperation(ctx, r.ID, callerOf(ctx).actor)
+	op, err := h.services.Operations.CancelOperation(ctx, r.ID, callerOf(ctx).actor)
 	return CancelOperation202JSONResponse{accepted(ctx, op)}, err
 }
 
@@ -98,14 +107,14 @@ func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequest
 	if _, err := h.operation(ctx, r.ID); err != nil {
 		return nil, err
 	}
-	op, err := h.service.ResumeOperation(ctx, r.ID, callerOf(ctx).actor)
+	op, err := h.services.Operations.ResumeOperation(ctx, r.ID, callerOf(ctx).actor)
 	return ResumeOperation202JSONResponse{accepted(ctx, op)}, err
 }
 
 // operation reads one that the caller may see. Somebody else's and an unknown
 // one give the same error.
 func (h *handlers) operation(ctx context.Context, id string) (vps.Operation, error) {
-	op, err := h.service.Operation(ctx, id)
+	op, err := h.services.Operations.Operation(ctx, id)
 	if vps.CodeOf(err) == vps.CodeNotFound {
 		return vps.Operation{}, errNoOperation()
 	}

@@ -7,12 +7,21 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Options keeps what customers order.
+type Options interface {
+	Offers() []vps.Offer
+	Option(ctx context.Context, ref string) (vps.Option, error)
+	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
+	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
+	OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.OptionHistory, error)
+}
+
 func (h *handlers) ShowOption(ctx context.Context, r ShowOptionRequestObject) (ShowOptionResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {
 		return nil, err
 	}
-	o, err := h.service.Option(ctx, id)
+	o, err := h.services.Options.Option(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -24,7 +33,7 @@ func (h *handlers) PutOption(ctx context.Context, r PutOptionRequestObject) (Put
 	if err != nil {
 		return nil, err
 	}
-	o, err := h.service.PutOption(ctx, id, orderOf(*r.Body), callerOf(ctx).actor)
+	o, err := h.services.Options.PutOption(ctx, id, orderOf(*r.Body), callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +60,7 @@ func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject
 		return nil, err
 	}
 	now := r.Params.Now != nil && *r.Params.Now
-	o, err := h.service.CancelOption(ctx, id, now, callerOf(ctx).actor)
+	o, err := h.services.Options.CancelOption(ctx, id, now, callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}
@@ -67,10 +76,10 @@ func (h *handlers) ListOptionHistory(ctx context.Context, r ListOptionHistoryReq
 	if err != nil {
 		return nil, err
 	}
-	page, err := h.service.OptionHistory(ctx, vps.OptionQuery{VPS: id, Before: before, Limit: limit(r.Params.Limit)})
+	page, err := h.services.Options.OptionHistory(ctx, vps.OptionQuery{VPS: id, Before: before, Limit: limit(r.Params.Limit)})
 	if err == nil && len(page.Changes) == 0 {
 		// Nothing is known of it: is there such a VPS at all?
-		_, err = h.service.ShowVPS(ctx, id)
+		_, err = h.services.Overview.ShowVPS(ctx, id)
 	}
 	if err != nil {
 		return nil, err

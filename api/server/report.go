@@ -7,8 +7,14 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Doctor compares the host with its record.
+type Doctor interface {
+	Checks(ctx context.Context) (vps.Report, error)
+	Repair(ctx context.Context, a vps.Actor) (vps.Report, error)
+}
+
 func (h *handlers) CheckHost(ctx context.Context, _ CheckHostRequestObject) (CheckHostResponseObject, error) {
-	report, err := h.service.Checks(ctx)
+	report, err := h.services.Doctor.Checks(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -16,7 +22,7 @@ func (h *handlers) CheckHost(ctx context.Context, _ CheckHostRequestObject) (Che
 }
 
 func (h *handlers) RepairHost(ctx context.Context, _ RepairHostRequestObject) (RepairHostResponseObject, error) {
-	report, err := h.service.Repair(ctx, callerOf(ctx).actor)
+	report, err := h.services.Doctor.Repair(ctx, callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}

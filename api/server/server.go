@@ -28,7 +28,7 @@ const maxWait = 5 * time.Minute
 
 // Config says what a Server serves, and to whom.
 type Config struct {
-	Service Service
+	Services Services
 	// OperatorGroup is the group whose members are operators on the Unix
 	// socket, beside root.
 	OperatorGroup string
@@ -44,7 +44,7 @@ type Config struct {
 
 // Server is the REST API.
 type Server struct {
-	service       Service
+	services      Services
 	operatorGroup string
 	log           *slog.Logger
 	// failures counts the wrong tokens of each address, the other two all calls.
@@ -65,7 +65,7 @@ func New(cfg Config) *Server {
 		cfg.PerSecond = DefaultPerSecond
 	}
 	s := &Server{
-		service:       cfg.Service,
+		services:      cfg.Services,
 		operatorGroup: cfg.OperatorGroup,
 		log:           cfg.Logger,
 		failures:      newLimiter(failuresPerSecond, failureBurst),
@@ -76,7 +76,7 @@ func New(cfg Config) *Server {
 		stopWaiting:   stop,
 		drain:         newDrain(),
 	}
-	s.handlers = &handlers{service: cfg.Service, closing: closing, heartbeat: heartbeat, slowReader: slowReader, slowDownload: slowDownload}
+	s.handlers = &handlers{services: cfg.Services, closing: closing, heartbeat: heartbeat, slowReader: slowReader, slowDownload: slowDownload}
 	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
 	s.unix.ConnContext = withPeer

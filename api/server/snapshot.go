@@ -7,12 +7,22 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Snapshots takes, restores and deletes snapshots.
+type Snapshots interface {
+	Snapshot(ctx context.Context, ref string) (vps.Snapshot, error)
+	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)
+	Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error)
+	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
+	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+}
+
 func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject) (ShowSnapshotResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {
 		return nil, err
 	}
-	s, err := h.service.Snapshot(ctx, id)
+	s, err := h.services.Snapshots.Snapshot(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -24,7 +34,7 @@ func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotReque
 	if err != nil {
 		return nil, err
 	}
-	s, err := h.service.DescribeSnapshot(ctx, id, r.Body.Description, callerOf(ctx).actor)
+	s, err := h.services.Snapshots.DescribeSnapshot(ctx, id, r.Body.Description, callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +47,7 @@ func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject
 		b = *r.Body
 	}
 	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
-		return h.service.Take(ctx, id, vps.TakeRequest{
+		return h.services.Snapshots.Take(ctx, id, vps.TakeRequest{
 			Description: b.Description,
 			Quiesce:     vps.Quiesce(b.Quiesce),
 			Replace:     b.Replace,
@@ -52,7 +62,7 @@ func (h *handlers) RestoreSnapshot(ctx context.Context, r RestoreSnapshotRequest
 		b = *r.Body
 	}
 	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
-		return h.service.Restore(ctx, id, vps.RestoreRequest{
+		return h.services.Snapshots.Restore(ctx, id, vps.RestoreRequest{
 			Confirm:    b.Confirm,
 			PowerAfter: vps.PowerAfter(b.PowerAfter),
 		}, a)
@@ -62,14 +72,14 @@ func (h *handlers) RestoreSnapshot(ctx context.Context, r RestoreSnapshotRequest
 
 func (h *handlers) UndoRestore(ctx context.Context, r UndoRestoreRequestObject) (UndoRestoreResponseObject, error) {
 	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
-		return h.service.UndoRestore(ctx, id, a)
+		return h.services.Snapshots.UndoRestore(ctx, id, a)
 	})
 	return UndoRestore202JSONResponse{done}, err
 }
 
 func (h *handlers) DeleteSnapshot(ctx context.Context, r DeleteSnapshotRequestObject) (DeleteSnapshotResponseObject, error) {
 	done, err := h.begin(ctx, r.VPS, func(id string, a vps.Actor) (vps.Operation, error) {
-		return h.service.Delete(ctx, id, a)
+		return h.services.Snapshots.Delete(ctx, id, a)
 	})
 	return DeleteSnapshot202JSONResponse{done}, err
 }

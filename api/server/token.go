@@ -8,8 +8,20 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Tokens knows who may call.
+type Tokens interface {
+	Authenticate(ctx context.Context, secret string) (vps.Token, error)
+	Tokens(ctx context.Context) ([]vps.Token, error)
+	CreateToken(ctx context.Context, r vps.TokenRequest, a vps.Actor) (t vps.Token, secret string, err error)
+	RenewSecret(ctx context.Context, id string) (secret string, err error)
+	RevokeToken(ctx context.Context, id string, a vps.Actor) error
+	// FindVPS returns the id of a VPS that t is bound to. Of all others it tells
+	// nothing, not even whether they exist.
+	FindVPS(ctx context.Context, ref string, t vps.Token) (string, error)
+}
+
 func (h *handlers) ListTokens(ctx context.Context, _ ListTokensRequestObject) (ListTokensResponseObject, error) {
-	all, err := h.service.Tokens(ctx)
+	all, err := h.services.Tokens.Tokens(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -28,7 +40,7 @@ func (h *handlers) CreateToken(ctx context.Context, r CreateTokenRequestObject) 
 	if !who.operator() {
 		wish.By = &who.token
 	}
-	t, secret, err := h.service.CreateToken(ctx, wish, who.actor)
+	t, secret, err := h.services.Tokens.CreateToken(ctx, wish, who.actor)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +48,7 @@ func (h *handlers) CreateToken(ctx context.Context, r CreateTokenRequestObject) 
 }
 
 func (h *handlers) RevokeToken(ctx context.Context, r RevokeTokenRequestObject) (RevokeTokenResponseObject, error) {
-	if err := h.service.RevokeToken(ctx, r.Token, callerOf(ctx).actor); err != nil {
+	if err := h.services.Tokens.RevokeToken(ctx, r.Token, callerOf(ctx).actor); err != nil {
 		return nil, err
 	}
 	return RevokeToken204Response{}, nil

@@ -9,8 +9,17 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Webhooks keeps the receivers of events.
+type Webhooks interface {
+	Webhooks(ctx context.Context) ([]vps.Webhook, error)
+	Webhook(ctx context.Context, id string) (vps.Webhook, error)
+	CreateWebhook(ctx context.Context, url string, types []vps.EventType, a vps.Actor) (vps.Webhook, error)
+	DeleteWebhook(ctx context.Context, id string, a vps.Actor) error
+	TestWebhook(ctx context.Context, id string) (vps.WebhookTest, error)
+}
+
 func (h *handlers) ListWebhooks(ctx context.Context, _ ListWebhooksRequestObject) (ListWebhooksResponseObject, error) {
-	all, err := h.service.Webhooks(ctx)
+	all, err := h.services.Webhooks.Webhooks(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +31,7 @@ func (h *handlers) CreateWebhook(ctx context.Context, r CreateWebhookRequestObje
 	for _, t := range r.Body.Types {
 		types = append(types, vps.EventType(t))
 	}
-	w, err := h.service.CreateWebhook(ctx, r.Body.URL, types, callerOf(ctx).actor)
+	w, err := h.services.Webhooks.CreateWebhook(ctx, r.Body.URL, types, callerOf(ctx).actor)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +39,7 @@ func (h *handlers) CreateWebhook(ctx context.Context, r CreateWebhookRequestObje
 }
 
 func (h *handlers) ShowWebhook(ctx context.Context, r ShowWebhookRequestObject) (ShowWebhookResponseObject, error) {
-	w, err := h.service.Webhook(ctx, r.Webhook)
+	w, err := h.services.Webhooks.Webhook(ctx, r.Webhook)
 	if err != nil {
 		return nil, err
 	}
@@ -38,14 +47,14 @@ func (h *handlers) ShowWebhook(ctx context.Context, r ShowWebhookRequestObject) 
 }
 
 func (h *handlers) DeleteWebhook(ctx context.Context, r DeleteWebhookRequestObject) (DeleteWebhookResponseObject, error) {
-	if err := h.service.DeleteWebhook(ctx, r.Webhook, callerOf(ctx).actor); err != nil {
+	if err := h.services.Webhooks.DeleteWebhook(ctx, r.Webhook, callerOf(ctx).actor); err != nil {
 		return nil, err
 	}
 	return DeleteWebhook204Response{}, nil
 }
 
 func (h *handlers) TestWebhook(ctx context.Context, r TestWebhookRequestObject) (TestWebhookResponseObject, error) {
-	result, err := h.service.TestWebhook(ctx, r.Webhook)
+	result, err := h.services.Webhooks.TestWebhook(ctx, r.Webhook)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,10 @@ import (
 
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -114,15 +118,12 @@ func (h *host) start(ctx context.Context) (err error) {
 	}
 	h.daemon, err = daemon.Open(ctx, daemon.Config{
 		Host: quickStat{h.fake, files}, StateDir: filepath.Join(h.dir, "state"), Version: "bench", Logger: log,
-		Settings: daemon.Settings{
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: workers,
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
-		},
+		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: workers}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}},
 	})
 	if err != nil {
 		return err
 	}
-	if _, h.token, err = h.daemon.CreateToken(ctx, vps.TokenRequest{Name: "bench", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator); err != nil {
+	if _, h.token, err = h.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "bench", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator); err != nil {
 		return err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -18,7 +18,13 @@ import (
 
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/mail"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
@@ -248,17 +254,9 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 
 // settings are what [snapshot], [merge] and [offer] say, and when [mail] reminds.
 func (c config) settings() daemon.Settings {
-	return daemon.Settings{
-		Offer: vps.Offer{
-			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
-			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
-		},
-		Grace: time.Duration(c.Snapshot.Grace), UndoKeep: time.Duration(c.Snapshot.UndoKeep),
-		FreezeLimit: time.Duration(c.Snapshot.FreezeLimit), AgentWait: time.Duration(c.Snapshot.AgentWait),
-		MergeLimit: c.Snapshot.MergeLimit, Headroom: int64(c.Snapshot.Headroom),
-		Merge: daemon.MergePolicy{Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
-			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)},
-		RemindBefore: time.Duration(c.Mail.RemindBefore),
-		Download:     daemon.DownloadPolicy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce},
-	}
+	return daemon.Settings{Offer: vps.Offer{
+		ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
+		Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
+	}, Notify: notify.Policy{Grace: time.Duration(c.Snapshot.Grace), RemindBefore: time.Duration(c.Mail.RemindBefore)}, Snapshot: snapshot.Policy{UndoKeep: time.Duration(c.Snapshot.UndoKeep), AgentWait: time.Duration(c.Snapshot.AgentWait)}, Guest: guest.Policy{FreezeLimit: time.Duration(c.Snapshot.FreezeLimit)}, Merge: merge.Policy{Limit: c.Snapshot.MergeLimit, Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
+		Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)}, Space: space.Policy{Headroom: int64(c.Snapshot.Headroom)}, Download: download.Policy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce}}
 }

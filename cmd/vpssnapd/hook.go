@@ -9,7 +9,7 @@ import (
 	"os"
 	"time"
 
-	"vpssnapd/daemon"
+	"vpssnapd/daemon/hook"
 	"vpssnapd/daemon/vps"
 )
 
@@ -49,7 +49,7 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
-	err := daemon.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
+	err := hook.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
 	if refusal, ok := errors.AsType[*vps.Error](err); ok && (refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -82,7 +83,7 @@ func withSnapshot(f *testing.F) (stateDir, id, base string) {
 	dom, err := host.Domain(ctx, id)
 	must(err)
 	stateDir = f.TempDir()
-	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: stateDir, Settings: daemon.Settings{MergeLimit: 1}, Logger: slog.New(slog.DiscardHandler)})
+	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: stateDir, Settings: daemon.Settings{Merge: merge.Policy{Limit: 1}}, Logger: slog.New(slog.DiscardHandler)})
 	must(err)
 	by := vps.Actor{Name: "test", Way: vps.WayOperator}
 	_, err = d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive}, by)

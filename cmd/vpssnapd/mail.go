@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vpssnapd/daemon"
 	"vpssnapd/daemon/mail"
+	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/vps"
 )
 
@@ -121,8 +121,8 @@ func (c mailConfig) open() (*mail.Mailer, error) {
 }
 
 // senders are what carries news outside.
-func senders(mailer *mail.Mailer) map[vps.DeliveryKind]daemon.Sender {
-	all := map[vps.DeliveryKind]daemon.Sender{}
+func senders(mailer *mail.Mailer) map[vps.DeliveryKind]notify.Sender {
+	all := map[vps.DeliveryKind]notify.Sender{}
 	if mailer != nil {
 		all[vps.DeliveryMail] = mailer
 	}

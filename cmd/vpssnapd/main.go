@@ -155,11 +155,13 @@ func run(path string) error {
 		return err
 	}
 	started()
-	defer inBackground(ctx, func(ctx context.Context) { bus.Serve(ctx, bus.Config{Service: d, Logger: r.log, Version: version}) })()
-	defer inBackground(ctx, func(ctx context.Context) { systemd.Supervise(ctx, d, r.log) })()
+	defer inBackground(ctx, func(ctx context.Context) {
+		bus.Serve(ctx, bus.Config{Services: busServices(d), Logger: r.log, Version: version})
+	})()
+	defer inBackground(ctx, func(ctx context.Context) { systemd.Supervise(ctx, d.Overview, r.log) })()
 	defer inBackground(ctx, func(ctx context.Context) { r.follow(ctx, hangup) })()
 	s := server.New(server.Config{
-		Service: d, OperatorGroup: c.OperatorGroup, Logger: r.log, Version: version,
+		Services: services(d), OperatorGroup: c.OperatorGroup, Logger: r.log, Version: version,
 		PerSecond: c.CallsPerSecond, Proxies: c.TrustedProxies,
 	})
 	return serve(ctx, s, l, r)

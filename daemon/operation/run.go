@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,6 +74,18 @@ func decode(op vps.Operation, data []byte, v any) error {
 		return fmt.Errorf("the record of operation %s cannot be read: %w", op.ID, err)
 	}
 	return nil
+}
+
+// AddResult adds a part to what the operation says of its outcome, once: a step that
+// is done again says the same again.
+func (r *Run) AddResult(part string) {
+	parts := strings.Split(r.Op.Result, "; ")
+	switch {
+	case r.Op.Result == "":
+		r.Op.Result = part
+	case !slices.Contains(parts, part):
+		r.Op.Result += "; " + part
+	}
 }
 
 // Progress tells how much of the present step is done, in bytes.

@@ -48,7 +48,7 @@ func newBench(t *testing.T, plan ...operation.Step) *bench {
 func (b *bench) open() {
 	b.t.Helper()
 	var err error
-	if b.store, err = store.Open(ctx, b.path); err != nil {
+	if b.store, err = store.Open(ctx, b.path, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	b.runner = operation.New(operation.Config{

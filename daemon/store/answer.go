@@ -2,32 +2,54 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
 	"time"
+
+	"vpssnapd/daemon/vps"
 )
 
-// Answer is what a call with an Idempotency-Key was answered.
-type Answer struct {
-	Client, Key string
-	Sum         []byte
-	At          time.Time
-	Answer      []byte
+// answersKept is how long a call can be repeated with its Idempotency-Key.
+const answersKept = 24 * time.Hour
+
+// Answered returns what a client's call with this key was answered, and the sum of
+// that call; a nil answer when it has not been made, or too long ago.
+func (s *Store) Answered(ctx context.Context, client, key string) (answer []byte, sum [sha256.Size]byte, err error) {
+	var kept []byte
+	var at time.Time
+	err = s.q.QueryRowContext(ctx, `SELECT sum, at, answer FROM answer WHERE client = ? AND key = ?`, client, key).
+		Scan(&kept, moment{&at}, &answer)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && at.Before(s.Now().Add(-answersKept)) {
+		return nil, sum, nil
+	}
+	copy(sum[:], kept)
+	return answer, sum, err
 }
 
-// Answered returns what was kept of a client's call; sql.ErrNoRows when nothing was.
-func (s queries) Answered(ctx context.Context, client, key string) (Answer, error) {
-	a := Answer{Client: client, Key: key}
-	err := s.q.QueryRowContext(ctx, `SELECT sum, at, answer FROM answer WHERE client = ? AND key = ?`, client, key).
-		Scan(&a.Sum, moment{&a.At}, &a.Answer)
-	return a, err
-}
-
-// KeepAnswer keeps an answer, in the place of an earlier one to the same call,
-// and drops those from before.
-func (t *Tx) KeepAnswer(ctx context.Context, a Answer, before time.Time) error {
-	if err := t.exec(ctx, `DELETE FROM answer WHERE at < ?`, micros(before)); err != nil {
+// KeepAnswer keeps what came of the call that ctx belongs to, if its client may
+// repeat it, in the transaction that changes what the call is about.
+func (t *Tx) KeepAnswer(ctx context.Context, result any) error {
+	c := vps.CallOf(ctx)
+	if c.Key == "" {
+		return nil
+	}
+	answer, err := c.Record(result)
+	if err != nil {
+		return err
+	}
+	if err := t.exec(ctx, `DELETE FROM answer WHERE at < ?`, micros(t.now.Add(-answersKept))); err != nil {
 		return err
 	}
 	return t.exec(ctx, `INSERT INTO answer (client, key, sum, at, answer) VALUES (?,?,?,?,?)
 		ON CONFLICT (client, key) DO UPDATE SET sum = excluded.sum, at = excluded.at, answer = excluded.answer`,
-		a.Client, a.Key, a.Sum, micros(a.At), a.Answer)
+		c.Client, c.Key, c.Sum[:], micros(t.now), answer)
+}
+
+// KeepAnswer is Tx.KeepAnswer for a call that has changed, or found, everything before.
+func (s *Store) KeepAnswer(ctx context.Context, result any) error {
+	if vps.CallOf(ctx).Key == "" {
+		return nil
+	}
+	return s.Write(ctx, func(tx *Tx) error { return tx.KeepAnswer(ctx, result) })
 }

@@ -59,21 +59,21 @@ func beginAnew(ctx context.Context, db *sql.DB) error {
 // Committed is told, without waiting, after every commit that added events.
 func (s *Store) Committed() <-chan struct{} { return s.committed }
 
-// AddEvent appends an event, with the present time, and with the last known name
+// AddEvent appends an event, with the transaction's time, and with the last known name
 // of its VPS unless it has one.
 func (t *Tx) AddEvent(ctx context.Context, e vps.Event) error {
 	data, err := json.Marshal(e.EventData)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := t.now
 	err = t.q.QueryRowContext(ctx, `INSERT INTO event (at, type, vps, vps_name, data)
 		VALUES (?1, ?2, ?3, CASE ?4 WHEN '' THEN coalesce((SELECT name FROM vps WHERE id = ?3), '') ELSE ?4 END, ?5)
 		RETURNING id, vps_name`, micros(now), e.Type, e.VPS, e.VPSName, string(data)).Scan(&e.ID, &e.VPSName)
 	if err != nil {
 		return err
 	}
-	t.event, e.At = e.ID, now.UTC().Truncate(time.Microsecond)
+	t.event, e.At = e.ID, now
 	if err := t.tellWebhooks(ctx, e); err != nil || e.ID%pruneEvery != 0 {
 		return err
 	}

@@ -31,8 +31,18 @@ func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessageP
 	return page, err
 }
 
-// AddMessage appends to the journal.
+// AddMessage appends to the journal, with the transaction's time and, unless it has
+// one, the last known name of its VPS. What is said is kept both as a phrase, for
+// every language, and as English text, for readers of the database.
 func (t *Tx) AddMessage(ctx context.Context, m vps.Message) error {
+	m.At, m.Text = t.now, m.In(vps.English)
+	if m.VPSName == "" {
+		name, err := t.nameOf(ctx, m.VPS)
+		if err != nil {
+			return err
+		}
+		m.VPSName = name
+	}
 	params := ""
 	if len(m.Params) > 0 {
 		text, err := json.Marshal(m.Params)

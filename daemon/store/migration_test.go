@@ -58,7 +58,7 @@ func TestKnownMigration(t *testing.T) {
 		INSERT INTO snapshot VALUES ('broken', 'id-2', 'broken', 'x', '', 1000000, 'crash', 0, 8, NULL, NULL, '', '', '', 2000000);
 		INSERT INTO operation VALUES ('op-1', 'id-1', 'before', 'take', 'succeeded', '', 1, 0, 'x', 'panel', '0123456789ab', 1000000, NULL, NULL, '', '', '', '', NULL, NULL);
 		INSERT INTO operation VALUES ('op-2', 'id-1', 'after', 'take', 'failed', '', 1, 0, 'x', 'panel', '', 3000000, NULL, NULL, '', '', '', '', NULL, NULL);`)
-	s, err := Open(t.Context(), path)
+	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
 	snap, err := s.CurrentSnapshot(t.Context(), "id-1")
@@ -88,7 +88,7 @@ func TestKnownMigration(t *testing.T) {
 func TestAccessMigration(t *testing.T) {
 	path := before(t, 3, `
 		INSERT INTO option VALUES ('opt-1', 'id-1', 'active', 'A-1', 299, 'EUR', 'month', '', 'en', 1000000, 1000000, NULL, NULL, NULL, NULL, 1000000);`)
-	s, err := Open(t.Context(), path)
+	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
 	if o, err := s.OpenOption(t.Context(), "id-1"); err != nil || o.OrderRef != "A-1" {
@@ -102,7 +102,7 @@ func TestAccessMigration(t *testing.T) {
 // A record from before 00006 keeps its events, and can have deliveries.
 func TestDeliveryMigration(t *testing.T) {
 	path := before(t, 5, `INSERT INTO event (at, type, vps, vps_name, data) VALUES (1000000, 'option.active', 'id-1', 'web1', '{}');`)
-	s, err := Open(t.Context(), path)
+	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
 	if events, err := s.Events(t.Context(), 0, 10); err != nil || len(events) != 1 || events[0].VPSName != "web1" {
@@ -121,7 +121,7 @@ func TestSchemaIsNoted(t *testing.T) {
 	must(t, err)
 	want := strconv.Itoa(len(names)) + "\n"
 	for range 2 {
-		s, err := Open(t.Context(), path)
+		s, err := Open(t.Context(), path, nil)
 		must(t, err)
 		must(t, s.Close())
 		if got, err := os.ReadFile(note); err != nil || string(got) != want {
@@ -135,7 +135,7 @@ func TestSchemaIsNoted(t *testing.T) {
 func TestReminderMigration(t *testing.T) {
 	path := before(t, 6, `
 		INSERT INTO option VALUES ('opt-1', 'id-1', 'active', 'A-1', 299, 'EUR', 'month', 'a@example.org', 'fr', 1000000, 1000000, 9000000, NULL, NULL, NULL, 1000000);`)
-	s, err := Open(t.Context(), path)
+	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
 	if o, err := s.OpenOption(t.Context(), "id-1"); err != nil || o.ContactEmail != "a@example.org" {
@@ -165,7 +165,7 @@ func TestDownloadMigration(t *testing.T) {
 	must(t, err)
 	path := before(t, slices.Index(names, "migration/00008_download.sql"), `
 		INSERT INTO snapshot VALUES ('0123456789ab', 'id-1', 'available', '', 'kept', 1000000, 'crash', 0, 8, NULL, NULL, '', '', '', 2000000, 0);`)
-	s, err := Open(t.Context(), path)
+	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
 	at := time.UnixMicro(5_000_000).UTC()

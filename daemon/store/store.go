@@ -26,7 +26,11 @@ import (
 
 	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/daemon/work"
 )
+
+// FileName is the record's name in the state directory.
+const FileName = "vpssnapd.db"
 
 //go:embed migration/*.sql
 var migrations embed.FS
@@ -51,14 +55,16 @@ type Store struct {
 	written, lost atomic.Int64          // transactions, by outcome
 	// committed is told of commits that added events, queued of those that added
 	// deliveries.
-	committed, queued chan struct{}
+	committed, queued work.Signal
 	dropped           map[vps.DeliveryKind]*atomic.Int64
+	clock             func() time.Time
 }
 
 // Tx is an open write transaction. It reads what it has written.
 type Tx struct {
 	queries
 	tx      *sql.Tx
+	now     time.Time
 	message int64 // the last that it has added to the journal
 	event   int64 // the last that it has added
 	queued  bool  // it has added deliveries
@@ -77,8 +83,8 @@ var (
 
 // Open opens the database at path, making it (mode 0600) or migrating it as
 // needed. A file that is damaged (ErrDamaged), or that a newer program wrote, is
-// refused.
-func Open(ctx context.Context, path string) (*Store, error) {
+// refused. now tells the time of what is recorded; nil means time.Now.
+func Open(ctx context.Context, path string, now func() time.Time) (*Store, error) {
 	if err := ensure(ctx, path); err != nil {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
@@ -95,6 +101,9 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	reader.SetMaxIdleConns(readers) // otherwise a busy daemon opens one for every few queries
 	reader.SetConnMaxIdleTime(time.Minute)
 	s := newStore(reader, writer)
+	if now != nil {
+		s.clock = now
+	}
 	if s.mark, err = openMark(ctx, filepath.Join(filepath.Dir(path), markFile), s.queries); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -107,8 +116,8 @@ func Open(ctx context.Context, path string) (*Store, error) {
 }
 
 func newStore(reader, writer *sql.DB) *Store {
-	s := &Store{writer: writer, reader: reader, committed: make(chan struct{}, 1), broken: make(chan struct{}), queued: make(chan struct{}, 1),
-		dropped: map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}}}
+	s := &Store{writer: writer, reader: reader, committed: work.NewSignal(), broken: make(chan struct{}), queued: work.NewSignal(),
+		dropped: map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}}, clock: time.Now}
 	s.q = querier{reader, s.judge}
 	return s
 }
@@ -281,6 +290,12 @@ func unreadable(err error) error {
 	return fmt.Errorf("it cannot be read: %w", err)
 }
 
+// Now is the time as it is recorded: UTC, whole microseconds.
+func (s *Store) Now() time.Time { return s.clock().UTC().Truncate(time.Microsecond) }
+
+// Now is the time of everything that the transaction records.
+func (t *Tx) Now() time.Time { return t.now }
+
 // Close closes the database.
 func (s *Store) Close() error {
 	if s.writer == nil {
@@ -357,13 +372,23 @@ func (s *Store) judge(err error) error {
 	return err
 }
 
+// read runs do on one state of the database, whatever is committed meanwhile.
+func (s *Store) read(ctx context.Context, do func(queries) error) error {
+	tx, err := s.reader.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return s.judge(err)
+	}
+	defer tx.Rollback()
+	return do(queries{querier{tx, s.judge}})
+}
+
 func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 	tx, err := s.writer.BeginTx(ctx, nil)
 	if err != nil {
 		return plain(err)
 	}
 	defer tx.Rollback()
-	t := &Tx{queries: queries{querier{tx, asItIs}}, tx: tx}
+	t := &Tx{queries: queries{querier{tx, asItIs}}, tx: tx, now: s.Now()}
 	if err := do(t); err != nil {
 		return plain(err)
 	}
@@ -375,20 +400,12 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		s.dropped[kind].Add(1)
 	}
 	if t.event != 0 {
-		tell(s.committed)
+		s.committed.Wake()
 	}
 	if t.queued {
-		tell(s.queued)
+		s.queued.Wake()
 	}
 	return nil
-}
-
-// tell wakes who listens, unless it is told already.
-func tell(who chan<- struct{}) {
-	select {
-	case who <- struct{}{}:
-	default:
-	}
 }
 
 // plain gives SQLite's errors the code that a caller may read, told apart by

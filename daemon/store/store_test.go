@@ -24,7 +24,7 @@ var ctx = context.Background()
 
 func open(t *testing.T, path string) *Store {
 	t.Helper()
-	s, err := Open(ctx, path)
+	s, err := Open(ctx, path, func() time.Time { return clock })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +48,7 @@ func write(t *testing.T, s *Store, do func(*Tx) error) {
 // moments as they are stored: UTC, whole microseconds.
 var (
 	now   = time.Date(2026, 11, 22, 10, 30, 0, 123456000, time.UTC)
+	clock = now // of every store that open opens
 	later = now.Add(time.Hour)
 )
 
@@ -130,7 +131,7 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(ctx, path); err == nil || !strings.Contains(err.Error(), "newer") {
+	if _, err := Open(ctx, path, nil); err == nil || !strings.Contains(err.Error(), "newer") {
 		t.Fatalf("opened, or: %v", err)
 	}
 	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
@@ -166,7 +167,7 @@ func TestDamagedIsRefused(t *testing.T) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err := Open(ctx, path); err == nil {
+		if s, err := Open(ctx, path, nil); err == nil {
 			s.Close()
 			t.Errorf("%s: opened", name)
 		}
@@ -466,13 +467,15 @@ func TestEvents(t *testing.T) {
 // 00005 keeps its text.
 func TestMessagesByTime(t *testing.T) {
 	s, _ := fresh(t)
+	defer func() { clock = now }()
 	for i := range 5 {
+		clock = now.Add(time.Duration(i) * time.Hour)
 		write(t, s, func(tx *Tx) error {
-			return tx.AddMessage(ctx, vps.Message{At: now.Add(time.Duration(i) * time.Hour), Text: fmt.Sprint(i), Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": "x"}})
+			return tx.AddMessage(ctx, vps.Message{Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": fmt.Sprint(i)}})
 		})
 	}
 	page, err := s.Messages(ctx, vps.MessageQuery{Since: now.Add(time.Hour), Until: now.Add(3 * time.Hour), Limit: 10})
-	if err != nil || len(page.Messages) != 2 || page.Messages[0].Text != "2" || page.Messages[1].Params["result"] != "x" {
+	if err != nil || len(page.Messages) != 2 || page.Messages[0].Text != "The snapshot was taken: 2." || page.Messages[1].Params["result"] != "1" {
 		t.Errorf("found %+v (%v)", page.Messages, err)
 	}
 }

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"path/filepath"
@@ -14,7 +16,7 @@ import (
 
 func TestTokensAreKeptAndEnd(t *testing.T) {
 	ctx := t.Context()
-	s, err := Open(ctx, filepath.Join(t.TempDir(), "x.db"))
+	s, err := Open(ctx, filepath.Join(t.TempDir(), "x.db"), nil)
 	must(t, err)
 	defer s.Close()
 	at := time.UnixMicro(1_000_000).UTC()
@@ -59,7 +61,7 @@ func TestTokensAreKeptAndEnd(t *testing.T) {
 // A token whose binding cannot be read opens nothing, least of all every VPS.
 func TestDamagedBinding(t *testing.T) {
 	ctx := t.Context()
-	s, err := Open(ctx, filepath.Join(t.TempDir(), "x.db"))
+	s, err := Open(ctx, filepath.Join(t.TempDir(), "x.db"), nil)
 	must(t, err)
 	defer s.Close()
 	for _, bound := range []string{"null", "", "{}", "[1]", "all"} {
@@ -75,37 +77,39 @@ func TestDamagedBinding(t *testing.T) {
 }
 
 func TestAnswersAreKeptForATime(t *testing.T) {
-	ctx := t.Context()
-	s, err := Open(ctx, filepath.Join(t.TempDir(), "x.db"))
+	now := time.UnixMicro(1_000_000).UTC()
+	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "x.db"), func() time.Time { return now })
 	must(t, err)
 	defer s.Close()
-	at := time.UnixMicro(1_000_000).UTC()
-	keep := func(client, key, answer string, at time.Time) {
-		t.Helper()
-		must(t, s.Write(ctx, func(tx *Tx) error {
-			return tx.KeepAnswer(ctx, Answer{Client: client, Key: key, Sum: []byte("sum"), At: at, Answer: []byte(answer)}, at.Add(-time.Hour))
-		}))
+	call := func(client, answer string) context.Context {
+		return vps.WithCall(t.Context(), vps.Call{Client: client, Key: "k", Sum: [sha256.Size]byte{1, 2, 3},
+			Record: func(any) ([]byte, error) { return []byte(answer), nil }})
 	}
-	keep("a", "k", "one", at)
-	keep("b", "k", "two", at)
-	keep("a", "k", "three", at.Add(time.Minute)) // what the same call came to in the end
+	must(t, s.KeepAnswer(call("a", "one"), nil))
+	must(t, s.KeepAnswer(call("b", "two"), nil))
+	now = now.Add(time.Minute)
+	must(t, s.KeepAnswer(call("a", "three"), nil)) // what the same call came to in the end
 	for client, want := range map[string]string{"a": "three", "b": "two"} {
-		if got, err := s.Answered(ctx, client, "k"); err != nil || string(got.Answer) != want || string(got.Sum) != "sum" {
-			t.Errorf("%s: %+v (%v)", client, got, err)
+		if got, sum, err := s.Answered(t.Context(), client, "k"); err != nil || string(got) != want || sum != [sha256.Size]byte{1, 2, 3} {
+			t.Errorf("%s: %s %v (%v)", client, got, sum, err)
 		}
 	}
-	keep("c", "k", "four", at.Add(2*time.Hour))
+	now = now.Add(2 * answersKept)
+	if got, _, err := s.Answered(t.Context(), "a", "k"); got != nil || err != nil {
+		t.Errorf("an answer of long ago is %q (%v)", got, err)
+	}
+	must(t, s.KeepAnswer(call("c", "four"), nil))
 	var rows int
-	must(t, s.q.QueryRowContext(ctx, `SELECT count(*) FROM answer`).Scan(&rows))
+	must(t, s.q.QueryRowContext(t.Context(), `SELECT count(*) FROM answer`).Scan(&rows))
 	if rows != 1 {
 		t.Errorf("%d answers are kept", rows)
 	}
 	// What was not written with the change is not there.
-	err = s.Write(ctx, func(tx *Tx) error {
-		must(t, tx.KeepAnswer(ctx, Answer{Client: "d", Key: "k", Sum: []byte("sum"), At: at.Add(2 * time.Hour), Answer: []byte("five")}, at))
+	err = s.Write(t.Context(), func(tx *Tx) error {
+		must(t, tx.KeepAnswer(call("d", "five"), nil))
 		return errors.New("the change failed")
 	})
-	if _, missing := s.Answered(ctx, "d", "k"); err == nil || !errors.Is(missing, sql.ErrNoRows) {
-		t.Errorf("an answer without its change: %v", missing)
+	if got, _, missing := s.Answered(t.Context(), "d", "k"); err == nil || got != nil || missing != nil {
+		t.Errorf("an answer without its change: %q (%v)", got, missing)
 	}
 }

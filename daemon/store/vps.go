@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"time"
 )
 
@@ -31,4 +33,14 @@ func (s queries) KnownVPSes(ctx context.Context) (map[string]KnownVPS, error) {
 func (t *Tx) SawVPS(ctx context.Context, v KnownVPS) error {
 	return t.exec(ctx, `INSERT INTO vps (id, name, last_seen) VALUES (?,?,?)
 		ON CONFLICT (id) DO UPDATE SET name = excluded.name, last_seen = excluded.last_seen`, v.ID, v.Name, micros(v.LastSeen))
+}
+
+// nameOf is the last known name of a VPS; "" when it was never seen.
+func (s queries) nameOf(ctx context.Context, id string) (string, error) {
+	var name string
+	err := s.q.QueryRowContext(ctx, `SELECT name FROM vps WHERE id = ?`, id).Scan(&name)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return name, err
 }

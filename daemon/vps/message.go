@@ -57,3 +57,11 @@ type MessagePage struct {
 	Messages []Message
 	Next     int64
 }
+
+// PageLimit is how many rows a page has: 100 unless asked otherwise, 500 at most.
+func PageLimit(n int) int {
+	if n <= 0 {
+		return 100
+	}
+	return min(n, 500)
+}

@@ -52,6 +52,14 @@ type Actor struct {
 	Way  Way
 }
 
+// Who acts when nobody asked.
+var (
+	// ActorWatch speaks of what was seen, and put right, on the host.
+	ActorWatch = Actor{Name: "vpssnapd", Way: WayRecovery}
+	// ActorExpiry acts when a time is over.
+	ActorExpiry = Actor{Name: "vpssnapd", Way: WayExpiry}
+)
+
 // Progress is how far an operation's present step is.
 type Progress struct {
 	DoneBytes  int64

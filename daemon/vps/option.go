@@ -131,3 +131,16 @@ type OptionOrder struct {
 	Locale       string
 	EndsAt       *time.Time
 }
+
+// LeftWithVPS reports whether an option was released because its VPS went to another
+// host: it was neither cancelled nor over. When the VPS is back, the order that had
+// made it makes it active again.
+func (o Option) LeftWithVPS() bool {
+	return o.State == OptionReleased && o.CancelledAt == nil && o.GraceUntil == nil
+}
+
+// Leave returns the option of a VPS that went to another host.
+func (o Option) Leave(now time.Time) Option {
+	o.State, o.ReleasedAt, o.UpdatedAt = OptionReleased, &now, now
+	return o
+}

@@ -38,6 +38,13 @@ const (
 	PhraseDeleteFailed     Phrase = "delete_failed"
 	PhraseDeleteParked     Phrase = "delete_parked"
 
+	// Of a kind of operation that has no phrases of its own; kind.
+	PhraseOperationAsked     Phrase = "operation_asked"
+	PhraseOperationDone      Phrase = "operation_done"
+	PhraseOperationCancelled Phrase = "operation_cancelled"
+	PhraseOperationFailed    Phrase = "operation_failed"
+	PhraseOperationParked    Phrase = "operation_parked"
+
 	PhraseOptionOrdered  Phrase = "option_ordered"
 	PhraseOptionActive   Phrase = "option_active"
 	PhraseOptionGrace    Phrase = "option_grace" // until
@@ -69,8 +76,16 @@ const (
 func PhraseOf(k Kind, s Status) Phrase {
 	how := map[Status]string{StatusPending: "_asked", StatusSucceeded: "_done", StatusCancelled: "_cancelled",
 		StatusFailed: "_failed", StatusNeedsAttention: "_parked"}[s]
-	return Phrase(string(k) + how)
+	if phrase := Phrase(string(k) + how); phrases[phrase] != nil {
+		return phrase
+	}
+	return genericPhrase + Phrase(how)
 }
+
+const genericPhrase Phrase = "operation"
+
+// Generic reports whether a phrase needs the kind of its operation as a parameter.
+func (p Phrase) Generic() bool { return strings.HasPrefix(string(p), string(genericPhrase)+"_") }
 
 // phrases are the sentences: {name} is a parameter, and what stands in [] is left
 // out when its parameter is empty.
@@ -98,6 +113,12 @@ var phrases = map[Phrase]map[Language]string{
 	PhraseDeleteCancelled: {English: "The snapshot could not be deleted: it was cancelled. Nothing was changed.", French: "Le snapshot n'a pas été supprimé : la demande a été annulée. Rien n'a été modifié."},
 	PhraseDeleteFailed:    {English: "The snapshot could not be deleted.", French: "Le snapshot n'a pas pu être supprimé."},
 	PhraseDeleteParked:    {English: "The snapshot could not be deleted yet; an operator of the host has to look at it.", French: "Le snapshot n'a pas encore pu être supprimé ; un opérateur de l'hôte doit intervenir."},
+
+	PhraseOperationAsked:     {English: "An operation was asked for ({kind}).", French: "Une opération a été demandée ({kind})."},
+	PhraseOperationDone:      {English: "The operation is done ({kind})[: {result}].", French: "L'opération est terminée ({kind})[ : {result}]."},
+	PhraseOperationCancelled: {English: "The operation was cancelled ({kind}). Nothing was changed.", French: "L'opération a été annulée ({kind}). Rien n'a été modifié."},
+	PhraseOperationFailed:    {English: "The operation has failed ({kind}).", French: "L'opération a échoué ({kind})."},
+	PhraseOperationParked:    {English: "The operation could not be finished yet ({kind}); an operator of the host has to look at it.", French: "L'opération n'a pas encore pu être terminée ({kind}) ; un opérateur de l'hôte doit intervenir."},
 
 	PhraseOptionOrdered:  {English: "The snapshot option is ordered.", French: "L'option snapshot est commandée."},
 	PhraseOptionActive:   {English: "The snapshot option is active.", French: "L'option snapshot est active."},

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
-
-	"vpssnapd/daemon/vps"
 )
 
 // name is what the daemon is called on the bus. The number is the version of the
@@ -29,39 +27,22 @@ const (
 	endWithin = 2 * time.Second
 )
 
-// Service is what is served; *daemon.Daemon is one. A ref is the id or the name
-// of a VPS. Errors that a caller may read are *vps.Error.
-type Service interface {
-	ListVPS(ctx context.Context) ([]vps.VPS, error)
-	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
-	// KnownVPS is ShowVPS without asking libvirt.
-	KnownVPS(ctx context.Context, ref string) (vps.VPS, error)
-
-	Option(ctx context.Context, ref string) (vps.Option, error)
-	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
-	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
-
-	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)
-	Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error)
-	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
-	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
-	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
-
-	Operation(ctx context.Context, id string) (vps.Operation, error)
-	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)
-	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
-	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
-	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
-
-	Events(ctx context.Context, after int64) (vps.EventPage, error)
-	Host(ctx context.Context) (vps.Host, error)
+// Services are what is served, a capability each; each interface stands beside its
+// calls. A ref is the id or the name of a VPS. Errors that a caller may read are
+// *vps.Error.
+type Services struct {
+	Overview   Overview
+	Options    Options
+	Snapshots  Snapshots
+	Operations Operations
+	Events     Events
 }
 
 // Config says what is served.
 type Config struct {
-	Service Service
-	Logger  *slog.Logger
-	Version string
+	Services Services
+	Logger   *slog.Logger
+	Version  string
 }
 
 // server serves on one bus after the other.

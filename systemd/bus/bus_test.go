@@ -14,6 +14,10 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -139,11 +143,8 @@ func newHost(t *testing.T) *host {
 	h.path = dbus.ObjectPath(manager + "/vps/" + strings.ReplaceAll(h.web1, "-", "_"))
 	h.daemon, err = daemon.Open(context.Background(), daemon.Config{
 		Host: h.fake, StateDir: t.TempDir(), Version: "test",
-		Settings: daemon.Settings{
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 2,
-		},
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}, Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}},
+		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	check(t, err)
 	t.Cleanup(func() { check(t, errors.Join(h.daemon.Close(), h.fake.Close())) })

@@ -9,6 +9,11 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Events tells what happens.
+type Events interface {
+	Events(ctx context.Context, after int64) (vps.EventPage, error)
+}
+
 // progressEvery is how often the progress of operations is told.
 const progressEvery = time.Second
 
@@ -24,12 +29,12 @@ type follower struct {
 // follow tells the bus what happens, until ctx or the connection ends.
 func (s *server) follow(ctx context.Context, conn *dbus.Conn) error {
 	f := &follower{server: s, ctx: ctx, conn: conn, running: map[string]vps.Progress{}}
-	page, err := s.Service.Events(ctx, vps.FromNow)
+	page, err := s.Services.Events.Events(ctx, vps.FromNow)
 	if err != nil {
 		return err
 	}
 	for _, status := range []vps.Status{vps.StatusPending, vps.StatusRunning} {
-		begun, err := s.Service.Operations(ctx, vps.OperationQuery{Status: status, Limit: mostListed})
+		begun, err := s.Services.Operations.Operations(ctx, vps.OperationQuery{Status: status, Limit: mostListed})
 		if err != nil {
 			return err
 		}
@@ -52,7 +57,7 @@ func (s *server) follow(ctx context.Context, conn *dbus.Conn) error {
 				return err
 			}
 		}
-		if page, err = s.Service.Events(ctx, after); err != nil {
+		if page, err = s.Services.Events.Events(ctx, after); err != nil {
 			return err
 		}
 	}
@@ -79,7 +84,7 @@ func (f *follower) await(changed <-chan struct{}, tick *time.Ticker) error {
 // progress tells of the operations that have got on.
 func (f *follower) progress() error {
 	for id, told := range f.running {
-		op, err := f.Service.Operation(f.ctx, id)
+		op, err := f.Services.Operations.Operation(f.ctx, id)
 		if err != nil {
 			return err
 		}
@@ -108,7 +113,7 @@ func (f *follower) tell(events []vps.Event) error {
 		}
 	}
 	for id := range operations {
-		op, err := f.Service.Operation(f.ctx, id)
+		op, err := f.Services.Operations.Operation(f.ctx, id)
 		if err != nil {
 			return err
 		}
@@ -117,7 +122,7 @@ func (f *follower) tell(events []vps.Event) error {
 		}
 	}
 	for id := range known {
-		v, err := f.Service.KnownVPS(f.ctx, id)
+		v, err := f.Services.Overview.KnownVPS(f.ctx, id)
 		if err != nil {
 			continue // it has gone, or libvirt has
 		}

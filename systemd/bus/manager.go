@@ -1,10 +1,21 @@
 package bus
 
 import (
+	"context"
+
 	"github.com/godbus/dbus/v5"
 
 	"vpssnapd/daemon/vps"
 )
+
+// Overview shows the host and its VPSes.
+type Overview interface {
+	ListVPS(ctx context.Context) ([]vps.VPS, error)
+	ShowVPS(ctx context.Context, ref string) (vps.VPS, error)
+	// KnownVPS is ShowVPS without asking libvirt.
+	KnownVPS(ctx context.Context, ref string) (vps.VPS, error)
+	Host(ctx context.Context) (vps.Host, error)
+}
 
 // mostListed is how many operations are listed at once.
 const mostListed = 500
@@ -15,7 +26,7 @@ type listedVPS struct {
 }
 
 func (s *server) listVPS(c *call) ([]any, error) {
-	all, err := s.Service.ListVPS(c.ctx)
+	all, err := s.Services.Overview.ListVPS(c.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +45,7 @@ func (s *server) listVPS(c *call) ([]any, error) {
 }
 
 func (s *server) getVPS(c *call) ([]any, error) {
-	v, err := s.Service.KnownVPS(c.ctx, c.args[0].(string))
+	v, err := s.Services.Overview.KnownVPS(c.ctx, c.args[0].(string))
 	return []any{vpsPath(v.ID)}, err
 }
 
@@ -50,7 +61,7 @@ func (s *server) listOperations(c *call) ([]any, error) {
 	if limit < 1 || limit > mostListed {
 		return nil, invalid("limit must be 1 to %d", mostListed)
 	}
-	page, err := s.Service.Operations(c.ctx, vps.OperationQuery{
+	page, err := s.Services.Operations.Operations(c.ctx, vps.OperationQuery{
 		VPS: c.args[0].(string), Status: vps.Status(c.args[1].(string)), Limit: int(limit),
 	})
 	if err != nil {
@@ -64,7 +75,7 @@ func (s *server) listOperations(c *call) ([]any, error) {
 }
 
 func (s *server) getOperation(c *call) ([]any, error) {
-	op, err := s.Service.Operation(c.ctx, c.args[0].(string))
+	op, err := s.Services.Operations.Operation(c.ctx, c.args[0].(string))
 	return []any{operationPath(op.ID)}, err
 }
 
@@ -76,7 +87,7 @@ type listedStorage struct {
 }
 
 func (s *server) listStorage(c *call) ([]any, error) {
-	host, err := s.Service.Host(c.ctx)
+	host, err := s.Services.Overview.Host(c.ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -128,12 +128,12 @@ func (o *object) children(ctx context.Context, mayLook func() bool) []string {
 	}
 	var paths []dbus.ObjectPath
 	if o.path == vpsRoot {
-		list, _ := o.objects.server.Service.ListVPS(ctx) // none while libvirt is away
+		list, _ := o.objects.server.Services.Overview.ListVPS(ctx) // none while libvirt is away
 		for _, v := range list {
 			paths = append(paths, vpsPath(v.ID))
 		}
 	} else {
-		page, _ := o.objects.server.Service.Operations(ctx, vps.OperationQuery{Limit: listedChildren})
+		page, _ := o.objects.server.Services.Operations.Operations(ctx, vps.OperationQuery{Limit: listedChildren})
 		for _, op := range page.Operations {
 			paths = append(paths, operationPath(op.ID))
 		}

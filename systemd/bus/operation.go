@@ -10,6 +10,15 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
+// Operations knows the long work.
+type Operations interface {
+	Operation(ctx context.Context, id string) (vps.Operation, error)
+	Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error)
+	WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error)
+	CancelOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
+}
+
 // mostWait is the longest that a call may wait for an operation, as in REST.
 const mostWait = 5 * time.Minute
 
@@ -17,21 +26,21 @@ const mostWait = 5 * time.Minute
 // next daemon.
 func (s *server) wait(c *call) ([]any, error) {
 	limit := min(time.Duration(c.args[0].(uint32))*time.Second, mostWait)
-	op, err := s.Service.WaitOperation(s.closing, c.id, limit)
+	op, err := s.Services.Operations.WaitOperation(s.closing, c.id, limit)
 	if errors.Is(err, context.Canceled) {
-		op, err = s.Service.Operation(c.ctx, c.id)
+		op, err = s.Services.Operations.Operation(c.ctx, c.id)
 	}
 	return []any{string(op.Status)}, err
 }
 
 func (s *server) cancel(c *call) ([]any, error) {
-	op, err := s.Service.CancelOperation(c.ctx, c.id, c.actor)
+	op, err := s.Services.Operations.CancelOperation(c.ctx, c.id, c.actor)
 	_, err = c.begun(op, err)
 	return nil, err
 }
 
 func (s *server) resume(c *call) ([]any, error) {
-	op, err := s.Service.ResumeOperation(c.ctx, c.id, c.actor)
+	op, err := s.Services.Operations.ResumeOperation(c.ctx, c.id, c.actor)
 	_, err = c.begun(op, err)
 	return nil, err
 }

@@ -11,13 +11,13 @@ func (o *object) properties(ctx context.Context) (dict, error) {
 	s := o.objects.server
 	switch o.iface {
 	case vpsInterface:
-		v, err := s.Service.KnownVPS(ctx, o.id)
+		v, err := s.Services.Overview.KnownVPS(ctx, o.id)
 		if err != nil {
 			return nil, err
 		}
 		return vpsProperties(v), nil
 	case operationInterface:
-		op, err := s.Service.Operation(ctx, o.id)
+		op, err := s.Services.Operations.Operation(ctx, o.id)
 		if err != nil {
 			return nil, err
 		}

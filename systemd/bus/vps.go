@@ -1,13 +1,31 @@
 package bus
 
 import (
+	"context"
+
 	"github.com/godbus/dbus/v5"
 
 	"vpssnapd/daemon/vps"
 )
 
+// Snapshots takes, restores and deletes snapshots.
+type Snapshots interface {
+	DescribeSnapshot(ctx context.Context, ref, description string, a vps.Actor) (vps.Snapshot, error)
+	Take(ctx context.Context, ref string, r vps.TakeRequest, a vps.Actor) (vps.Operation, error)
+	Restore(ctx context.Context, ref string, r vps.RestoreRequest, a vps.Actor) (vps.Operation, error)
+	UndoRestore(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
+}
+
+// Options keeps what customers order.
+type Options interface {
+	Option(ctx context.Context, ref string) (vps.Option, error)
+	PutOption(ctx context.Context, ref string, o vps.OptionOrder, a vps.Actor) (vps.Option, error)
+	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
+}
+
 func (s *server) show(c *call) ([]any, error) {
-	v, err := s.Service.ShowVPS(c.ctx, c.id)
+	v, err := s.Services.Overview.ShowVPS(c.ctx, c.id)
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +40,7 @@ func (s *server) take(c *call) ([]any, error) {
 		return nil, err
 	}
 	r.Quiesce = vps.Quiesce(quiesce)
-	return c.begun(s.Service.Take(c.ctx, c.id, r, c.actor))
+	return c.begun(s.Services.Snapshots.Take(c.ctx, c.id, r, c.actor))
 }
 
 func (s *server) restore(c *call) ([]any, error) {
@@ -31,24 +49,24 @@ func (s *server) restore(c *call) ([]any, error) {
 		return nil, err
 	}
 	r := vps.RestoreRequest{Confirm: c.args[0].(string), PowerAfter: vps.PowerAfter(power)}
-	return c.begun(s.Service.Restore(c.ctx, c.id, r, c.actor))
+	return c.begun(s.Services.Snapshots.Restore(c.ctx, c.id, r, c.actor))
 }
 
 func (s *server) undoRestore(c *call) ([]any, error) {
-	return c.begun(s.Service.UndoRestore(c.ctx, c.id, c.actor))
+	return c.begun(s.Services.Snapshots.UndoRestore(c.ctx, c.id, c.actor))
 }
 
 func (s *server) delete(c *call) ([]any, error) {
-	return c.begun(s.Service.Delete(c.ctx, c.id, c.actor))
+	return c.begun(s.Services.Snapshots.Delete(c.ctx, c.id, c.actor))
 }
 
 func (s *server) describe(c *call) ([]any, error) {
-	_, err := s.Service.DescribeSnapshot(c.ctx, c.id, c.args[0].(string), c.actor)
+	_, err := s.Services.Snapshots.DescribeSnapshot(c.ctx, c.id, c.args[0].(string), c.actor)
 	return nil, err
 }
 
 func (s *server) getOption(c *call) ([]any, error) {
-	o, err := s.Service.Option(c.ctx, c.id)
+	o, err := s.Services.Options.Option(c.ctx, c.id)
 	return []any{optionDict(&o)}, err
 }
 
@@ -57,12 +75,12 @@ func (s *server) setOption(c *call) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.Service.PutOption(c.ctx, c.id, order, c.actor)
+	o, err := s.Services.Options.PutOption(c.ctx, c.id, order, c.actor)
 	return []any{optionDict(&o)}, err
 }
 
 func (s *server) cancelOption(c *call) ([]any, error) {
-	o, err := s.Service.CancelOption(c.ctx, c.id, c.args[0].(bool), c.actor)
+	o, err := s.Services.Options.CancelOption(c.ctx, c.id, c.args[0].(bool), c.actor)
 	return []any{optionDict(&o)}, err
 }
 

@@ -49,13 +49,6 @@ var ours = []struct {
 	may     []string
 	because string
 }{
-	{"vpssnapd/daemon/vps", nil, "the nouns are everybody's, so they depend on nobody"},
-	{"vpssnapd/daemon/failpoint", nil, "every part of the daemon has points"},
-	{"vpssnapd/daemon/store", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/failpoint"}, "the record knows the nouns, not what is done with them"},
-	{"vpssnapd/daemon/operation", []string{"vpssnapd/daemon/vps", "vpssnapd/daemon/store", "vpssnapd/daemon/failpoint"}, "the runner knows no step's meaning"},
-	{"vpssnapd/daemon/mail", []string{"vpssnapd/daemon/vps"}, "mails are written from the nouns, whatever becomes of them"},
-	{"vpssnapd/daemon/webhook", []string{"vpssnapd/daemon/vps"}, "what is posted, and of what, is the daemon's business"},
-	{"vpssnapd/daemon", []string{"vpssnapd/daemon/...", "vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2"}, "the product speaks to a host through the interface only"},
 	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/qcow2", nil, "a file format knows nobody's use of it"},
@@ -64,9 +57,9 @@ var ours = []struct {
 	{"vpssnapd/hypervisor/lab", nil, "the lab must be able to test everything"},
 	{"vpssnapd/hypervisor", nil, "the interface has its own types"},
 	{"vpssnapd/api/client", []string{"vpssnapd/api"}, "a client links neither SQLite nor libvirt"},
-	{"vpssnapd/api/server", []string{"vpssnapd/api", "vpssnapd/api/server/...", "vpssnapd/daemon", "vpssnapd/daemon/vps"}, "the API asks the daemon, never the host or the database"},
+	{"vpssnapd/api/server", []string{"vpssnapd/api", "vpssnapd/api/server/...", "vpssnapd/daemon/vps"}, "the API asks the daemon, never the host or the database"},
 	{"vpssnapd/api", nil, "the contract is the wire's alone"},
-	{"vpssnapd/systemd", []string{"vpssnapd/daemon", "vpssnapd/daemon/vps"}, "D-Bus serves the same daemon as REST"},
+	{"vpssnapd/systemd", []string{"vpssnapd/daemon/vps"}, "D-Bus serves the same daemon as REST"},
 	{"vpssnapd/cmd/vpssnapd", []string{"vpssnapd/..."}, "main wires"},
 	{"vpssnapd/cmd/vpssnap", []string{"vpssnapd/api", "vpssnapd/api/client"}, "the CLI talks REST only"},
 	{"vpssnapd/cmd", []string{"vpssnapd/..."}, "programs and what tests them"},
@@ -92,6 +85,9 @@ func below(path, root string) bool { return path == root || strings.HasPrefix(pa
 
 func TestImportsPointDownwards(t *testing.T) {
 	for _, p := range packages(t) {
+		if below(p.ImportPath, house) {
+			continue // TestRoomsImportDownwards
+		}
 		rule := -1
 		for i, r := range ours {
 			if below(p.ImportPath, r.in) && (rule < 0 || len(r.in) > len(ours[rule].in)) {

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/lab"
@@ -171,27 +174,27 @@ func libvirtDiesInThePivot(t *testing.T, pivots, wrote bool, want vps.Status) {
 		return errors.Join(err, l.KillQEMU("web1"), l.StartLibvirtd(ctx))
 	}}
 	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: t.TempDir(), Version: "test", Logger: log,
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, FreezeLimit: 10 * time.Second, AgentWait: time.Minute, MergeLimit: 1}})
+		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, Guest: guest.Policy{FreezeLimit: 10 * time.Second}, Snapshot: snapshot.Policy{AgentWait: time.Minute}, Merge: merge.Policy{Limit: 1}}})
 	must(err)
 	t.Cleanup(func() { must(errors.Join(d.Close(), real.Close())) })
 	operator := vps.Actor{Name: "test", Way: vps.WayOperator}
 	ended := func(op vps.Operation, err error) vps.Operation {
 		t.Helper()
 		must(err)
-		op, err = d.WaitOperation(ctx, op.ID, time.Minute)
+		op, err = d.Operations.WaitOperation(ctx, op.ID, time.Minute)
 		must(err)
 		return op
 	}
-	_, err = d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	_, err = d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	must(err)
 	must(l.WriteDisk(ctx, "web1", "vda", 0, 'a', 8<<20))
-	if op := ended(d.Take(ctx, id, vps.TakeRequest{}, operator)); op.Status != vps.StatusSucceeded {
+	if op := ended(d.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)); op.Status != vps.StatusSucceeded {
 		t.Fatalf("the take is %s: %+v", op.Status, op.Error)
 	}
 	must(l.WriteDisk(ctx, "web1", "vda", 1<<20, 'b', 1<<20))
-	snap, err := d.Snapshot(ctx, id)
+	snap, err := d.Snapshots.Snapshot(ctx, id)
 	must(err)
-	op := ended(d.Delete(ctx, id, operator))
+	op := ended(d.Snapshots.Delete(ctx, id, operator))
 	if op.Status != want {
 		t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
 	}
@@ -200,7 +203,7 @@ func libvirtDiesInThePivot(t *testing.T, pivots, wrote bool, want vps.Status) {
 		written = 'z'
 		base := snap.Disks[0]
 		must(real.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
-		if op := ended(d.ResumeOperation(ctx, op.ID, operator)); op.Status != vps.StatusSucceeded {
+		if op := ended(d.Operations.ResumeOperation(ctx, op.ID, operator)); op.Status != vps.StatusSucceeded {
 			t.Fatalf("the delete is %s then: %+v", op.Status, op.Error)
 		}
 	}

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/lab"
@@ -70,7 +73,7 @@ func (o *outrun) must(err error) {
 }
 
 // open starts a daemon with a policy for merges.
-func (o *outrun) open(policy daemon.MergePolicy) *daemon.Daemon {
+func (o *outrun) open(policy merge.Policy) *daemon.Daemon {
 	o.t.Helper()
 	images, err := qemuimg.New()
 	o.must(err)
@@ -80,7 +83,7 @@ func (o *outrun) open(policy daemon.MergePolicy) *daemon.Daemon {
 	o.must(err)
 	o.disk = &slowDisk{Host: real, speed: 512 << 10}
 	d, err := daemon.Open(o.t.Context(), daemon.Config{Host: o.disk, StateDir: o.state, Version: "test", Logger: log,
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, FreezeLimit: 10 * time.Second, AgentWait: time.Minute, MergeLimit: 1, Merge: policy}})
+		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, Guest: guest.Policy{FreezeLimit: 10 * time.Second}, Snapshot: snapshot.Policy{AgentWait: time.Minute}, Merge: policy}})
 	o.must(err)
 	return d
 }
@@ -114,12 +117,12 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 	o.must(l.StartRecorder(ctx, "web1"))
 
 	operator := vps.Actor{Name: "test", Way: vps.WayOperator}
-	d := o.open(daemon.MergePolicy{StalledAfter: 2 * time.Second})
-	_, err = d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	d := o.open(merge.Policy{StalledAfter: 2 * time.Second})
+	_, err = d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	o.must(err)
-	op, err := d.Take(ctx, id, vps.TakeRequest{}, operator)
+	op, err := d.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	o.must(err)
-	if op, err = d.WaitOperation(ctx, op.ID, time.Minute); err != nil || op.Status != vps.StatusSucceeded {
+	if op, err = d.Operations.WaitOperation(ctx, op.ID, time.Minute); err != nil || op.Status != vps.StatusSucceeded {
 		t.Fatalf("the take is %s: %v", op.Status, err)
 	}
 	late := time.Now().Add(bootWithin)
@@ -127,22 +130,22 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 		if time.Now().After(late) {
 			t.Fatalf("the guest has written %d bytes only", delta)
 		}
-		snapshot, err := d.Snapshot(ctx, id)
+		snapshot, err := d.Snapshots.Snapshot(ctx, id)
 		o.must(err)
 		delta = snapshot.DeltaBytes
 		time.Sleep(100 * time.Millisecond)
 	}
-	op, err = d.Delete(ctx, id, operator)
+	op, err = d.Snapshots.Delete(ctx, id, operator)
 	o.must(err)
 	late = time.Now().Add(time.Minute)
 	for !strings.Contains(op.Progress.Note, "writes as fast") {
 		if time.Now().After(late) || op.Status.Final() {
 			t.Fatalf("nothing was said of the merge: %s at %s, %+v", op.Status, op.Step, op.Progress)
 		}
-		op, err = d.WaitOperation(ctx, op.ID, 200*time.Millisecond)
+		op, err = d.Operations.WaitOperation(ctx, op.ID, 200*time.Millisecond)
 		o.must(err)
 	}
-	if op, err = d.WaitOperation(ctx, op.ID, 20*time.Second); err != nil || op.Status != vps.StatusRunning || op.Step != "merge" {
+	if op, err = d.Operations.WaitOperation(ctx, op.ID, 20*time.Second); err != nil || op.Status != vps.StatusRunning || op.Step != "merge" {
 		t.Fatalf("without help the merge went on to %s at %s: %v", op.Status, op.Step, err)
 	}
 	t.Logf("without help, after 20 s more: %+v", op.Progress)
@@ -152,8 +155,8 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 	o.close(d)
 
 	const longest = 10 * time.Second // time to copy all that the guest writes to
-	d = o.open(daemon.MergePolicy{StalledAfter: 2 * time.Second, Help: true, LongestStop: longest})
-	if op, err = d.WaitOperation(ctx, op.ID, 3*time.Minute); err != nil || op.Status != vps.StatusSucceeded {
+	d = o.open(merge.Policy{StalledAfter: 2 * time.Second, Help: true, LongestStop: longest})
+	if op, err = d.Operations.WaitOperation(ctx, op.ID, 3*time.Minute); err != nil || op.Status != vps.StatusSucceeded {
 		t.Fatalf("with help the delete is %s at %s, %+v: %v", op.Status, op.Step, op.Progress, err)
 	}
 	t.Logf("with help, the guest was stopped for %v", o.disk.stops)

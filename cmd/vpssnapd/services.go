@@ -1,0 +1,20 @@
+package main
+
+import (
+	"vpssnapd/api/server"
+	"vpssnapd/daemon"
+	"vpssnapd/systemd/bus"
+)
+
+// services are what the REST API offers of a daemon.
+func services(d *daemon.Daemon) server.Services {
+	return server.Services{
+		Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Downloads: d.Downloads, Operations: d.Operations,
+		Tokens: d.Tokens, Webhooks: d.Webhooks, Journal: d.Journal, Doctor: d.Doctor, Answers: d.Answers, Metrics: d.Metrics.Gatherer(),
+	}
+}
+
+// busServices are what D-Bus offers of it.
+func busServices(d *daemon.Daemon) bus.Services {
+	return bus.Services{Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Operations: d.Operations, Events: d.Journal}
+}

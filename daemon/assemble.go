@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"maps"
+	"os"
+	"time"
+
+	"vpssnapd/daemon/access"
+	"vpssnapd/daemon/adoption"
+	"vpssnapd/daemon/doctor"
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/failpoint"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/image"
+	"vpssnapd/daemon/integrity"
+	"vpssnapd/daemon/inventory"
+	"vpssnapd/daemon/journal"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/option"
+	"vpssnapd/daemon/overview"
+	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/space"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/daemon/webhook"
+	"vpssnapd/daemon/work"
+)
+
+// assemble makes every capability of what it needs, from the ground up; nothing works
+// yet. Who is told of operations and of the host's events is told in this order.
+func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d *Daemon, err error) {
+	host, log, group := failpoint.Host(c.Host), c.Logger, work.NewGroup()
+	d = &Daemon{logger: log, lock: lock, store: db, Answers: db, group: group, Metrics: overview.NewMetrics()}
+	d.settings.Store(&c.Settings)
+	if d.inventory, err = inventory.New(ctx, host, db, group, log); err != nil {
+		return nil, err
+	}
+	if d.Journal, err = journal.New(ctx, db, d.inventory, log); err != nil {
+		return nil, err
+	}
+	inv, images := d.inventory, image.New(host, d.inventory, log)
+	deadline := func() { d.Options.Changed() }
+
+	d.Operations = operation.NewOperations(db, inv, c.Hold, log)
+	d.space = space.New(host, inv, db, d.spacePolicy, log)
+	d.guests = guest.New(host, inv, db, d.Operations, group, d.guestPolicy, log)
+	whole := integrity.New(host, inv, db, log)
+	d.merger = merge.New(host, inv, db, d.Operations, d.guests, whole, c.StateDir, d.mergePolicy, log)
+	d.Downloads = download.New(host, inv, db, whole, d.Operations.Kinds, group, d.downloadPolicy, log)
+	d.Snapshots = snapshot.New(snapshot.Parts{
+		Host: host, Inventory: inv, Store: db, Operations: d.Operations, Images: images, Space: d.space, Guests: d.guests,
+		Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir, Policy: d.snapshotPolicy, Logger: log,
+		OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
+	})
+	d.Operations.Add(c.Kinds...)
+	d.adopter = adoption.New(host, inv, db, d.Operations, whole, func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }, deadline, group, log)
+	d.Doctor = doctor.New(host, inv, db, images, d.guests, whole, d.adopter, log)
+
+	c.Webhook.Version = c.Version
+	d.Webhooks = webhook.NewWebhooks(db, webhook.New(c.Webhook), c.WebhookBody, log)
+	senders := map[vps.DeliveryKind]notify.Sender{vps.DeliveryWebhook: d.Webhooks}
+	maps.Copy(senders, c.Senders)
+	d.outbox = notify.NewOutbox(db, group, senders, d.Metrics.Tried, log)
+	mails := notify.NewMails(db, inv, d.Operations, c.Senders[vps.DeliveryMail] != nil, d.notifyPolicy)
+	d.Options = option.New(db, inv, d.Snapshots, d.Operations.Interrupt, mails, group, d.optionPolicy, log)
+	d.Operations.OnOver(func(vps.Operation) { deadline() })
+	inv.Subscribe(inventory.Watcher{Connected: func(context.Context) { deadline() }})
+
+	d.Tokens = access.New(db, inv, log)
+	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
+	d.Metrics.Count(overview.State{Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
+		Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log})
+	return d, nil
+}
+
+// lookEvery is how often the host is looked at where no event tells of a change.
+const lookEvery = 30 * time.Second
+
+// watchHost looks at the host now and then.
+func (d *Daemon) watchHost(ctx context.Context) {
+	for {
+		if d.inventory.Ready() {
+			d.space.Look(ctx)
+			d.inventory.AskSilent(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookEvery):
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package doctor
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"vpssnapd/daemon/adoption"
+	"vpssnapd/daemon/image"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// checkFiles finds files that are named as ours and that no record names, in all
+// directories where disks lie. The directories are listed before the record is
+// read: a file is recorded before it is made, and its record goes after it.
+func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([]vps.Finding, error) {
+	before, err1 := d.store.Snapshots(ctx)
+	left, err2 := d.store.OverlaysLeft(ctx)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	var findings []vps.Finding
+	listed := map[string]hypervisor.NamedFile{}
+	for _, dir := range imageDirs(domains, before, left) {
+		files, err := d.host.Files(ctx, dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()})
+		}
+		for _, f := range files {
+			if image.SnapshotOf(f.Name) != "" {
+				listed[filepath.Join(dir, f.Name)] = f
+			}
+		}
+	}
+	named, err := d.namedFiles(ctx)
+	if err != nil {
+		return findings, err
+	}
+	who := &users{d: d, domains: domains}
+	for _, path := range slices.Sorted(maps.Keys(listed)) {
+		id := image.SnapshotOf(path)
+		if named.paths[path] || named.busy[id] {
+			continue
+		}
+		now, err := d.host.Stat(ctx, path)
+		if err != nil || now.Inode != listed[path].Inode {
+			continue // an operation that ended meanwhile has removed it
+		}
+		orphan, err := d.orphan(ctx, path, id, now.Inode, who)
+		if err != nil {
+			return findings, err
+		}
+		if orphan != nil {
+			findings = append(findings, *orphan)
+		}
+	}
+	return findings, nil
+}
+
+// imageDirs are the directories in which our files may lie.
+func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot, others []string) []string {
+	dirs := map[string]bool{}
+	for _, path := range others {
+		dirs[filepath.Dir(path)] = true
+	}
+	for _, dom := range domains {
+		for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
+			if disk.Type == "file" && filepath.IsAbs(disk.Path) && disk.Device == "disk" {
+				dirs[filepath.Dir(disk.Path)] = true
+			}
+		}
+		if filepath.IsAbs(dom.NVRAM) {
+			dirs[filepath.Dir(dom.NVRAM)] = true
+		}
+	}
+	for _, s := range snapshots {
+		for _, path := range image.Files(s) {
+			dirs[filepath.Dir(path)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(dirs))
+}
+
+// named is which files the record accounts for: by their path, or because an
+// operation of their snapshot is not finished.
+type named struct {
+	paths map[string]bool
+	busy  map[string]bool // snapshot ids
+}
+
+func (d *Doctor) namedFiles(ctx context.Context) (named, error) {
+	n := named{paths: map[string]bool{}, busy: map[string]bool{}}
+	operations, err1 := d.store.ActiveOperations(ctx)
+	snapshots, err2 := d.store.Snapshots(ctx)
+	if err := errors.Join(err1, err2); err != nil {
+		return n, err
+	}
+	working := map[string]bool{}
+	for _, op := range operations {
+		working[op.VPS] = true
+	}
+	for _, s := range snapshots {
+		n.busy[s.ID] = working[s.VPS]
+		for _, path := range image.Files(s) {
+			n.paths[path] = true
+		}
+		for _, disk := range s.Disks {
+			n.paths[disk.Base] = true
+		}
+	}
+	return n, nil
+}
+
+// orphan says what a file is that no record names; nil when a VPS uses it as its
+// disk, which is told with that VPS.
+func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, users *users) (*vps.Finding, error) {
+	f := vps.Finding{Code: vps.CheckOrphanOverlay, Path: path, Snapshot: id,
+		Detail:   "the file is named as one of ours, and no record names it: " + path,
+		Remedies: []vps.Remedy{remedyOrphan("look at it, and remove it if nobody needs it", path)}}
+	if users.direct(path) {
+		return nil, nil
+	}
+	recorded, err := d.store.Snapshot(ctx, id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	if err == nil && adoption.MovedAway(recorded) {
+		return nil, nil // its VPS took it to another host
+	}
+	if err == nil {
+		f.VPS, f.VPSName = recorded.VPS, d.inventory.Name(recorded.VPS)
+	}
+	user, sure := users.above(ctx, path)
+	switch {
+	case user != nil:
+		f.Detail += "; an image of the VPS " + user.Name + " lies on it"
+		f.Remedies = []vps.Remedy{remedy("it is in use: leave it", argv("virsh", "domblklist", "--details", user.ID))}
+	case err == nil && adoption.MergedAway(recorded) && recordedInode(recorded, path) == inode:
+		f.Code = vps.CheckStaleOverlay
+		f.Detail = "the file is left from a snapshot that is gone by the record: " + path
+		f.Remedies = []vps.Remedy{remedyOrphan("its data was merged into the disk below it. If disks or definitions were brought back from a backup since, it may be the newest: compare first, and remove it if nobody needs it", path)}
+	case err == nil:
+		f.Detail += "; its snapshot was given up, so it may be the newest data of " + f.VPSName
+	}
+	if !sure {
+		f.Detail += "; not every image of this host could be read, so one that lies on it may have been missed"
+	}
+	return &f, nil
+}
+
+// recordedInode is the inode that a snapshot's record gives a file, 0 for none.
+func recordedInode(s vps.Snapshot, path string) uint64 {
+	for _, disk := range s.Disks {
+		switch path {
+		case disk.Overlay:
+			return disk.OverlayInode
+		case disk.Undo:
+			return disk.UndoInode
+		}
+	}
+	return 0
+}
+
+// users tells which VPS uses a file.
+type users struct {
+	d       *Doctor
+	domains []hypervisor.Domain
+	// below is who lies on a file by the headers of images whose chain no
+	// definition states; read when it is first needed. sure says that all were read.
+	below map[string]*hypervisor.Domain
+	sure  bool
+}
+
+// direct says that a definition names the file.
+func (u *users) direct(path string) bool {
+	for _, dom := range u.domains {
+		if dom.Uses(path) {
+			return true
+		}
+	}
+	return false
+}
+
+// above finds a VPS with an image that lies on the file by its header.
+func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain, sure bool) {
+	if u.below == nil {
+		u.below, u.sure = map[string]*hypervisor.Domain{}, true
+		for i := range u.domains {
+			u.readHeaders(ctx, &u.domains[i])
+		}
+	}
+	return u.below[path], u.sure
+}
+
+func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
+	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
+		if disk.ChainKnown || disk.Type != "file" || disk.Path == "" || disk.Device != "disk" {
+			continue
+		}
+		chain, complete := u.d.images.Chain(ctx, disk.Path, disk.Format)
+		u.sure = u.sure && complete
+		for _, path := range chain {
+			u.below[path] = dom
+		}
+	}
+}

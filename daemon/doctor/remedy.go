@@ -1,0 +1,303 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"vpssnapd/daemon/image"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// The ways out of each drift. VPSes are named by id: a name may be given away.
+// No list of commands goes on with something destructive where a command before
+// it may have failed.
+
+func remedy(text string, commands ...vps.Command) vps.Remedy {
+	return vps.Remedy{Text: text, Commands: commands}
+}
+
+func argv(words ...string) vps.Command { return words }
+
+var repairCommand = argv("vpssnap", "doctor", "--repair")
+
+func remedyRepair() vps.Remedy { return remedy("let the daemon put it right", repairCommand) }
+
+func unreachableHost(err error) vps.Finding {
+	return vps.Finding{Code: vps.CheckUnreachable, Remedies: []vps.Remedy{remedyUnreachable()},
+		Detail: "libvirt does not answer, so only files were compared: " + err.Error()}
+}
+
+func remedyUnreachable() vps.Remedy {
+	return remedy("see why libvirt does not answer", argv("virsh", "uri"), argv("systemctl", "status", "--no-pager", "libvirtd", "virtqemud"))
+}
+
+func (i *inspection) parkedDetail(op vps.Operation) string {
+	detail := fmt.Sprintf("operation %s (%s) stopped at step %s and waits for an operator", op.ID, op.Kind, op.Step)
+	if op.Error != nil {
+		detail += ": " + op.Error.Detail
+	}
+	if i.gone() {
+		detail += fmt.Sprintf("; libvirt does not know the VPS %s (%s) any more", i.name, i.id)
+	}
+	if other := i.namesake(); i.gone() && other != "" {
+		detail += "; its name now belongs to another VPS, " + other
+	}
+	return detail
+}
+
+func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
+	text := "cure the cause, then let the operation go on"
+	if op.Error != nil && op.Error.Remedy != "" {
+		text = op.Error.Remedy
+	}
+	resume := remedy(text, argv("vpssnap", "operations", "show", op.ID), argv("vpssnap", "operations", "resume", op.ID))
+	if !i.gone() {
+		return []vps.Remedy{resume}
+	}
+	resume.Text = "if the VPS is to come back, define it with its id " + i.id + " and its disks as they were, do not start it, and let the operation go on"
+	return []vps.Remedy{resume, giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id)}
+}
+
+func owedDetail(p store.Promise) string {
+	what := "frozen its file systems may be"
+	if p.Kind == store.PromiseResume {
+		what = "suspended it may be"
+	}
+	return fmt.Sprintf("the guest is owed a %s since %s: %s", p.Kind, p.Since.Format(timeFormat), what)
+}
+
+func remedyOwed(p store.Promise) vps.Remedy {
+	if p.Kind == store.PromiseResume {
+		// Not virsh resume: before it runs, its definition must name what it will write to.
+		return remedy("let the daemon try again to let the guest run", repairCommand)
+	}
+	return remedy("thaw the guest; the daemon tries too", argv("virsh", "domfsthaw", p.VPS), repairCommand)
+}
+
+func remedyBroken(id string) vps.Remedy {
+	return remedy("give the snapshot up; the VPS keeps its present data", argv("vpssnap", "delete", id))
+}
+
+func remedyDelete(id string) vps.Remedy {
+	return remedy("finish the deletion", argv("vpssnap", "delete", id))
+}
+
+func remedyLog() vps.Remedy {
+	return remedy("restart the daemon, which takes up what it finds, and read its log", argv("systemctl", "restart", "vpssnapd"), argv("journalctl", "-u", "vpssnapd"))
+}
+
+func remedyRenew(id string) vps.Remedy {
+	return remedy("if the snapshot shall be of the VPS as it is now, replace it", argv("vpssnap", "take", "--replace", id))
+}
+
+// giveUp is how a broken snapshot is dropped: the record goes once no disk uses an
+// overlay of it, and its files stay. A disk that does is merged by hand before.
+func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
+	w := remedy(text + "; its files stay where they are, and doctor names them then")
+	for _, disk := range s.Disks {
+		switch use, ok := i.dom.Disk(disk.Target); {
+		case !ok || use.Path != disk.Overlay:
+		case i.dom.State != hypervisor.Off:
+			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
+		default:
+			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat + ") when it is merged"
+			w.Commands = append(w.Commands, argv("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay), argv("virsh", "edit", i.id))
+		}
+	}
+	w.Commands = append(w.Commands, argv("vpssnap", "delete", i.id))
+	return w
+}
+
+// mergeByHand merges the overlay of a running VPS.
+func mergeByHand(id string, disk vps.SnapshotDisk) vps.Command {
+	return argv("virsh", "blockcommit", id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot", "--wait", "--verbose")
+}
+
+// giveUpGone drops the record of a VPS that is gone.
+func giveUpGone(text, id string) vps.Remedy {
+	return remedy(text+"; its files stay where they are, and doctor names them then", argv("vpssnap", "delete", id))
+}
+
+// remediesMissing looks for a missing file by its inode.
+func (i *inspection) remediesMissing(ctx context.Context, disk, path string, inode uint64) []vps.Remedy {
+	var ways []vps.Remedy
+	if other := i.d.whereIs(ctx, path, inode); other != "" {
+		ways = append(ways, remedy("the file lies beside its place under another name: put it back", argv("mv", "-nT", "--", other, path)))
+	} else if inode != 0 {
+		ways = append(ways, remedy("if it was moved within its file system, find it and move it back to "+path,
+			argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode))))
+	}
+	if live, ok := i.dom.Disk(disk); ok && i.present && i.dom.State != hypervisor.Off && (live.Path == path || live.LiesOn(path)) {
+		rescued := image.WithSuffix(path, ".rescued.qcow2")
+		ways = append(ways, remedy("the running VPS still has the removed file open: do not power it off; copy the whole disk into a new image and go on with that",
+			argv("virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job", "--wait", "--verbose", "--pivot"),
+			argv("virsh", "domblklist", i.id)))
+	}
+	ways = append(ways, remedy("if it is lost, restore it from your backup; the VPS was not touched"))
+	if i.present && i.rec.Snapshot != nil && !i.dom.Uses(path) {
+		ways = append(ways, i.giveUp("if the VPS does not need it any more, give the snapshot up", *i.rec.Snapshot))
+	}
+	return ways
+}
+
+func (i *inspection) remediesReplaced(ctx context.Context, path string, inode uint64) []vps.Remedy {
+	if other := i.d.whereIs(ctx, path, inode); other != "" {
+		return []vps.Remedy{remedy("the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
+			argv("virsh", "domstate", i.id), argv("mv", "-nT", "--", path, path+".put-aside"), argv("mv", "-nT", "--", other, path))}
+	}
+	return []vps.Remedy{remedy("find the right file by its inode; with the VPS off, put the wrong one aside and the right one back",
+		argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode)))}
+}
+
+// whereIs finds a file beside its place by its inode, "" when it is not there.
+func (d *Doctor) whereIs(ctx context.Context, path string, inode uint64) string {
+	files, err := d.host.Files(ctx, filepath.Dir(path))
+	if err != nil || inode == 0 {
+		return ""
+	}
+	for _, f := range files {
+		if f.Inode == inode {
+			return filepath.Join(filepath.Dir(path), f.Name)
+		}
+	}
+	return ""
+}
+
+// remedyBaseWritten: nothing of ours merges or restores over a base that somebody
+// wrote into. What the VPS sees can be kept by hand.
+func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
+	w := remedy("find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up")
+	if live, ok := i.dom.Disk(disk.Target); ok && i.present && i.dom.State != hypervisor.Off && live.Path == disk.Overlay {
+		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
+	}
+	return w
+}
+
+func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
+	w := remedy("take the rights away from others", argv("chmod", "600", "--", disk.Overlay))
+	if owner {
+		w.Commands = append(w.Commands, argv("chown", "--reference="+disk.Base, "--", disk.Overlay))
+	}
+	return w
+}
+
+func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
+	return remedy("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, put it right",
+		argv("virsh", "domstate", id),
+		argv("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Overlay))
+}
+
+// remedyAttach puts a disk back where it is missing.
+func remedyAttach(id string, disk vps.SnapshotDisk, live, config bool) vps.Remedy {
+	words := []string{"virsh", "attach-disk", id, disk.Overlay, disk.Target, "--sourcetype", "file", "--driver", "qemu", "--subdriver", "qcow2"}
+	if live {
+		words = append(words, "--live")
+	}
+	if config {
+		words = append(words, "--config")
+	}
+	return remedy("attach the disk again", words)
+}
+
+func remedyJob(id string, disk vps.SnapshotDisk) vps.Remedy {
+	return remedy("find out whose it is; end it if it was not meant", argv("virsh", "blockjob", id, disk.Target, "--info"),
+		argv("virsh", "blockjob", id, disk.Target, "--abort"))
+}
+
+// remediesOnBase are for a disk that uses the snapshot's data itself.
+func (i *inspection) remediesOnBase(s vps.Snapshot, disk vps.SnapshotDisk, live bool) []vps.Remedy {
+	text := "if the data in " + disk.Base + " is what counts, give up the snapshot and what the VPS wrote since it"
+	if !live {
+		text += ", once its definition names the base"
+	}
+	return []vps.Remedy{i.giveUp(text, s),
+		remedy("if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
+			argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id))}
+}
+
+func (i *inspection) remediesMoved(s vps.Snapshot) []vps.Remedy {
+	return []vps.Remedy{
+		remedy("if the disk should use its overlay, let the definition name it again", argv("virsh", "domblklist", "--inactive", i.id), argv("virsh", "edit", i.id)),
+		i.giveUp("if the new image is right, give the snapshot up", s),
+	}
+}
+
+// remedyForeignOverlay merges somebody else's layers down onto our overlay.
+func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.Disk, live bool) vps.Remedy {
+	text := "merge it into our overlay"
+	var lines []vps.Command
+	if !live {
+		text += "; the VPS is off, so it is started with its processors stopped for that"
+		lines = append(lines, argv("virsh", "start", i.id, "--paused"))
+	}
+	lines = append(lines, argv("virsh", "blockcommit", i.id, disk.Target, "--top", use.Path, "--base", disk.Overlay, "--active", "--pivot", "--wait", "--verbose"))
+	if !live {
+		lines = append(lines, argv("virsh", "destroy", i.id))
+	}
+	for _, name := range i.dom.SnapshotNames {
+		lines = append(lines, argv("virsh", "snapshot-delete", i.id, "--metadata", "--snapshotname", name))
+	}
+	return remedy(text+"; "+use.Path+" is of no use any more then", lines...)
+}
+
+func (i *inspection) remedySnapshotObjects() vps.Remedy {
+	w := remedy("they keep migration and undefine from working; delete them if nobody needs them", argv("virsh", "snapshot-list", i.id))
+	for _, name := range i.dom.SnapshotNames {
+		w.Commands = append(w.Commands, argv("virsh", "snapshot-delete", i.id, "--snapshotname", name))
+	}
+	if i.dom.Checkpoints > 0 {
+		w.Commands = append(w.Commands, argv("virsh", "checkpoint-list", i.id))
+	}
+	return w
+}
+
+// remedyDefineAgain makes a running VPS persistent again, by its live definition.
+func remedyDefineAgain(id string) vps.Remedy {
+	script := `f=$(mktemp) && virsh dumpxml --security-info --migratable "$1" > "$f" && virsh define "$f"; rm -f -- "$f"`
+	return remedy("define it again while it runs", argv("sh", "-c", script, "sh", id))
+}
+
+// remedyOrphan never goes by itself: a file that came back with a backup or from
+// another host may be the newest data of a VPS.
+func remedyOrphan(text, path string) vps.Remedy {
+	w := remedy(text + "; the daemon never does")
+	if strings.HasSuffix(path, ".qcow2") {
+		w.Commands = append(w.Commands, argv("qemu-img", "info", "-U", "-f", "qcow2", path))
+	}
+	w.Commands = append(w.Commands, argv("rm", "-i", "--", path))
+	return w
+}
+
+// remedyOldLayer merges what a failed replace left between overlay and base.
+func remedyOldLayer(id string) vps.Remedy {
+	return remedy("the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
+		argv("vpssnap", "delete", id))
+}
+
+// remediesGone are for a record without its VPS.
+func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.Remedy {
+	back := remedy("if the VPS is to come back, define it with its id " + i.id + " and its disks as they were")
+	if other != "" {
+		back = remedy("if "+other+" is the same VPS, undefine it and define it with the id "+i.id+" instead",
+			argv("virsh", "dumpxml", "--inactive", "--security-info", other))
+	}
+	if len(snapshots) == 1 {
+		back.Text += ": " + overlayList(snapshots[0])
+	}
+	if len(snapshots) > 0 {
+		return []vps.Remedy{back, giveUpGone("if it is gone for good, give up the record of the snapshot", i.id)}
+	}
+	return []vps.Remedy{back, remedy("if it is gone for good, end its option", argv("vpssnap", "option", "cancel", i.id, "--now"))}
+}
+
+func overlayList(s vps.Snapshot) string {
+	var list []string
+	for _, disk := range s.Disks {
+		list = append(list, disk.Target+" "+disk.Overlay)
+	}
+	return strings.Join(list, ", ")
+}

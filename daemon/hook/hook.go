@@ -1,0 +1,114 @@
+// Package hook answers libvirt's hook: whether a VPS may be started on these images now.
+// It runs in a process of its own and reads nothing but the record.
+package hook
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"vpssnapd/daemon/startlock"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+)
+
+// BeforeStart says why a VPS must not be started on these images now, nil when it
+// may, and has a merge let go of them. It is asked by libvirt's hook, in a process of
+// its own, so it reads nothing but the record: calling libvirt from its hook would
+// deadlock. Without a record nothing is refused.
+//
+// Codes: operation_in_progress, vps_changed. With every other error the record could
+// not be asked, or a merge did not let go.
+func BeforeStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
+	path := filepath.Join(stateDir, store.FileName)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := store.OpenReadOnly(path)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := refuseStart(ctx, db, vpsID, name, images); err != nil {
+		return err
+	}
+	return makeWay(ctx, db, stateDir, vpsID)
+}
+
+func refuseStart(ctx context.Context, db *store.Store, vpsID, name string, images []string) error {
+	snapshots, err := db.Snapshots(ctx)
+	if err != nil {
+		return fmt.Errorf("the record cannot be read: %w", err)
+	}
+	for _, snap := range snapshots {
+		if snap.VPS != vpsID {
+			continue
+		}
+		if err := refuseStartOn(snap, name, images); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseStartOn holds the images against one snapshot of the VPS.
+func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
+	if snap.State == vps.SnapshotRestoring {
+		return vps.Errorf(vps.CodeOperationInProgress, "%s is in the middle of a restore and must not be started on half of its disks", name).
+			WithRemedy("wait: the restore starts it (vpssnap operations list)")
+	}
+	for _, image := range images {
+		for _, disk := range snap.Disks {
+			switch {
+			case image == disk.Base && !isFile(image, disk.BaseInode):
+				// Another disk under the same name, as when the VPS was installed anew.
+			case switched(snap) && !disk.Pivoted && image == disk.Base:
+				return vps.Errorf(vps.CodeVPSChanged, "%s would write to %s, which is the frozen base of its snapshot; its data is in %s", name, image, disk.Overlay).
+					WithRemedy("define disk %s with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Target, disk.Overlay)
+			case disk.Pivoted && image == disk.Overlay:
+				return vps.Errorf(vps.CodeVPSChanged, "%s would use %s, a merged overlay with old data; its data is in %s", name, image, disk.Base).
+					WithRemedy("define disk %s with %s (%s)", disk.Target, disk.Base, disk.BaseFormat)
+			}
+		}
+	}
+	return nil
+}
+
+// switched says that the VPS writes to the snapshot's overlays: from the switch
+// on, although the take may not have ended.
+func switched(snap vps.Snapshot) bool {
+	return snap.State != vps.SnapshotCreating || snap.Consistency != ""
+}
+
+// isFile says whether the file at path is the one with that number. When that
+// cannot be told, it is.
+func isFile(path string, inode uint64) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return true
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return !ok || stat.Ino == inode
+}
+
+// merging are the kinds of operations that merge. The hook is a process of its own, in
+// which no kind is registered; the daemon's test compares this with those that are.
+var merging = []vps.Kind{vps.KindTake, vps.KindDelete}
+
+// makeWay asks a merge to let go of the images of a VPS that is about to start.
+func makeWay(ctx context.Context, db *store.Store, stateDir, vpsID string) error {
+	op, err := db.ActiveOperation(ctx, vpsID)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && !slices.Contains(merging, op.Kind) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the record cannot be read: %w", err)
+	}
+	return startlock.Ask(ctx, stateDir, op.VPS)
+}

@@ -1,0 +1,242 @@
+package inventory
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vpssnapd/hypervisor"
+)
+
+// TestChangesOfOneDomain: an event wakes who waits for its domain, and nobody else.
+func TestChangesOfOneDomain(t *testing.T) {
+	v := newInventory(nil, nil)
+	woken := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	web1, again, web2, all := v.changes("web1"), v.changes("web1"), v.changes("web2"), v.changes("")
+	v.note(hypervisor.Event{Kind: hypervisor.EventJob, Domain: "web1"})
+	if !woken(web1) || !woken(again) || woken(web2) || woken(all) {
+		t.Error("an event of web1 does not wake those who wait for it, and only them")
+	}
+	web1 = v.changes("web1")
+	if woken(web1) {
+		t.Error("who waits anew is woken by what was before")
+	}
+	v.note(hypervisor.Event{Kind: hypervisor.EventDisconnected})
+	if !woken(web1) || !woken(web2) || !woken(all) {
+		t.Error("the loss of the connection does not wake everybody")
+	}
+}
+
+// slowHost answers when it is allowed to.
+type slowHost struct {
+	hypervisor.Host
+	asked, answer chan struct{}
+}
+
+func (h slowHost) Glance(_ context.Context, id string) (hypervisor.Domain, error) {
+	h.asked <- struct{}{}
+	<-h.answer
+	return hypervisor.Domain{ID: id}, nil
+}
+
+// TestRefreshesAreGathered: what is asked for while one reading is under way needs one
+// more, which begins after all of them had asked.
+func TestRefreshesAreGathered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := slowHost{asked: make(chan struct{}), answer: make(chan struct{})}
+		v := newInventory(h, nil)
+		var done sync.WaitGroup
+		done.Go(func() { v.Refresh(t.Context(), "web1") })
+		<-h.asked
+		for range 5 {
+			done.Go(func() { v.Refresh(t.Context(), "web1") })
+		}
+		synctest.Wait() // all five have asked
+		h.answer <- struct{}{}
+		<-h.asked
+		h.answer <- struct{}{}
+		done.Wait() // a third reading would wait for ever, and fail the test
+		if _, known := v.Find("web1"); !known {
+			t.Error("the domain that was read is not known")
+		}
+	})
+}
+
+// TestAnEventWaitsForAReading: one that an operation begins after it serves it; one
+// that was under way, or of another VPS, or that got no answer, does not.
+func TestAnEventWaitsForAReading(t *testing.T) {
+	for what, read := range map[string]struct {
+		id            string
+		before, fails bool
+		more          int
+	}{
+		"begun after the event":  {id: "web1", more: 0},
+		"begun before the event": {id: "web1", before: true, more: 1},
+		"of another VPS":         {id: "web2", more: 1},
+		"without an answer":      {id: "web1", fails: true, more: 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := &countingHost{answer: make(chan error)}
+				v := newInventory(h, nil)
+				var done sync.WaitGroup
+				operation := func() { done.Go(func() { _, _ = v.Read(t.Context(), read.id) }) }
+				event := func() { done.Go(func() { v.RefreshSoon(t.Context(), "web1", refreshLag) }) }
+				first, second := event, operation
+				if read.before {
+					first, second = operation, event
+				}
+				first()
+				synctest.Wait()
+				second()
+				synctest.Wait()
+				var answer error
+				if read.fails {
+					answer = hypervisor.ErrUnavailable
+				}
+				h.answer <- answer
+				asked := h.asked.Load()
+				time.Sleep(2 * refreshLag)
+				synctest.Wait()
+				if more := int(h.asked.Load() - asked); more != read.more {
+					t.Errorf("the event made %d readings, not %d", more, read.more)
+				}
+				close(h.answer)
+				done.Wait()
+			})
+		})
+	}
+}
+
+// countingHost counts who asks, and answers each when it is told what.
+type countingHost struct {
+	hypervisor.Host
+	asked  atomic.Int32
+	answer chan error
+}
+
+func (h *countingHost) Glance(_ context.Context, id string) (hypervisor.Domain, error) {
+	h.asked.Add(1)
+	return hypervisor.Domain{ID: id}, <-h.answer
+}
+
+// TestTheLastReadingCounts: a reading that began before another and ended after it says
+// what is over, whether it was one of a domain or of all.
+func TestTheLastReadingCounts(t *testing.T) {
+	v := newInventory(nil, nil)
+	first, second := v.beginReading(), v.beginReading()
+	off, on := hypervisor.Domain{ID: "web1", State: hypervisor.Off}, hypervisor.Domain{ID: "web1", State: hypervisor.Running}
+	v.keep(second, "web1", on, nil)
+	v.keep(first, "web1", off, nil)
+	if d, _ := v.Find("web1"); d.State != hypervisor.Running {
+		t.Errorf("it is %q by the older reading", d.State)
+	}
+	first, second = v.beginReading(), v.beginReading()
+	v.keep(second, "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
+	v.keep(first, "web1", on, nil)
+	if _, known := v.Find("web1"); known {
+		t.Error("the older reading brought it back")
+	}
+}
+
+// TestReadingOfAllKeepsWhatIsNewer: domains that are read while all are.
+func TestReadingOfAllKeepsWhatIsNewer(t *testing.T) {
+	h := &listingHost{list: []hypervisor.Domain{{ID: "web1", State: hypervisor.Off}, {ID: "gone"}, {ID: "web3"}}}
+	v := newInventory(h, nil)
+	h.meanwhile = func() {
+		v.keep(v.beginReading(), "web1", hypervisor.Domain{ID: "web1", State: hypervisor.Running}, nil)
+		v.keep(v.beginReading(), "gone", hypervisor.Domain{}, hypervisor.ErrNotFound)
+		v.keep(v.beginReading(), "new", hypervisor.Domain{ID: "new"}, nil)
+	}
+	if err := v.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	states := map[string]hypervisor.State{}
+	for _, d := range v.All() {
+		states[d.ID] = d.State
+	}
+	if want := map[string]hypervisor.State{"web1": hypervisor.Running, "web3": "", "new": ""}; !maps.Equal(states, want) {
+		t.Errorf("the picture is %v instead of %v", states, want)
+	}
+}
+
+type listingHost struct {
+	hypervisor.Host
+	list      []hypervisor.Domain
+	meanwhile func()
+}
+
+func (h *listingHost) List(context.Context) ([]hypervisor.Domain, error) {
+	h.meanwhile()
+	return h.list, nil
+}
+
+// TestANameOfTwo: a VPS is gone, and its name given away, before that was read.
+func TestANameOfTwo(t *testing.T) {
+	for range 20 { // the order of a map
+		v := newInventory(nil, nil)
+		v.keep(v.beginReading(), "a", hypervisor.Domain{ID: "a", Name: "web1"}, nil)
+		v.keep(v.beginReading(), "b", hypervisor.Domain{ID: "b", Name: "web1"}, nil)
+		if d, _ := v.Find("web1"); d.ID != "b" {
+			t.Fatalf("the name leads to %s", d.ID)
+		}
+	}
+}
+
+// TestAGlanceAtASilentVPS: libvirt may tell of a VPS whose QEMU hangs. It is shown as
+// unknown until QEMU answers, or is gone.
+func TestAGlanceAtASilentVPS(t *testing.T) {
+	h := &hangingHost{domain: hypervisor.Domain{ID: "web1", State: hypervisor.Running}}
+	v := newInventory(h, slog.New(slog.DiscardHandler))
+	v.connected = true
+	state := func() hypervisor.State { d, _ := v.Find("web1"); return d.State }
+	v.Refresh(t.Context(), "web1")
+	h.hangs = true
+	_, _ = v.ReadFull(t.Context(), "web1")
+	if _, err := v.Read(t.Context(), "web1"); err != nil || state() != hypervisor.Unknown {
+		t.Errorf("after a glance it is %q (%v)", state(), err)
+	}
+	if v.Refresh(t.Context(), "web1"); state() != hypervisor.Unknown {
+		t.Errorf("after an event it is %q", state())
+	}
+	h.hangs = false
+	if v.Refresh(t.Context(), "web1"); state() != hypervisor.Running {
+		t.Errorf("when QEMU answers again it is %q", state())
+	}
+	h.hangs = true
+	_, _ = v.ReadFull(t.Context(), "web1")
+	h.domain.State = hypervisor.Off
+	if _, _ = v.Read(t.Context(), "web1"); state() != hypervisor.Off {
+		t.Errorf("without QEMU it is %q", state())
+	}
+}
+
+// hangingHost answers a glance, but no question that QEMU must answer.
+type hangingHost struct {
+	hypervisor.Host
+	domain hypervisor.Domain
+	hangs  bool
+}
+
+func (h *hangingHost) Glance(context.Context, string) (hypervisor.Domain, error) {
+	return h.domain, nil
+}
+
+func (h *hangingHost) Domain(context.Context, string) (hypervisor.Domain, error) {
+	if h.hangs {
+		return hypervisor.Domain{}, hypervisor.ErrUnavailable
+	}
+	return h.domain, nil
+}

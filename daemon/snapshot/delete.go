@@ -1,0 +1,384 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"vpssnapd/daemon/fault"
+	"vpssnapd/daemon/image"
+	"vpssnapd/daemon/integrity"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor"
+)
+
+// Delete begins to delete the snapshot: what was written since is merged into
+// the base, and the VPS goes on with the base alone. From the first copied byte
+// the snapshot can never be restored again.
+//
+// An operator may also give up what is broken, or recorded of a VPS that is gone;
+// then no file is touched.
+//
+// Codes: not_found, operation_in_progress, vps_changed, hypervisor_unavailable.
+func (s *Snapshots) Delete(ctx context.Context, ref string, actor vps.Actor) (vps.Operation, error) {
+	op, err := s.beginDelete(ctx, ref, actor, nil)
+	if vps.CodeOf(err) == vps.CodeNotFound && actor.Way == vps.WayOperator {
+		return s.discardGone(ctx, ref, actor, err)
+	}
+	return op, err
+}
+
+// DeleteIf is Delete for a caller who has a reason that may be over: guard refuses it
+// then, in the transaction that records the deletion.
+func (s *Snapshots) DeleteIf(ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error) (vps.Operation, error) {
+	return s.beginDelete(ctx, vpsID, actor, func(tx *store.Tx) error { return guard(ctx, tx) })
+}
+
+func (s *Snapshots) beginDelete(ctx context.Context, ref string, actor vps.Actor, guard func(*store.Tx) error) (vps.Operation, error) {
+	c, err := s.operations.Begin(ctx, ref, actor)
+	if err != nil {
+		return vps.Operation{}, err
+	}
+	defer c.Release()
+	discard := mayDiscard(c.Domain, c.Record, actor)
+	if err := refused(deleteVerdict(c.Domain, c.Record), vps.Words{}); err != nil && !discard {
+		return vps.Operation{}, err
+	}
+	c.SnapshotID = c.Record.Snapshot.ID
+	notes := deleteNotes{Forget: discard}
+	if !discard {
+		if notes.Replaces, err = s.layerLeft(ctx, *c.Record.Snapshot); err != nil {
+			return vps.Operation{}, err
+		}
+	}
+	return c.Commit(ctx, vps.KindDelete, nil, notes, guard)
+}
+
+// deleter does the steps of a delete.
+type deleter struct{ *Snapshots }
+
+// deleteNotes is what the steps of a delete keep for each other.
+type deleteNotes struct {
+	// Merged is when each overlay had last changed as it was merged with the
+	// VPS off, by target. A later change means that the VPS ran in between.
+	Merged map[string]time.Time
+	// Forget: the snapshot is broken, and there is nothing to merge.
+	Forget bool
+	// Replaces is the snapshot before this one, when its overlay still lies below.
+	Replaces string
+}
+
+// layerLeft is the snapshot that was replaced by this one and could not be
+// merged away then; "" when there is none. It goes first: two at once cannot be
+// told apart, and each merge has one layer above and one below.
+func (s *Snapshots) layerLeft(ctx context.Context, snap vps.Snapshot) (string, error) {
+	all, err := s.store.SnapshotsOf(ctx, snap.VPS)
+	for _, other := range all {
+		if other.ID != snap.ID && other.State == vps.SnapshotDeleting {
+			return other.ID, err
+		}
+	}
+	return "", err
+}
+
+// deletePlan is the steps of a delete. The overlay is the authority until
+// "settle" has made durable that the base is.
+func (s deleter) deletePlan(op vps.Operation) (operation.Plan, error) {
+	var notes deleteNotes
+	if err := operation.ReadPlan(op, &notes); err != nil {
+		return nil, err
+	}
+	if notes.Forget {
+		return operation.Plan{{Name: "forget", Do: s.forgetSnapshot, Irrevocable: true}}, nil
+	}
+	var plan operation.Plan
+	if notes.Replaces != "" {
+		plan = replacer{s.Snapshots}.replaceSteps()
+	}
+	return append(plan, operation.Plan{
+		{Name: "queue", Do: s.queueMerge},
+		{Name: "end_undo", Do: s.endUndo, Irrevocable: true},
+		{Name: "merge", Do: s.mergeOverlays, Irrevocable: true},
+		{Name: "pivot", Do: s.pivot, Irrevocable: true, Uncut: true},
+		{Name: "settle", Do: s.settle, Irrevocable: true, Uncut: true},
+		{Name: "resume", Do: s.resumeAfterPivot, Irrevocable: true, Uncut: true},
+		{Name: "unlink", Do: s.unlinkOverlays, Irrevocable: true},
+	}...), nil
+}
+
+// queueMerge waits for a place among the merges; until then nothing is lost yet.
+func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
+	defer s.merger.LeaveWhenSilent(r, &err)
+	dom, err := s.merger.Enter(ctx, r)
+	if err != nil {
+		return err
+	}
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	err = s.checkMergeable(ctx, dom, snap)
+	if err == nil {
+		err = s.images.CheckUnshared(ctx, dom, image.Of(snap))
+	}
+	if err == nil {
+		// Found now, a denial costs nothing.
+		err = s.host.AllowMerge(ctx, dom.ID, image.Bases(snap))
+	}
+	if err != nil && r.Op.Irrevocable && !fault.Unavailable(err) {
+		return operation.Fail(err) // the layer below was merged away: all is whole
+	}
+	if err != nil {
+		return err
+	}
+	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, s.store.Now()
+	r.Stage(func(ctx context.Context, tx *store.Tx) error {
+		if err := tx.ForgetPivot(ctx, snap.VPS); err != nil { // of a deletion that was given up
+			return err
+		}
+		return tx.SaveSnapshot(ctx, snap)
+	})
+	return nil
+}
+
+// checkMergeable makes sure, before anything irrevocable, that the chain is
+// what the record says and that nothing else works on it.
+func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
+	if dom.MigratedAway {
+		return fault.Migrated(dom) // while it waited for its turn: another host works on the files now
+	}
+	for _, disk := range snap.Disks {
+		changed := func(why string) error {
+			return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: %s", disk.Target, dom.Name, why)
+		}
+		now, ok := dom.Disk(disk.Target)
+		switch {
+		case disk.Pivoted:
+			continue
+		case !ok:
+			return changed("the VPS has no such disk any more")
+		case now.Path != disk.Overlay:
+			return changed("it uses another image than the overlay that was recorded")
+		}
+		if now.Job && snap.State != vps.SnapshotDeleting {
+			return changed("a block job runs on it already")
+		}
+		img, err := s.host.Inspect(ctx, disk.Overlay, "qcow2")
+		if err != nil {
+			return err
+		}
+		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
+			return changed("its overlay lies on another image than the base that was recorded")
+		}
+		if img.InternalSnapshots > 0 {
+			return changed("its overlay holds internal snapshots, which would be lost (qemu-img snapshot -l)")
+		}
+		why, err := s.integrity.Damage(ctx, disk)
+		if err != nil {
+			return err
+		}
+		if why != "" && (snap.State != vps.SnapshotDeleting || why != integrity.BaseWritten) {
+			return changed(why)
+		}
+	}
+	return nil
+}
+
+// endUndo removes the disks from before the last restore: they lie on the same
+// base, which is about to change.
+func (s deleter) endUndo(ctx context.Context, r *operation.Run) error {
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	// The last moment at which the base is still the snapshot.
+	if err := s.integrity.WriteMetadata(ctx, r); err != nil {
+		return err
+	}
+	if UndoIsKept(snap) {
+		r.Op.Result = undoEnded
+	}
+	return s.dropUndo(ctx, snap, r.Stage)
+}
+
+// mergeOverlays copies every overlay into its base and ends when the guest can
+// pivot, or when all is copied with the VPS off.
+func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error) {
+	defer s.merger.LeaveWhenSilent(r, &err)
+	// An earlier try may have stopped the guest to help the merge.
+	if err := s.resumeAfterPivot(ctx, r); err != nil {
+		return err
+	}
+	if err := s.merger.Stay(ctx, r); err != nil {
+		return err
+	}
+	if err := s.cutReaders(ctx, r); err != nil {
+		return err
+	}
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	// Of a merge while the VPS runs, one before it while it was off tells nothing.
+	if err := noteMerged(r, nil); err != nil {
+		return err
+	}
+	set := merge.Set{Snap: snap, Active: true, Merged: pivoted, Next: []vps.Snapshot{snap}, Bandwidth: s.merger.Bandwidth()}
+	return s.merger.Merge(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
+		return s.mergeOverlaysOff(ctx, r, dom, set)
+	})
+}
+
+func (s deleter) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set merge.Set) error {
+	merged := map[string]time.Time{}
+	for _, disk := range set.Snap.Disks {
+		if disk.Pivoted {
+			continue
+		}
+		// Read before the merge: a change during it counts as one after it.
+		file, err := s.host.Stat(ctx, disk.Overlay)
+		if err != nil {
+			return err
+		}
+		merged[disk.Target] = file.Modified
+	}
+	if err := s.merger.Off(ctx, r, dom, set); err != nil {
+		return err
+	}
+	return noteMerged(r, merged)
+}
+
+func noteMerged(r *operation.Run, merged map[string]time.Time) error {
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	notes.Merged = merged
+	return r.SetPlan(notes)
+}
+
+// pivoted says that a disk's record says so; it is never merged again.
+func pivoted(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return disk.Pivoted }
+
+// goBackIfWritten goes back to merging when an overlay that has not pivoted is
+// in use, or has changed since it was merged with the VPS off: somebody started
+// the VPS meanwhile, and the overlay is still the authority.
+func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	if !slices.ContainsFunc(snap.Disks, func(disk vps.SnapshotDisk) bool { return !disk.Pivoted }) {
+		return nil
+	}
+	var notes deleteNotes
+	if err := r.Plan(&notes); err != nil {
+		return err
+	}
+	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	written := false
+	var overlays []hypervisor.DiskSource
+	for _, disk := range snap.Disks {
+		if disk.Pivoted {
+			continue
+		}
+		file, err := s.host.Stat(ctx, disk.Overlay)
+		if err != nil {
+			return err
+		}
+		now, ok := dom.Disk(disk.Target)
+		inUse := dom.State != hypervisor.Off && ok && now.Path == disk.Overlay
+		written = written || inUse || !file.Modified.Equal(notes.Merged[disk.Target])
+		if next, ok := dom.NextDisk(disk.Target); ok && next.Path != disk.Overlay {
+			overlays = append(overlays, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		}
+	}
+	if !written {
+		return nil
+	}
+	if len(overlays) > 0 {
+		if err := s.host.PointDisks(ctx, dom.ID, overlays); err != nil {
+			return err
+		}
+	}
+	return operation.Back("merge", fmt.Errorf("%s was started meanwhile: %w", dom.Name, hypervisor.ErrBusy))
+}
+
+// settle makes the base the authority: the next boot's definition names it on
+// every disk, durably, and then the record says so. It looks at the overlays
+// before and after, because somebody may start the VPS in between.
+func (s deleter) settle(ctx context.Context, r *operation.Run) error {
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	if err := s.goBackIfWritten(ctx, r, snap); err != nil {
+		return err
+	}
+	if err := s.host.PointDisks(ctx, r.Op.VPS, image.BaseSources(snap)); err != nil {
+		return err
+	}
+	if err := s.goBackIfWritten(ctx, r, snap); err != nil {
+		return err
+	}
+	for i := range snap.Disks {
+		snap.Disks[i].Pivoted = true
+	}
+	snap.UpdatedAt = s.store.Now()
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+// resumeAfterPivot lets a guest that we suspended run again.
+func (s deleter) resumeAfterPivot(ctx context.Context, r *operation.Run) error {
+	owed, err := s.store.HasPromise(ctx, r.Op.VPS, store.PromiseResume)
+	if err != nil || !owed {
+		return err
+	}
+	return s.guests.Resume(ctx, r.Op.VPS)
+}
+
+// unlinkOverlays removes what nothing uses any more, and the record with it.
+func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return err
+	}
+	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if err := s.removeSnapshotFiles(ctx, dom, snap, "settle"); err != nil {
+		return err
+	}
+	if err := s.host.SetMetadata(ctx, dom.ID, ""); err != nil {
+		return err
+	}
+	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, s.store.Now()
+	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	return nil
+}
+
+// removeSnapshotFiles removes the overlays, stale since they were merged, and
+// the saved variables. Where somebody has brought one back into the VPS, the
+// operation goes back to the step that puts that right.
+func (s *Snapshots) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string) error {
+	for _, disk := range snap.Disks {
+		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
+			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged", dom.Name, disk.Target).
+				WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; what was written since the start is lost with the old overlay",
+					dom.Name, disk.Target, dom.Name).
+				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
+		}
+		if dom.Uses(disk.Overlay) {
+			return operation.Back(right, fmt.Errorf("the definition of %s names the old overlay of disk %s again: %w", dom.Name, disk.Target, hypervisor.ErrBusy))
+		}
+		if err := s.removeRecorded(ctx, disk.Overlay, disk.OverlayInode); err != nil {
+			return err
+		}
+	}
+	return s.removeOwn(ctx, snap.NVRAMSaved)
+}

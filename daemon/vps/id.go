@@ -1,0 +1,49 @@
+package vps
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// NewSnapshotID makes the id of a snapshot: 12 hex digits.
+func NewSnapshotID() string { return randomHex(6) }
+
+// NewOperationID makes an id that sorts by time.
+func NewOperationID(now time.Time) string {
+	return fmt.Sprintf("op-%012x%s", now.UnixMilli(), randomHex(4))
+}
+
+// NewOptionID makes the id of an option.
+func NewOptionID() string { return "opt-" + randomHex(8) }
+
+// NewTokenID makes the id of a token; its digits are a part of the secret.
+func NewTokenID() string { return "tok-" + randomHex(6) }
+
+// NewDownloadID makes the id of a link to download.
+func NewDownloadID() string { return "dl-" + randomHex(6) }
+
+// NewWebhookID makes the id of a webhook.
+func NewWebhookID() string { return "wh-" + randomHex(6) }
+
+func randomHex(bytes int) string {
+	b := make([]byte, bytes)
+	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	return hex.EncodeToString(b)
+}
+
+// Unique keeps the first of equals, and nil as nil.
+func Unique[T comparable](all []T) []T {
+	if all == nil {
+		return nil
+	}
+	some := make([]T, 0, len(all))
+	for _, one := range all {
+		if !slices.Contains(some, one) {
+			some = append(some, one)
+		}
+	}
+	return some
+}
