@@ -56,11 +56,7 @@ func (t *Tx) AddDownloadKey(ctx context.Context, key []byte) error {
 // AddDownload records a link, and its image unless that is known, and forgets links
 // that expired, and links and images of snapshots that are gone.
 func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
-	const ofNone = `snapshot NOT IN (SELECT id FROM snapshot WHERE state <> 'gone')`
-	if err := t.exec(ctx, `DELETE FROM download WHERE expires_at < ? OR `+ofNone, micros(d.CreatedAt)); err != nil {
-		return err
-	}
-	if err := t.exec(ctx, `DELETE FROM image WHERE `+ofNone); err != nil {
+	if err := t.forgetDownloads(ctx, d.CreatedAt); err != nil {
 		return err
 	}
 	err := t.exec(ctx, `INSERT INTO image (snapshot, disk, format, size_bytes, map, map_name) VALUES (?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
@@ -70,6 +66,17 @@ func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
 	}
 	return t.exec(ctx, `INSERT INTO download (id, vps, snapshot, disk, format, file_name, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)`,
 		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, micros(d.CreatedAt), micros(d.ExpiresAt))
+}
+
+// forgetDownloads removes links that have expired, and links and images of snapshots
+// that are gone.
+func (t *Tx) forgetDownloads(ctx context.Context, now time.Time) error {
+	err := t.exec(ctx, `DELETE FROM download WHERE expires_at < ?
+		OR NOT EXISTS (SELECT 1 FROM snapshot s WHERE s.id = download.snapshot AND s.state <> 'gone')`, micros(now))
+	if err != nil {
+		return err
+	}
+	return t.exec(ctx, `DELETE FROM image WHERE NOT EXISTS (SELECT 1 FROM snapshot s WHERE s.id = image.snapshot AND s.state <> 'gone')`)
 }
 
 // RemoveDownload revokes a link of a VPS; sql.ErrNoRows (wrapped) when it has none

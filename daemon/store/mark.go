@@ -52,9 +52,11 @@ func (m *mark) set(message int64) {
 	_ = os.WriteFile(m.path, []byte(strconv.FormatInt(message, 10)+"\n"), 0o600)
 }
 
+// lastMessage is the number of the last message there ever was; 0: none yet. It may be
+// pruned since.
 func (s queries) lastMessage(ctx context.Context) (int64, error) {
 	var id int64
-	err := s.q.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM message`).Scan(&id)
+	err := s.q.QueryRowContext(ctx, `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'`).Scan(&id)
 	return id, err
 }
 

@@ -10,10 +10,9 @@ import (
 
 // Messages returns one page of the journal, newest first. Limit must be positive.
 func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
+	f := messageFilter(q)
 	rows, err := s.q.QueryContext(ctx, `SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params
-		FROM message WHERE (?1 = '' OR vps = ?1) AND (?2 = '' OR kind = ?2) AND (?3 = 0 OR id < ?3)
-		AND (?4 = 0 OR at >= ?4) AND (?5 = 0 OR at < ?5)
-		ORDER BY id DESC LIMIT ?6`, q.VPS, q.Kind, q.Before, microsOrZero(q.Since), microsOrZero(q.Until), q.Limit+1)
+		FROM message`+f.where()+` ORDER BY id DESC LIMIT ?`, append(f.args, q.Limit+1)...)
 	all, err := collect(rows, err, func(row scanner) (vps.Message, error) {
 		var m vps.Message
 		var params []byte
@@ -29,6 +28,49 @@ func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessageP
 		page.Next = all[q.Limit-1].ID
 	}
 	return page, err
+}
+
+func messageFilter(q vps.MessageQuery) *filter {
+	f := &filter{}
+	if q.VPS != "" {
+		f.add("vps = ?", q.VPS)
+	}
+	switch {
+	case q.Kind != "" && q.VPS != "":
+		f.add("+kind = ?", q.Kind) // one VPS has fewer messages than one kind
+	case q.Kind != "":
+		f.add("kind = ?", q.Kind)
+	}
+	if q.Before != 0 {
+		f.add("id < ?", q.Before)
+	}
+	f.addTimes(q.Since, q.Until)
+	return f
+}
+
+// addTimes asks for messages from since to before until, where they are not zero.
+// Messages are ordered by id, which follows the time as long as nobody sets the clock
+// back. So the ids between which those of that time are come first, from the index of
+// the times alone, and then each is compared.
+func (f *filter) addTimes(since, until time.Time) {
+	var times filter
+	if !since.IsZero() {
+		times.add("at >= ?", micros(since))
+	}
+	if !until.IsZero() {
+		times.add("at < ?", micros(until))
+	}
+	bound := func(end string) string {
+		return `(SELECT ` + end + `(id) FROM message INDEXED BY message_at` + times.where() + `)`
+	}
+	if !since.IsZero() {
+		f.add("id >= "+bound("min"), times.args...)
+		f.add("+at >= ?", micros(since))
+	}
+	if !until.IsZero() {
+		f.add("id <= "+bound("max"), times.args...)
+		f.add("+at < ?", micros(until))
+	}
 }
 
 // AddMessage appends to the journal, with the transaction's time and, unless it has
@@ -62,12 +104,4 @@ func (t *Tx) AddMessage(ctx context.Context, m vps.Message) error {
 	}
 	return t.AddEvent(ctx, vps.Event{Type: vps.EventMessage, VPS: m.VPS, VPSName: m.VPSName, EventData: vps.EventData{Message: &vps.MessageEvent{
 		ID: t.message, Kind: m.Kind, Operation: m.Operation, Text: m.Text, Phrase: m.Phrase, Params: m.Params}}})
-}
-
-// microsOrZero is how the absence of a bound is asked for.
-func microsOrZero(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return micros(t)
 }

@@ -194,3 +194,54 @@ func TestDownloadMigration(t *testing.T) {
 		t.Errorf("the image of a snapshot that is gone: %v", err)
 	}
 }
+
+// A record from before 00009 keeps its history, page by page, and finds what is open in it.
+func TestHistoryMigration(t *testing.T) {
+	names, err := fs.Glob(migrations, "migration/*.sql")
+	must(t, err)
+	path := before(t, slices.Index(names, "migration/00009_history.sql"), `
+		INSERT INTO option VALUES ('opt-1', 'id-1', 'released', 'A-1', 299, 'EUR', 'month', '', 'en', 1, 1, 2, NULL, NULL, 3, 3);
+		INSERT INTO option VALUES ('opt-2', 'id-1', 'active', 'A-2', 299, 'EUR', 'month', '', 'en', 4, 4, 9000000, NULL, NULL, NULL, 4);
+		INSERT INTO option VALUES ('opt-3', 'id-2', 'grace', 'A-3', 299, 'EUR', 'month', '', 'en', 4, 4, 5, NULL, 8000000, NULL, 5);
+		INSERT INTO option_change (option, at, state, actor_name, actor_way, note) VALUES
+			('opt-1', 1, 'active', 'x', 'order', 'first'), ('opt-3', 4, 'active', 'x', 'order', 'other'),
+			('opt-1', 3, 'released', 'x', 'expiry', 'second'), ('opt-2', 4, 'active', 'x', 'order', 'third');
+		INSERT INTO snapshot VALUES ('past', 'id-1', 'gone', '', '', 1, 'crash', 0, 8, NULL, NULL, '', '', '', 2, 0);
+		INSERT INTO snapshot_disk VALUES ('past', 'vda', '/b', 'raw', 7, 8, '/past', 9, '', 0, 1, NULL);
+		INSERT INTO snapshot VALUES ('lost', 'id-1', 'gone', '', '', 1, 'crash', 0, 8, NULL, NULL, '', '', '', 2, 0);
+		INSERT INTO snapshot_disk VALUES ('lost', 'vda', '/b', 'raw', 7, 8, '/lost', 9, '', 0, 0, NULL);
+		INSERT INTO snapshot VALUES ('here', 'id-1', 'available', '', '', 1, 'crash', 0, 8, 2, 7000000, '', '', '', 2, 0);
+		INSERT INTO snapshot_disk VALUES ('here', 'vda', '/b', 'raw', 7, 8, '/here', 9, '', 0, 0, NULL);`)
+	s := open(t, path)
+	for before, want := range map[int64][]string{0: {"third", "second"}, 3: {"first"}} {
+		page, err := s.OptionHistory(ctx, vps.OptionQuery{VPS: "id-1", Before: before, Limit: 2})
+		must(t, err)
+		var notes []string
+		for _, c := range page.Changes {
+			notes = append(notes, c.Note)
+		}
+		if !slices.Equal(notes, want) {
+			t.Errorf("before %d: %q, want %q", before, notes, want)
+		}
+	}
+	for _, want := range []int64{7_000_000, 8_000_000, 9_000_000} {
+		next, err := s.NextDeadline(ctx)
+		if err != nil || next == nil || next.UnixMicro() != want {
+			t.Errorf("the next deadline is %v (%v), want %d", next, err, want)
+		}
+		must(t, s.Write(ctx, func(tx *Tx) error {
+			return errors.Join(tx.exec(ctx, `UPDATE snapshot SET undo_until = NULL WHERE undo_until = ?`, want),
+				tx.exec(ctx, `UPDATE option SET state = 'released' WHERE grace_until = ?`, want))
+		}))
+	}
+	due, err := s.DueOptions(ctx, time.UnixMicro(9_000_000))
+	if err != nil || len(due) != 1 || due[0].ID != "opt-2" {
+		t.Errorf("due are %+v (%v)", due, err)
+	}
+	if left, err := s.OverlaysLeft(ctx); err != nil || !slices.Equal(left, []string{"/lost"}) {
+		t.Errorf("left are %q (%v)", left, err)
+	}
+	if all, err := s.Snapshots(ctx); err != nil || len(all) != 1 || all[0].ID != "here" {
+		t.Errorf("there are %+v (%v)", all, err)
+	}
+}

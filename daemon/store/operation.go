@@ -41,9 +41,21 @@ func (s queries) ActiveOperations(ctx context.Context) ([]vps.Operation, error) 
 
 // Operations returns one page, newest first. Limit must be positive.
 func (s queries) Operations(ctx context.Context, q vps.OperationQuery) (vps.OperationPage, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT `+operationColumns+` FROM operation
-		WHERE (?1 = '' OR vps = ?1) AND (?2 = '' OR status = ?2) AND (?3 = '' OR id < ?3)
-		ORDER BY id DESC LIMIT ?4`, q.VPS, q.Status, q.Before, q.Limit+1)
+	var f filter
+	if q.VPS != "" {
+		f.add("vps = ?", q.VPS)
+	}
+	switch {
+	case q.Status != "" && q.VPS != "":
+		f.add("+status = ?", q.Status) // one VPS has fewer operations than one status
+	case q.Status != "":
+		f.add("status = ?", q.Status)
+	}
+	if q.Before != "" {
+		f.add("id < ?", q.Before)
+	}
+	rows, err := s.q.QueryContext(ctx, `SELECT `+operationColumns+` FROM operation`+f.where()+` ORDER BY id DESC LIMIT ?`,
+		append(f.args, q.Limit+1)...)
 	all, err := collect(rows, err, scanOperation)
 	page := vps.OperationPage{Operations: all}
 	if len(all) > q.Limit {

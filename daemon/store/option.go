@@ -37,10 +37,13 @@ func (s queries) OpenOptions(ctx context.Context) ([]vps.Option, error) {
 	return collect(rows, err, scanOption)
 }
 
+// optionEnd is when the time of an open option, or its grace, is over.
+const optionEnd = `CASE state WHEN 'grace' THEN grace_until ELSE ends_at END`
+
 // DueOptions returns the options whose time, or whose grace, is over.
 func (s queries) DueOptions(ctx context.Context, now time.Time) ([]vps.Option, error) {
 	rows, err := s.q.QueryContext(ctx, `SELECT `+optionColumns+` FROM option
-		WHERE state IN ('ordered', 'active') AND ends_at <= ?1 OR state = 'grace' AND grace_until <= ?1`, micros(now))
+		WHERE state <> 'released' AND `+optionEnd+` <= ?`, micros(now))
 	return collect(rows, err, scanOption)
 }
 
@@ -61,16 +64,19 @@ func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note
 	if err != nil {
 		return err
 	}
-	return t.exec(ctx, `INSERT INTO option_change (option, at, state, actor_name, actor_way, note) VALUES (?,?,?,?,?,?)`,
-		o.ID, micros(o.UpdatedAt), o.State, actor.Name, actor.Way, note)
+	return t.exec(ctx, `INSERT INTO option_change (vps, option, at, state, actor_name, actor_way, note) VALUES (?,?,?,?,?,?,?)`,
+		o.VPS, o.ID, micros(o.UpdatedAt), o.State, actor.Name, actor.Way, note)
 }
 
 // OptionHistory returns one page of the changes of a VPS's options, released ones
 // too, newest first. Limit must be positive.
 func (s queries) OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.OptionHistory, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT c.id, c.at, c.option, c.state, c.actor_name, c.actor_way, c.note
-		FROM option_change c JOIN option o ON o.id = c.option
-		WHERE o.vps = ?1 AND (?2 = 0 OR c.id < ?2) ORDER BY c.id DESC LIMIT ?3`, q.VPS, q.Before, q.Limit+1)
+	f := filter{terms: []string{"vps = ?"}, args: []any{q.VPS}}
+	if q.Before != 0 {
+		f.add("id < ?", q.Before)
+	}
+	rows, err := s.q.QueryContext(ctx, `SELECT id, at, option, state, actor_name, actor_way, note
+		FROM option_change`+f.where()+` ORDER BY id DESC LIMIT ?`, append(f.args, q.Limit+1)...)
 	all, err := collect(rows, err, func(row scanner) (vps.OptionChange, error) {
 		var c vps.OptionChange
 		err := row.Scan(&c.ID, moment{&c.At}, &c.Option, &c.State, &c.Actor.Name, &c.Actor.Way, &c.Note)
@@ -88,9 +94,8 @@ func (s queries) OptionHistory(ctx context.Context, q vps.OptionQuery) (vps.Opti
 func (s queries) NextDeadline(ctx context.Context) (*time.Time, error) {
 	var next *time.Time
 	err := s.q.QueryRowContext(ctx, `SELECT min(at) FROM (
-		SELECT ends_at AS at FROM option WHERE state IN ('ordered', 'active') AND ends_at IS NOT NULL
-		UNION ALL SELECT grace_until FROM option WHERE state = 'grace' AND grace_until IS NOT NULL
-		UNION ALL SELECT undo_until FROM snapshot WHERE state <> 'gone' AND undo_until IS NOT NULL)`).Scan(momentOrNil{&next})
+		SELECT min(`+optionEnd+`) AS at FROM option WHERE state <> 'released'
+		UNION ALL SELECT min(undo_until) FROM snapshot WHERE state <> 'gone' AND undo_until IS NOT NULL)`).Scan(momentOrNil{&next})
 	return next, err
 }
 

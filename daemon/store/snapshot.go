@@ -50,8 +50,11 @@ func (s queries) Snapshots(ctx context.Context) ([]vps.Snapshot, error) {
 
 // SnapshotsOf returns every snapshot of a VPS that is not gone, of all VPSes for "".
 func (s queries) SnapshotsOf(ctx context.Context, vpsID string) ([]vps.Snapshot, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot
-		WHERE state <> 'gone' AND (?1 = '' OR vps = ?1) ORDER BY created_at`, vpsID)
+	f := filter{terms: []string{"state <> 'gone'"}}
+	if vpsID != "" {
+		f.add("vps = ?", vpsID)
+	}
+	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot`+f.where()+` ORDER BY created_at`, f.args...)
 	all, err := collect(rows, err, scanSnapshot)
 	if err != nil {
 		return nil, err
@@ -67,7 +70,8 @@ func (s queries) CountWithSnapshot(ctx context.Context) (n int, err error) {
 
 // EndedUndos returns the snapshots for which an undo is kept whose time is over.
 func (s queries) EndedUndos(ctx context.Context, now time.Time) ([]vps.Snapshot, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE state <> 'gone' AND undo_until <= ?`, micros(now))
+	rows, err := s.q.QueryContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot
+		WHERE state <> 'gone' AND undo_until IS NOT NULL AND undo_until <= ?`, micros(now))
 	all, err := collect(rows, err, scanSnapshot)
 	if err != nil || len(all) == 0 {
 		return nil, err
@@ -76,10 +80,11 @@ func (s queries) EndedUndos(ctx context.Context, now time.Time) ([]vps.Snapshot,
 }
 
 // OverlaysLeft returns the overlays of snapshots that are gone without having been
-// merged: what is left of them may still lie there.
+// merged: what is left of them may still lie there. (CROSS JOIN is an order to SQLite:
+// few disks are not merged, and most snapshots are gone.)
 func (s queries) OverlaysLeft(ctx context.Context) ([]string, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT overlay FROM snapshot_disk d JOIN snapshot s ON s.id = d.snapshot
-		WHERE s.state = 'gone' AND NOT d.pivoted`)
+	rows, err := s.q.QueryContext(ctx, `SELECT overlay FROM snapshot_disk d CROSS JOIN snapshot s ON s.id = d.snapshot
+		WHERE NOT d.pivoted AND s.state = 'gone'`)
 	return collect(rows, err, func(row scanner) (path string, err error) { return path, row.Scan(&path) })
 }
 

@@ -222,7 +222,7 @@ func MoveAside(path string, now time.Time) ([]string, error) {
 // Empty says that nothing worth keeping is recorded.
 func (s queries) Empty(ctx context.Context) (bool, error) {
 	var n int
-	err := s.q.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM option) + (SELECT count(*) FROM snapshot) + (SELECT count(*) FROM operation)`).Scan(&n)
+	err := s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM option) + EXISTS (SELECT 1 FROM snapshot) + EXISTS (SELECT 1 FROM operation)`).Scan(&n)
 	return n == 0, err
 }
 

@@ -65,7 +65,7 @@ func (t *Tx) RemoveWebhook(ctx context.Context, id string) error {
 	if err := t.execOne(ctx, `DELETE FROM webhook WHERE id = ?`, id); err != nil {
 		return err
 	}
-	return t.exec(ctx, `DELETE FROM delivery WHERE kind = 'webhook' AND target = ?`, id)
+	return t.exec(ctx, `DELETE FROM delivery WHERE kind = 'webhook' AND target = ? AND ended_at IS NULL`, id)
 }
 
 // WebhookTook notes that a webhook took something; if it was disabled it is not any more.
