@@ -14,13 +14,8 @@ import (
 // Events are written here, by the very functions that change what they tell of:
 // so none is forgotten, and each is in the transaction of its change.
 
-const (
-	// eventsKept and eventAge bound what is kept for listeners who come back.
-	eventsKept = 50_000
-	eventAge   = 7 * 24 * time.Hour
-	// pruneEvery is after how many events what is too much is pruned.
-	pruneEvery = 100
-)
+// eventsKept is how many events are kept at most for listeners who come back.
+const eventsKept = 50_000
 
 // Events returns the events after one, oldest first. Limit must be positive.
 func (s queries) Events(ctx context.Context, after int64, limit int) ([]vps.Event, error) {
@@ -74,10 +69,7 @@ func (t *Tx) AddEvent(ctx context.Context, e vps.Event) error {
 		return err
 	}
 	t.event, e.At = e.ID, now
-	if err := t.tellWebhooks(ctx, e); err != nil || e.ID%pruneEvery != 0 {
-		return err
-	}
-	return t.exec(ctx, `DELETE FROM event WHERE id <= ? OR at < ?`, e.ID-eventsKept, micros(now.Add(-eventAge)))
+	return t.tellWebhooks(ctx, e)
 }
 
 // tellWebhooks records the deliveries of an event.

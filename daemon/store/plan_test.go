@@ -241,7 +241,7 @@ func readsHistory(query, line string) string {
 }
 
 // TestNoQueryReadsTheHistory: what any method of the store asks of SQLite is answered
-// by an index, whatever is set (FAULTS row 45). Methods that come later are called, too.
+// by an index, whatever is set. Methods that come later are called, too.
 func TestNoQueryReadsTheHistory(t *testing.T) {
 	s, plain, asked := recorded(t)
 	callAll(s)

@@ -445,7 +445,10 @@ func TestEvents(t *testing.T) {
 		t.Fatalf("events are %+v (%v)", events, err)
 	}
 	write(t, s, func(tx *Tx) error { return tx.exec(ctx, `UPDATE event SET at = 0 WHERE id = ?`, began+1) })
-	tell(pruneEvery)
+	tell(1)
+	if err := s.Prune(ctx, Retention{Events: 7 * 24 * time.Hour}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	if events, err = s.Events(ctx, 0, 1000); err != nil || events[0].ID != began+2 {
 		t.Errorf("an old event is still there: %+v (%v)", events[0], err)
 	}
@@ -454,11 +457,11 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, path)
-	if last, err := s.LastEvent(ctx); err != nil || last != began+pruneEvery+2 {
+	if last, err := s.LastEvent(ctx); err != nil || last != began+3 {
 		t.Errorf("when all are pruned the last was %d (%v)", last, err)
 	}
 	tell(1)
-	if events, err = s.Events(ctx, 0, 10); err != nil || len(events) != 1 || events[0].ID != began+pruneEvery+3 {
+	if events, err = s.Events(ctx, 0, 10); err != nil || len(events) != 1 || events[0].ID != began+4 {
 		t.Errorf("then comes %+v (%v)", events, err)
 	}
 }
