@@ -8,6 +8,7 @@ import (
 	"vpssnapd/daemon/option"
 	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/space"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 )
 
@@ -23,6 +24,8 @@ type Settings struct {
 	Download download.Policy
 	// Notify says when customers are told, and how long a snapshot outlives its option.
 	Notify notify.Policy
+	// Retention is how long what is over stays in the record.
+	Retention store.Retention
 }
 
 // Apply lets other settings count from now on. What was decided by the old ones

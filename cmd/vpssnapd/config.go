@@ -25,6 +25,7 @@ import (
 	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/space"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor"
@@ -77,7 +78,17 @@ type config struct {
 		Period      vps.Period `toml:"period"`
 		Conditions  []string   `toml:"conditions"`
 	} `toml:"offer"`
-	Mail mailConfig `toml:"mail"`
+	Mail      mailConfig `toml:"mail"`
+	Retention retention  `toml:"retention"`
+}
+
+// retention is how long what is over stays in the record; 0: for ever.
+type retention struct {
+	Operations    duration `toml:"operations"`
+	Snapshots     duration `toml:"snapshots"`
+	OptionHistory duration `toml:"option_history"`
+	Messages      duration `toml:"messages"`
+	Events        duration `toml:"events"`
 }
 
 // duration is written as in "1h30m".
@@ -127,6 +138,10 @@ func defaults() config {
 	c.Offer.Period = vps.PeriodMonth
 	c.Mail.TLS = mail.StartTLS
 	c.Mail.RemindBefore = duration(72 * time.Hour)
+	c.Retention.Operations = duration(365 * 24 * time.Hour)
+	c.Retention.Snapshots = duration(365 * 24 * time.Hour)
+	c.Retention.OptionHistory = duration(3 * 365 * 24 * time.Hour)
+	c.Retention.Events = duration(7 * 24 * time.Hour)
 	return c
 }
 
@@ -217,7 +232,31 @@ func (c config) check() error {
 	case c.Offer.Period != vps.PeriodMonth && c.Offer.Period != vps.PeriodYear && c.Offer.Period != vps.PeriodOnce:
 		return errors.New(`offer.period must be "month", "year" or "once"`)
 	}
-	return errors.Join(c.Mail.check(), c.checkListen())
+	return errors.Join(c.Mail.check(), c.Retention.check(), c.checkListen())
+}
+
+// shortestRetention is a day: who asks for an operation, or reads events, has that time
+// to come back.
+const shortestRetention = duration(24 * time.Hour)
+
+func (r retention) check() error {
+	for _, one := range []struct {
+		key string
+		is  duration
+	}{
+		{"operations", r.Operations}, {"snapshots", r.Snapshots}, {"option_history", r.OptionHistory},
+		{"messages", r.Messages}, {"events", r.Events},
+	} {
+		if one.is != 0 && one.is < shortestRetention {
+			return fmt.Errorf(`retention.%s must be "24h" or more, or "0s" (for ever)`, one.key)
+		}
+	}
+	return nil
+}
+
+func (r retention) store() store.Retention {
+	return store.Retention{Operations: time.Duration(r.Operations), Snapshots: time.Duration(r.Snapshots),
+		OptionHistory: time.Duration(r.OptionHistory), Messages: time.Duration(r.Messages), Events: time.Duration(r.Events)}
 }
 
 // slowestDownload is well above the speed at which who downloads is cut off.
@@ -252,11 +291,22 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 		Webhook: webhook.Config{Allow: c.Webhook.Allow, AllowHTTP: c.Webhook.AllowHTTP}, WebhookBody: server.WebhookBody}
 }
 
-// settings are what [snapshot], [merge] and [offer] say, and when [mail] reminds.
+// settings are what [snapshot], [merge], [offer] and [retention] say, and when [mail] reminds.
 func (c config) settings() daemon.Settings {
-	return daemon.Settings{Offer: vps.Offer{
-		ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
-		Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
-	}, Notify: notify.Policy{Grace: time.Duration(c.Snapshot.Grace), RemindBefore: time.Duration(c.Mail.RemindBefore)}, Snapshot: snapshot.Policy{UndoKeep: time.Duration(c.Snapshot.UndoKeep), AgentWait: time.Duration(c.Snapshot.AgentWait)}, Guest: guest.Policy{FreezeLimit: time.Duration(c.Snapshot.FreezeLimit)}, Merge: merge.Policy{Limit: c.Snapshot.MergeLimit, Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
-		Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop)}, Space: space.Policy{Headroom: int64(c.Snapshot.Headroom)}, Download: download.Policy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce}}
+	return daemon.Settings{
+		Offer: vps.Offer{
+			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
+			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
+		},
+		Snapshot: snapshot.Policy{UndoKeep: time.Duration(c.Snapshot.UndoKeep), AgentWait: time.Duration(c.Snapshot.AgentWait)},
+		Guest:    guest.Policy{FreezeLimit: time.Duration(c.Snapshot.FreezeLimit)},
+		Merge: merge.Policy{
+			Limit: c.Snapshot.MergeLimit, Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
+			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop),
+		},
+		Space:     space.Policy{Headroom: int64(c.Snapshot.Headroom)},
+		Download:  download.Policy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce},
+		Notify:    notify.Policy{Grace: time.Duration(c.Snapshot.Grace), RemindBefore: time.Duration(c.Mail.RemindBefore)},
+		Retention: c.Retention.store(),
+	}
 }

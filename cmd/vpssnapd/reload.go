@@ -60,7 +60,7 @@ func (r *reloader) reload() error {
 		r.running.TLS = next.TLS
 	}
 	r.running.LogLevel, r.running.Snapshot, r.running.Merge, r.running.Offer = next.LogLevel, next.Snapshot, next.Merge, next.Offer
-	r.running.Mail.RemindBefore = next.Mail.RemindBefore
+	r.running.Mail.RemindBefore, r.running.Retention = next.Mail.RemindBefore, next.Retention
 	if r.mailer != nil && mailer != nil {
 		r.mailer.Become(mailer)
 		r.running.Mail = next.Mail
