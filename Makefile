@@ -2,7 +2,7 @@
 # make test          everything that CI runs
 # make torture       the kill campaign (MINUTES=30 SEED=)
 # make test-client   a client in Perl, generated from the API's document, does the main job
-# make bench-api     list, show and listeners to events of a daemon with 500 VPSes (VPSES=)
+# make bench-api     calls and listeners of a daemon with 500 VPSes and a year of history (VPSES= DAYS=)
 # make test-hosts    the package on Debian 12 and 13, booted in containers, until it is purged (SUITES=)
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
@@ -55,12 +55,13 @@ histories:
 test-client: deps
 	$(GO) test -v -count=1 -run '^TestForeignClient$$' ./cmd/internal/site
 
-# How many VPSes the measured host has.
+# How many VPSes the measured host has, and for how many days they have had a take a day.
 VPSES ?= 500
+DAYS  ?= 365
 
 .PHONY: bench-api
 bench-api: deps
-	$(GO) run ./cmd/vpssnap-bench-api -vps $(VPSES)
+	$(GO) run ./cmd/vpssnap-bench-api -vps $(VPSES) -days $(DAYS)
 
 # How many cuts for each layout of file systems; 0: after every write.
 CUTS ?= 60

@@ -25,6 +25,7 @@ import (
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/store/storetest"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -60,19 +61,33 @@ type host struct {
 	url       string
 	token     string
 	web       *http.Client
+	defined   []storetest.VPS
 	vpses     int
 	snapshots int
 }
 
-func openHost(ctx context.Context, vpses int) (h *host, err error) {
+func openHost(ctx context.Context, vpses, days int) (h *host, err error) {
 	h = &host{served: make(chan error, 1), vpses: vpses, web: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}}
 	if h.dir, err = os.MkdirTemp("", "vpssnap-bench-"); err != nil {
 		return nil, err
 	}
-	if err := firstOf(h.define(ctx), h.start(ctx), h.fill(ctx)); err != nil {
+	if err := h.prepare(ctx, days); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// prepare begins with nothing but a directory.
+func (h *host) prepare(ctx context.Context, days int) error {
+	history := func(ctx context.Context) error {
+		return storetest.AddHistory(ctx, filepath.Join(h.dir, "state", "vpssnapd.db"), h.defined, days)
+	}
+	for _, step := range []func(context.Context) error{h.define, h.start, history, h.fill} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // define makes the VPSes: nine of ten run.
@@ -90,6 +105,7 @@ func (h *host) define(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
+		h.defined = append(h.defined, storetest.VPS{ID: id, Name: name(i)})
 		if i%10 != 0 {
 			if err := h.fake.Start(ctx, id, false); err != nil {
 				return err
@@ -131,7 +147,7 @@ func (h *host) start(ctx context.Context) (err error) {
 		return err
 	}
 	h.url = "http://" + l.Addr().String()
-	h.server = server.New(server.Config{Service: h.daemon, PerSecond: noLimit, Logger: log, Version: "bench"})
+	h.server = server.New(server.Config{Services: services(h.daemon), PerSecond: noLimit, Logger: log, Version: "bench"})
 	go func() { h.served <- h.server.ServeTCP(l, nil) }()
 	return nil
 }

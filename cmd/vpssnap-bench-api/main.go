@@ -1,5 +1,6 @@
 // Command vpssnap-bench-api measures the API of one daemon with many VPSes: how
-// long list and show take while operations run, and what listeners to events cost.
+// long its calls take while operations run and its database has a history, and what
+// listeners to events cost.
 // The host is the fake one, so that it is the daemon, its database and the API that
 // are measured, and not libvirt. Server and clients share one process and its
 // processors. See make bench-api.
@@ -26,6 +27,7 @@ import (
 // results is what is printed, as a table and as JSON.
 type results struct {
 	VPS        int           `json:"vps"`
+	Days       int           `json:"days_of_history"`
 	Snapshots  int           `json:"snapshots"`
 	Operations int64         `json:"operations_meanwhile"`
 	Calls      []callResult  `json:"calls"`
@@ -53,30 +55,31 @@ type listenCosts struct {
 
 func main() {
 	vpses := flag.Int("vps", 500, "how many `VPSes` the host has")
+	days := flag.Int("days", 365, "for how many `days` each of them has had a take a day")
 	calls := flag.Int("calls", 500, "how many `calls` of each kind are made")
 	listeners := flag.Int("listeners", 100, "how many `listeners` to events there are")
 	window := flag.Duration("window", 10*time.Second, "how `long` listeners are observed")
 	file := flag.String("json", "", "write the figures to this `file`, too")
 	flag.Parse()
-	if flag.NArg() > 0 || *vpses < 1 || *calls < 1 || *listeners < 1 {
+	if flag.NArg() > 0 || *vpses < 1 || *days < 0 || *calls < 1 || *listeners < 1 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *vpses, *calls, *listeners, *window, *file); err != nil {
+	if err := run(ctx, *vpses, *days, *calls, *listeners, *window, *file); err != nil {
 		fmt.Fprintln(os.Stderr, "vpssnap-bench-api:", err)
 		os.Exit(1) //nolint:gocritic // a signal that comes now ends the process all the same
 	}
 }
 
-func run(ctx context.Context, vpses, calls, listeners int, window time.Duration, file string) (err error) {
-	h, err := openHost(ctx, vpses)
+func run(ctx context.Context, vpses, days, calls, listeners int, window time.Duration, file string) (err error) {
+	h, err := openHost(ctx, vpses, days)
 	if err != nil {
 		return err
 	}
 	defer func() { err = firstOf(err, h.close()) }()
-	r := results{VPS: vpses, Snapshots: h.snapshots}
+	r := results{VPS: vpses, Days: days, Snapshots: h.snapshots}
 	stop := h.work(ctx)
 	for _, c := range []struct {
 		name string
@@ -85,6 +88,12 @@ func run(ctx context.Context, vpses, calls, listeners int, window time.Duration,
 		{"list", func(int) string { return "/v1/vps" }},
 		{"show", func(i int) string { return "/v1/vps/" + name(i%vpses) }},
 		{"operations", func(int) string { return "/v1/operations" }},
+		{"operations of a VPS", func(i int) string { return "/v1/operations?vps=" + name(i%vpses) }},
+		{"operations that failed", func(int) string { return "/v1/operations?status=failed" }},
+		{"messages", func(int) string { return "/v1/messages" }},
+		{"messages of a VPS", func(i int) string { return "/v1/vps/" + name(i%vpses) + "/messages" }},
+		{"messages of an hour", func(int) string { return "/v1/messages?since=" + time.Now().Add(-time.Hour).UTC().Format(time.RFC3339) }},
+		{"option's history", func(i int) string { return "/v1/vps/" + name(i%vpses) + "/option/history" }},
 	} {
 		one, err := h.measure(ctx, c.name, calls, c.path)
 		if err != nil {
@@ -113,7 +122,8 @@ func firstOf(errs ...error) error {
 }
 
 func (r results) print(w io.Writer) {
-	fmt.Fprintf(w, "%d VPSes on a fake host, %d of them with a snapshot; %d operations ran meanwhile\n\n", r.VPS, r.Snapshots, r.Operations)
+	fmt.Fprintf(w, "%d VPSes on a fake host, %d of them with a snapshot, and a take a day of each for %d days; %d operations ran meanwhile\n\n",
+		r.VPS, r.Snapshots, r.Days, r.Operations)
 	t := table.NewWriter()
 	t.SetOutputMirror(w)
 	t.AppendHeader(table.Row{"call", "answer", "n", "p50", "p99", "max"})
