@@ -93,3 +93,31 @@ func (d *Daemon) watchHost(ctx context.Context) {
 		}
 	}
 }
+
+// pruneEvery is how often what is over for long is removed from the record.
+const pruneEvery = time.Hour
+
+// prune removes what the settings do not keep.
+func (d *Daemon) prune(ctx context.Context) {
+	for {
+		if err := d.pruneOnce(ctx); err != nil && ctx.Err() == nil {
+			d.logger.Warn("what is over was not removed from the record", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pruneEvery):
+		}
+	}
+}
+
+// pruneOnce does so unless the host is not known now: names of VPSes that are here stay.
+func (d *Daemon) pruneOnce(ctx context.Context) error {
+	if !d.inventory.Ready() {
+		return nil
+	}
+	if err := d.inventory.NotePresent(ctx); err != nil {
+		return err
+	}
+	return d.store.Prune(ctx, d.settings.Load().Retention, d.store.Now())
+}

@@ -117,7 +117,8 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 	if err := d.recover(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	d.begin(d.Options.Watch, d.watchHost, d.Doctor.Watch, d.inventory.RecordNames, d.Tokens.NoteUses, d.Downloads.SumImages, d.outbox.Run)
+	d.begin(d.Options.Watch, d.watchHost, d.prune, d.Doctor.Watch, d.inventory.RecordNames, d.Tokens.NoteUses,
+		d.Downloads.SumImages, d.outbox.Run)
 	return d, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"vpssnapd/api/server"
+	"vpssnapd/cmd/internal/wire"
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/merge"
@@ -147,7 +148,7 @@ func (h *host) start(ctx context.Context) (err error) {
 		return err
 	}
 	h.url = "http://" + l.Addr().String()
-	h.server = server.New(server.Config{Services: services(h.daemon), PerSecond: noLimit, Logger: log, Version: "bench"})
+	h.server = server.New(server.Config{Services: wire.REST(h.daemon), PerSecond: noLimit, Logger: log, Version: "bench"})
 	go func() { h.served <- h.server.ServeTCP(l, nil) }()
 	return nil
 }
@@ -155,13 +156,13 @@ func (h *host) start(ctx context.Context) (err error) {
 // fill sells the option to all, and takes a snapshot of every second VPS.
 func (h *host) fill(ctx context.Context) error {
 	for i := range h.vpses {
-		if _, err := h.daemon.PutOption(ctx, name(i), vps.OptionOrder{State: vps.OptionActive, OrderRef: fmt.Sprint("A-", i)}, operator); err != nil {
+		if _, err := h.daemon.Options.PutOption(ctx, name(i), vps.OptionOrder{State: vps.OptionActive, OrderRef: fmt.Sprint("A-", i)}, operator); err != nil {
 			return err
 		}
 		if i%2 == 0 {
 			continue
 		}
-		if err := h.done(h.daemon.Take(ctx, name(i), vps.TakeRequest{Description: "before the upgrade", Quiesce: vps.QuiesceNever}, operator)); err != nil {
+		if err := h.done(h.daemon.Snapshots.Take(ctx, name(i), vps.TakeRequest{Description: "before the upgrade", Quiesce: vps.QuiesceNever}, operator)); err != nil {
 			return err
 		}
 		h.snapshots++
@@ -174,7 +175,7 @@ func (h *host) done(op vps.Operation, err error) error {
 	if err != nil {
 		return err
 	}
-	op, err = h.daemon.WaitOperation(context.Background(), op.ID, time.Minute)
+	op, err = h.daemon.Operations.WaitOperation(context.Background(), op.ID, time.Minute)
 	if err == nil && op.Status != vps.StatusSucceeded {
 		err = fmt.Errorf("%s of %s is %s: %w", op.Kind, op.VPSName, op.Status, op.Error)
 	}
@@ -192,9 +193,9 @@ func (h *host) work(ctx context.Context) (stop func() (int64, error)) {
 			pace := time.NewTicker(workEvery)
 			defer pace.Stop()
 			for i := 2 * w; ctx.Err() == nil; i = (i + 2*workers) % h.vpses { // those without a snapshot
-				op, err := h.daemon.Take(ctx, name(i), vps.TakeRequest{Quiesce: vps.QuiesceNever}, operator)
+				op, err := h.daemon.Snapshots.Take(ctx, name(i), vps.TakeRequest{Quiesce: vps.QuiesceNever}, operator)
 				if err = h.done(op, err); err == nil {
-					err = h.done(h.daemon.Delete(context.WithoutCancel(ctx), name(i), operator))
+					err = h.done(h.daemon.Snapshots.Delete(context.WithoutCancel(ctx), name(i), operator))
 				}
 				if err != nil {
 					if ctx.Err() == nil {

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"vpssnapd/api/server"
+	"vpssnapd/cmd/internal/wire"
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/vps"
@@ -156,12 +157,12 @@ func run(path string) error {
 	}
 	started()
 	defer inBackground(ctx, func(ctx context.Context) {
-		bus.Serve(ctx, bus.Config{Services: busServices(d), Logger: r.log, Version: version})
+		bus.Serve(ctx, bus.Config{Services: wire.Bus(d), Logger: r.log, Version: version})
 	})()
 	defer inBackground(ctx, func(ctx context.Context) { systemd.Supervise(ctx, d.Overview, r.log) })()
 	defer inBackground(ctx, func(ctx context.Context) { r.follow(ctx, hangup) })()
 	s := server.New(server.Config{
-		Services: services(d), OperatorGroup: c.OperatorGroup, Logger: r.log, Version: version,
+		Services: wire.REST(d), OperatorGroup: c.OperatorGroup, Logger: r.log, Version: version,
 		PerSecond: c.CallsPerSecond, Proxies: c.TrustedProxies,
 	})
 	return serve(ctx, s, l, r)

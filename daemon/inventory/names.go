@@ -117,6 +117,19 @@ func (v *Inventory) RecordNames(ctx context.Context) {
 	}
 }
 
+// NotePresent records that the VPSes of the picture are here now.
+func (v *Inventory) NotePresent(ctx context.Context) error {
+	present := v.All()
+	return v.store.Write(ctx, func(tx *store.Tx) error {
+		for _, dom := range present {
+			if err := tx.SawVPS(ctx, store.KnownVPS{ID: dom.ID, Name: dom.Name, LastSeen: tx.Now()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Name is the last known name of a VPS; its id when it was never seen.
 func (v *Inventory) Name(id string) string { return v.names.name(id) }
 

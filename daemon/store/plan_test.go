@@ -153,10 +153,13 @@ func arguments(method reflect.Type) [][]reflect.Value {
 	return all
 }
 
+// called is the context of a call that its client may repeat.
+var called = vps.WithCall(ctx, vps.Call{Client: "a", Key: "k", Record: func(any) ([]byte, error) { return nil, nil }})
+
 // values are a zero and a set one of a type; of the terms of a query every combination.
 func values(of reflect.Type) []reflect.Value {
 	if of == reflect.TypeFor[context.Context]() {
-		return []reflect.Value{reflect.ValueOf(ctx)}
+		return []reflect.Value{reflect.ValueOf(called)}
 	}
 	if of.Kind() != reflect.Struct || of == reflect.TypeFor[time.Time]() {
 		return []reflect.Value{reflect.Zero(of), set(of)}

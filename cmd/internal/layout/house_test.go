@@ -37,7 +37,7 @@ var rows = [][]string{
 var outside = []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2", "vpssnapd/hypervisor/durable"}
 
 // testing are packages for tests of others, which may use all of the daemon.
-var forTests = []string{"daemontest", "mail/mailtest"}
+var forTests = []string{"daemontest", "mail/mailtest", "store/storetest"}
 
 func rowOf(path string) int {
 	room := strings.TrimPrefix(strings.TrimPrefix(path, house), "/")

@@ -12,7 +12,7 @@ import (
 // What is measured is a history that the store can read.
 func TestAddHistory(t *testing.T) {
 	ctx, path := t.Context(), filepath.Join(t.TempDir(), "x.db")
-	s, err := store.Open(ctx, path)
+	s, err := store.Open(ctx, path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

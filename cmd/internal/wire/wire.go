@@ -1,4 +1,5 @@
-package main
+// Package wire hands the capabilities of a daemon to what serves them.
+package wire
 
 import (
 	"vpssnapd/api/server"
@@ -6,15 +7,15 @@ import (
 	"vpssnapd/systemd/bus"
 )
 
-// services are what the REST API offers of a daemon.
-func services(d *daemon.Daemon) server.Services {
+// REST is what the REST API offers of a daemon.
+func REST(d *daemon.Daemon) server.Services {
 	return server.Services{
 		Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Downloads: d.Downloads, Operations: d.Operations,
 		Tokens: d.Tokens, Webhooks: d.Webhooks, Journal: d.Journal, Doctor: d.Doctor, Answers: d.Answers, Metrics: d.Metrics.Gatherer(),
 	}
 }
 
-// busServices are what D-Bus offers of it.
-func busServices(d *daemon.Daemon) bus.Services {
+// Bus is what D-Bus offers of it.
+func Bus(d *daemon.Daemon) bus.Services {
 	return bus.Services{Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Operations: d.Operations, Events: d.Journal}
 }
