@@ -30,8 +30,14 @@ type Guest struct {
 // which the image is made. A disk of type file without a Path gets a new image,
 // unless its size is 0: then it is empty.
 func (h *Host) Define(name string, disks ...hypervisor.Disk) (string, error) {
+	id := newID()
+	return id, h.DefineAs(id, name, disks...)
+}
+
+// DefineAs is Define with an id that the caller has chosen.
+func (h *Host) DefineAs(id, name string, disks ...hypervisor.Disk) error {
 	d := &domain{Domain: hypervisor.Domain{
-		ID: newID(), Name: name, State: hypervisor.Off, Persistent: true,
+		ID: id, Name: name, State: hypervisor.Off, Persistent: true,
 	}}
 	err := h.locked(func() error {
 		all, err := h.loadAll()
@@ -50,10 +56,10 @@ func (h *Host) Define(name string, disks ...hypervisor.Disk) (string, error) {
 		return h.save(d)
 	})
 	if err != nil {
-		return "", fmt.Errorf("cannot define fake domain %s: %w", name, err)
+		return fmt.Errorf("cannot define fake domain %s: %w", name, err)
 	}
 	h.emit([]hypervisor.Event{{Kind: hypervisor.EventDefined, Domain: d.ID, Name: name}})
-	return d.ID, nil
+	return nil
 }
 
 // equip gives a new domain a disk, and the disk its image.
