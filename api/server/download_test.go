@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"vpssnapd/api"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
 )
 
@@ -96,13 +96,17 @@ func TestManyDownloads(t *testing.T) {
 // TestDownloadThatIsCutOff is no whole one for its reader.
 func TestDownloadThatIsCutOff(t *testing.T) {
 	s := newSite(t)
-	d := decode[api.Download](t, s.call("panel", "POST", "/v1/vps/web3/snapshot/download", ""))
-	s.service.Set(func(s *servertest.Service) { s.CutDownloads = 1 })
+	d := decode[api.Download](t, s.call("panel", "POST", "/v1/vps/web3/snapshot/download", `{"format":"raw"}`))
+	whole, err := s.host.ReadImage(s.snapshot().Disks[0].Base, "qcow2", 0, daemontest.DiskBytes)
+	check(t, err)
 	resp, err := http.Get("http://" + s.tcp + d.URL)
 	check(t, err)
 	defer resp.Body.Close()
+	if got := s.call("panel", "DELETE", "/v1/vps/web3/snapshot/download/"+d.ID, ""); got.StatusCode != 204 {
+		t.Fatalf("the link is not revoked: %s %s", got.Status, got.body)
+	}
 	got, err := io.ReadAll(resp.Body)
-	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) == 0 || len(got) >= len(servertest.Content) || !bytes.HasPrefix(servertest.Content, got) {
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) == 0 || len(got) >= len(whole) || !bytes.HasPrefix(whole, got) {
 		t.Errorf("%d bytes of %d, then %v", len(got), resp.ContentLength, err)
 	}
 }
@@ -126,8 +130,8 @@ func TestLongDownload(t *testing.T) {
 			break
 		}
 	}
-	if n != len(servertest.Content) {
-		t.Errorf("a slow one got %d bytes of %d", n, len(servertest.Content))
+	if n < daemontest.DiskBytes*9/10 || int64(n) != d.SizeBytes {
+		t.Errorf("a slow one got %d bytes of %d", n, d.SizeBytes)
 	}
 	conn, err := net.Dial("tcp", web.Listener.Addr().String())
 	check(t, err)

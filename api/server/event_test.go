@@ -2,12 +2,14 @@ package server_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,8 +18,9 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor/fake"
 )
 
 // listener reads one stream of events.
@@ -86,40 +89,46 @@ func (l *listener) next() api.Event {
 	}
 }
 
-func message(id, name, text string) vps.Event {
-	return vps.Event{Type: vps.EventMessage, VPS: id, VPSName: name, EventData: vps.EventData{Message: &vps.MessageEvent{ID: 1, Kind: vps.MessageWarning, Text: text}}}
-}
-
-func space(level vps.SpaceLevel) vps.Event {
-	return vps.Event{Type: vps.EventType("space." + level), EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: "/srv/images", FreeBytes: 1}}}
+// order makes an event of an option and then one of a message.
+func (s *site) order(ref, orderRef string) {
+	s.t.Helper()
+	check(s.t, s.host.Order(ref, orderRef))
 }
 
 func TestListenersSeeWhatTheyMay(t *testing.T) {
-	s := newSite(t)
-	bound, byID, reader, admin := s.listen("bound", ""), s.listen("bound-to-3", ""), s.listen("read", ""), s.listen("admin", "")
-	typed, single := s.listen("read", "?type=space.warning,space.ok"), s.listen("read", "?vps=web3")
+	host := daemontest.New(t)
+	before, err := host.LastEvent()
+	check(t, err)
+	check(t, host.Order("web2", "two"))
+	check(t, host.Restart(func(h *fake.Host) { h.SetFree(15 << 30) })) // space.warning, and its message
+	check(t, daemontest.Eventually("the space is told of", func() bool { return strings.Contains(host.Log(), "event=space.warning") }))
+	s := serveHost(t, host, server.Config{Service: host.Daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit})
+	after := fmt.Sprintf("?after=%d", before)
+	bound, byID, reader, admin := s.listen("bound", after), s.listen("bound-to-3", after), s.listen("read", after), s.listen("admin", after)
+	typed, single := s.listen("read", after+"&type=space.warning,space.ok"), s.listen("read", after+"&vps=web3")
 	for _, l := range []*listener{bound, byID, reader, admin, typed, single} {
 		l.frame() // it listens now
 	}
-	s.service.Tell(message(servertest.Web2, "web2", "two"))
-	s.service.Tell(space(vps.SpaceWarning))
-	s.service.Tell(message(servertest.Web1, "web1", "one"))
-	s.service.Tell(message(servertest.Web3, "web3", "three"))
-	if e := bound.next(); e.Message.Text != "one" || e.ID != "3" {
+	s.order("web1", "one")
+	s.order("web3", "three")
+	if e := bound.next(); e.Option == nil || e.Option.OrderRef != "one" || e.ID != strconv.FormatInt(s.lastEvent()-3, 10) {
 		t.Errorf("the token bound to web1 got %+v first", e)
 	}
-	if e := byID.next(); e.Message.Text != "three" {
+	if e := byID.next(); e.Option == nil || e.Option.OrderRef != "three" {
 		t.Errorf("the token bound to web3 got %+v first", e)
 	}
-	if e := single.next(); e.Message.Text != "three" {
+	if e := single.next(); e.Option == nil || e.Option.OrderRef != "three" {
 		t.Errorf("who listens to web3 got %+v first", e)
 	}
-	reader.next()
+	for _, l := range []*listener{reader, admin} {
+		if o, m := l.next(), l.next(); o.VPSName != "web2" || o.Option == nil || m.VPSName != "web2" || m.Message == nil {
+			t.Errorf("who sees all got %+v and %+v first", o, m)
+		}
+	}
 	if e := reader.next(); e.Space == nil || e.Space.Path != "" {
 		t.Errorf("a reader got %+v", e.Space)
 	}
-	admin.next()
-	if e := admin.next(); e.Space == nil || e.Space.Path != "/srv/images" {
+	if e := admin.next(); e.Space == nil || e.Space.Path != host.ImageDir() {
 		t.Errorf("an operator got %+v", e.Space)
 	}
 	if e := typed.next(); e.Type != api.EventTypeSpaceWarning {
@@ -129,30 +138,33 @@ func TestListenersSeeWhatTheyMay(t *testing.T) {
 
 func TestListenerGoesOnWhereItWas(t *testing.T) {
 	s := newSite(t)
-	for i := range 250 {
-		s.service.Tell(message(servertest.Web1, "web1", strconv.Itoa(i+1)))
+	before := s.lastEvent()
+	id := func(nth int64) string { return strconv.FormatInt(before+nth, 10) }
+	for i := range 125 {
+		s.order("web1", strconv.Itoa(2*i+1))
 	}
-	l := s.listen("read", "?after=7", "Last-Event-ID", "100")
-	for want := 101; want <= 250; want++ {
-		if e := l.next(); e.ID != strconv.Itoa(want) || e.Message.Text != e.ID {
-			t.Fatalf("event %s %q instead of %d", e.ID, e.Message.Text, want)
+	l := s.listen("read", "?after="+id(7), "Last-Event-ID", id(100))
+	for want := int64(101); want <= 250; want++ {
+		e := l.next()
+		if right := want%2 == 0 && e.Message != nil || want%2 == 1 && e.Option != nil && e.Option.OrderRef == strconv.FormatInt(want, 10); e.ID != id(want) || !right {
+			t.Fatalf("event %+v instead of %d", e, want)
 		}
 	}
-	if e := s.listen("read", "?after=7").next(); e.ID != "8" {
+	if e := s.listen("read", "?after="+id(7)).next(); e.ID != id(8) {
 		t.Errorf("after 7 came %s", e.ID)
 	}
 	// The id comes before the first event, so that nothing is missed by who is cut off before it.
 	fresh := s.listen("read", "")
 	fresh.frame()
-	if fresh.last != "250" {
+	if fresh.last != id(250) {
 		t.Errorf("a new stream begins behind %q", fresh.last)
 	}
-	missed := s.listen("bound", "", "Last-Event-ID", "9000")
-	if e := missed.next(); e.Type != api.EventTypeEventsMissed || e.ID != "250" {
+	missed := s.listen("bound", "", "Last-Event-ID", id(9000))
+	if e := missed.next(); e.Type != api.EventTypeEventsMissed || e.ID != id(250) {
 		t.Errorf("who asks for unknown events got %+v", e)
 	}
-	s.service.Tell(message(servertest.Web1, "web1", "new"))
-	if e := missed.next(); e.Message == nil || e.Message.Text != "new" {
+	s.order("web1", "new")
+	if e := missed.next(); e.Option == nil || e.Option.OrderRef != "new" {
 		t.Errorf("and then %+v", e)
 	}
 }
@@ -162,8 +174,8 @@ func TestHeartbeatMovesTheListenerOn(t *testing.T) {
 	s := newSite(t)
 	s.server.SetPace(20*time.Millisecond, 10*time.Second)
 	l := s.listen("bound", "")
-	s.service.Tell(message(servertest.Web2, "web2", "not for web1"))
-	for l.last != "1" {
+	s.order("web2", "not for web1")
+	for newest := strconv.FormatInt(s.lastEvent(), 10); l.last != newest; {
 		if _, _, data, ok := l.frame(); !ok || data != "" {
 			t.Fatalf("got %q, ended: %v", data, !ok)
 		}
@@ -172,12 +184,13 @@ func TestHeartbeatMovesTheListenerOn(t *testing.T) {
 
 func TestEventsInTheListenersLanguage(t *testing.T) {
 	s := newSite(t)
-	s.service.Tell(vps.Event{Type: vps.EventMessage, VPS: servertest.Web1, EventData: vps.EventData{Message: &vps.MessageEvent{
-		Kind: vps.MessageOperationSucceeded, Text: "The snapshot was taken: the VPS was off.", Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": "the VPS was off"}}}})
-	if e := s.listen("read", "?after=0", "Accept-Language", "fr-CA, en;q=0.5").next(); e.Message.Text != "Le snapshot a été créé : le VPS était éteint." {
+	check(t, s.host.KillGuest(daemontest.Web1))
+	s.ended(s.call("panel", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	last := fmt.Sprintf("?type=message&after=%d", s.lastEvent()-1)
+	if e := s.listen("read", last, "Accept-Language", "fr-CA, en;q=0.5").next(); e.Message.Text != "Le snapshot a été créé : le VPS était éteint." {
 		t.Errorf("in French: %s", e.Message.Text)
 	}
-	if e := s.listen("read", "?after=0", "Accept-Language", "de").next(); e.Message.Text != "The snapshot was taken: the VPS was off." {
+	if e := s.listen("read", last, "Accept-Language", "de").next(); e.Message.Text != "The snapshot was taken: the VPS was off." {
 		t.Errorf("in German: %s", e.Message.Text)
 	}
 }
@@ -190,7 +203,7 @@ func TestBadListeners(t *testing.T) {
 		"/v1/events?after=-1":                   400,
 		"/v1/events?after=9999999999999999999":  400,
 		"/v1/events?vps=nosuch":                 404,
-		"/v1/events?vps=" + servertest.Web2:     404,
+		"/v1/events?vps=" + daemontest.Web2:     404,
 		"/v1/events?vps=web2":                   404,
 		"/v1/events?what=else":                  400,
 		"/v1/events?vps=%2e%2e%2fetc":           400,
@@ -220,21 +233,29 @@ func TestListenersDoNotHoldAShutdown(t *testing.T) {
 	}
 }
 
+// flood has more events at once than the buffers of a connection hold.
+type flood struct{ server.Service }
+
+func (flood) Events(context.Context, int64) (vps.EventPage, error) {
+	long := &vps.MessageEvent{ID: 1, Kind: vps.MessageWarning, Text: strings.Repeat("x", 100_000)}
+	page := vps.EventPage{Changed: make(chan struct{})}
+	for id := range int64(100) {
+		page.Events = append(page.Events, vps.Event{ID: id + 1, Type: vps.EventMessage, VPS: daemontest.Web1, EventData: vps.EventData{Message: long}})
+	}
+	return page, nil
+}
+
 // A listener that takes nothing holds no memory: it is cut off.
 func TestSlowListenerIsCutOff(t *testing.T) {
-	s := newSite(t)
+	s := newSiteAround(t, func(d server.Service) server.Service { return flood{d} })
 	s.server.SetPace(time.Minute, 200*time.Millisecond)
 	conn, err := net.Dial("tcp", s.tcp)
 	check(t, err)
 	defer conn.Close()
 	check(t, conn.(*net.TCPConn).SetReadBuffer(4096))
-	fmt.Fprintf(conn, "GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer read\r\n\r\n")
+	fmt.Fprintf(conn, "GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", s.secret("read"))
 	_, err = conn.Read(make([]byte, 1))
 	check(t, err)
-	long := strings.Repeat("x", 100_000)
-	for range 100 {
-		s.service.Tell(message(servertest.Web1, "web1", long))
-	}
 	for end := time.Now().Add(30 * time.Second); !strings.Contains(s.log.String(), "too slow and was cut off"); {
 		if time.Now().After(end) {
 			t.Fatal("the listener was not cut off")
@@ -253,7 +274,7 @@ func TestSilentListenerOverHTTP2(t *testing.T) {
 	defer web.Close()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/v1/events", http.NoBody)
 	check(t, err)
-	r.Header.Set("Authorization", "Bearer read")
+	r.Header.Set("Authorization", "Bearer "+s.secret("read"))
 	resp, err := web.Client().Do(r)
 	check(t, err)
 	defer resp.Body.Close()
@@ -263,8 +284,8 @@ func TestSilentListenerOverHTTP2(t *testing.T) {
 	l := &listener{t: t, lines: bufio.NewScanner(resp.Body), resp: resp}
 	l.frame()
 	<-time.After(300 * time.Millisecond) // three times what a reader may take nothing for
-	s.service.Tell(message(servertest.Web1, "web1", "after the silence"))
-	if e := l.next(); e.Message.Text != "after the silence" {
+	s.order("web1", "after the silence")
+	if e := l.next(); e.Option == nil || e.Option.OrderRef != "after the silence" {
 		t.Errorf("got %+v", e)
 	}
 }
@@ -286,18 +307,20 @@ func (d discard) Write(p []byte) (int, error) {
 // BenchmarkListeners tells what one event costs with 100 listeners.
 func BenchmarkListeners(b *testing.B) {
 	const listeners = 100
-	service := servertest.New()
-	s := server.New(server.Config{Service: service, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
+	host := daemontest.New(b)
+	after, err := host.LastEvent()
+	check(b, err)
+	s := server.New(server.Config{Service: host.Daemon, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
 	var seen, ended sync.WaitGroup
 	ctx := b.Context()
 	for range listeners {
-		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/v1/events?after=0", http.NoBody)
-		r.Header.Set("Authorization", "Bearer read")
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("/v1/events?after=%d&type=message", after), http.NoBody)
+		r.Header.Set("Authorization", "Bearer "+host.Secret("read"))
 		ended.Go(func() { s.Handler().ServeHTTP(discard{httptest.NewRecorder(), &seen}, r) })
 	}
-	for b.Loop() {
+	for order := 0; b.Loop(); order++ {
 		seen.Add(listeners)
-		service.Tell(message(servertest.Web1, "web1", "something has happened"))
+		check(b, host.Order("web1", strconv.Itoa(order)))
 		seen.Wait()
 	}
 	check(b, s.Shutdown(b.Context()))
@@ -310,7 +333,11 @@ func TestRevokedTokenEndsTheStream(t *testing.T) {
 	s.server.SetPace(20*time.Millisecond, 10*time.Second)
 	l := s.listen("bound", "")
 	l.frame()
-	s.service.Revoke("bound")
+	tokens := decode[api.TokenList](t, s.call("admin", http.MethodGet, "/v1/tokens", "")).Tokens
+	id := tokens[slices.IndexFunc(tokens, func(k api.Token) bool { return k.Name == "bound" })].ID
+	if got := s.call("admin", http.MethodDelete, "/v1/tokens/"+id, ""); got.StatusCode != 204 {
+		t.Fatalf("not revoked: %s %s", got.Status, got.body)
+	}
 	ended := make(chan bool)
 	go func() {
 		for {

@@ -14,5 +14,14 @@ func (s *Server) SetPace(heartbeat, slowReader time.Duration) {
 	s.handlers.heartbeat, s.handlers.slowReader = heartbeat, slowReader
 }
 
+// SetClock lets budgets fill up by a clock of the test.
+func (s *Server) SetClock(now func() time.Time) {
+	for _, l := range []*limiter{s.failures, s.origins, s.tokens} {
+		l.mu.Lock()
+		l.now = now
+		l.mu.Unlock()
+	}
+}
+
 // SetDownloadPace lets who downloads take no longer than limit for a part.
 func (s *Server) SetDownloadPace(limit time.Duration) { s.handlers.slowDownload = limit }

@@ -21,12 +21,8 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
 	"vpssnapd/daemon"
-	"vpssnapd/daemon/guest"
-	"vpssnapd/daemon/merge"
-	"vpssnapd/daemon/notify"
-	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -137,8 +133,13 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("OPTIONS * HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("CONNECT web1:1 HTTP/1.1\r\nHost: web1\r\n\r\n"))
 	j := newJudge(f)
-	h := server.New(server.Config{Service: servertest.New(), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
+	host := daemontest.New(f)
+	h := server.New(server.Config{Service: host.Daemon, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		// A request names its token by the role.
+		for _, role := range []string{"admin", "bound"} {
+			raw = bytes.Replace(raw, []byte("Bearer "+role+"\r\n"), []byte("Bearer "+host.Secret(role)+"\r\n"), 1)
+		}
 		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
 		if err != nil {
 			return // net/http answers these
@@ -216,7 +217,10 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	log := slog.New(slog.DiscardHandler)
 	d, err := daemon.Open(context.Background(), daemon.Config{
 		Host: host, StateDir: f.TempDir(), Version: "test", Logger: log,
-		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 1}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}}},
+		Settings: daemon.Settings{
+			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 1,
+			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+		},
 	})
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })

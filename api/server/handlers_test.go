@@ -1,21 +1,28 @@
 package server_test
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"vpssnapd/api"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/api/server"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
 )
 
 func TestTakeIsFollowedToItsEnd(t *testing.T) {
 	s := newSite(t)
+	reached, release := s.host.Hold(daemontest.InTake)
 	got := s.operator(http.MethodPost, "/v1/vps/web1/snapshot", `{"description":"before","quiesce":"require"}`)
 	op := decode[api.Operation](t, got)
 	if got.StatusCode != 202 || got.Header.Get("Location") != "/v1/operations/"+op.ID {
@@ -25,11 +32,14 @@ func TestTakeIsFollowedToItsEnd(t *testing.T) {
 		t.Errorf("the operation: %+v", op)
 	}
 	var seen []api.OperationStatus
-	for range 2 {
-		op = decode[api.Operation](t, s.operator(http.MethodGet, got.Header.Get("Location")+"?wait=1s", ""))
-		seen = append(seen, op.Status)
+	<-reached
+	for _, wait := range []string{"1ms", "30s"} {
+		op = decode[api.Operation](t, s.operator(http.MethodGet, got.Header.Get("Location")+"?wait="+wait, ""))
+		if seen = append(seen, op.Status); len(seen) == 1 {
+			release()
+		}
 	}
-	if want := []api.OperationStatus{"running", "succeeded"}; !cmp.Equal(seen, want) || op.Progress.Percent != 100 || op.Cancellable {
+	if want := []api.OperationStatus{"running", "succeeded"}; !slices.Equal(seen, want) || op.Progress.Percent != 100 || op.Cancellable {
 		t.Errorf("seen %v, at last %+v", seen, op)
 	}
 	v := decode[api.VPS](t, s.operator(http.MethodGet, "/v1/vps/web1", ""))
@@ -48,13 +58,13 @@ func TestRestoreWantsToBeConfirmed(t *testing.T) {
 	s := newSite(t)
 	const path = "/v1/vps/web3/snapshot/restore"
 	got := s.operator(http.MethodPost, path, "")
-	if p := got.problem(t); got.StatusCode != 422 || p.Code != api.CodeConfirmationRequired || !strings.Contains(p.Detail, "lost") {
+	if p := got.problem(t); got.StatusCode != 422 || p.Code != api.CodeConfirmationRequired || !strings.Contains(p.Detail, "is taken back") {
 		t.Errorf("unconfirmed: %s %s", got.Status, got.body)
 	}
-	if got := s.operator(http.MethodPost, path, `{"confirm":"another"}`); got.StatusCode != 409 {
+	if got := s.operator(http.MethodPost, path, `{"confirm":"another"}`); got.StatusCode != 422 || !strings.Contains(got.problem(t).Detail, "another snapshot") {
 		t.Errorf("another snapshot confirmed: %s", got.Status)
 	}
-	if got := s.operator(http.MethodPost, path, `{"confirm":"abcdef012345","power_after":"off"}`); got.StatusCode != 202 {
+	if got := s.operator(http.MethodPost, path, `{"confirm":"`+s.snapshot().ID+`","power_after":"off"}`); got.StatusCode != 202 {
 		t.Errorf("confirmed: %s %s", got.Status, got.body)
 	}
 }
@@ -63,10 +73,12 @@ func TestRestoreWantsToBeConfirmed(t *testing.T) {
 func TestSnapshotOnTheWire(t *testing.T) {
 	s := newSite(t)
 	got := s.operator(http.MethodGet, "/v1/vps/web3/snapshot", "")
-	want := `{"consistency":"filesystem","created_at":"2026-03-01T12:00:00Z","delta_bytes":3221225472,` +
-		`"description":"before the upgrade","freeze_ms":205,"id":"abcdef012345","size_bytes":21474836480,` +
-		`"state":"available","updated_at":"2026-03-01T12:00:00Z","vps":"` + servertest.Web3 + `"}`
-	if diff := cmp.Diff(want, strings.TrimSpace(got.body)); diff != "" {
+	snap := s.snapshot()
+	want := fmt.Sprintf(`{"consistency":"filesystem","created_at":"2026-03-01T12:00:00.%03dZ","delta_bytes":3149824,`+
+		`"description":"before the upgrade","freeze_ms":%d,"id":%q,"size_bytes":16777216,`+
+		`"state":"available","updated_at":"2026-03-01T12:00:00.%03dZ","vps":"`+daemontest.Web3+`"}`,
+		snap.CreatedAt.Nanosecond()/1e6, snap.FreezeMS, snap.ID, snap.UpdatedAt.Nanosecond()/1e6)
+	if diff := gocmp.Diff(want, strings.TrimSpace(got.body)); diff != "" {
 		t.Errorf("want -, got +\n%s", diff)
 	}
 }
@@ -94,7 +106,10 @@ func TestOrderAndCancel(t *testing.T) {
 
 func TestPaging(t *testing.T) {
 	s := newSite(t)
-	var seen []int64
+	var seen, want []int64
+	for _, m := range decode[api.MessageList](t, s.call("read", http.MethodGet, "/v1/messages", "")).Messages {
+		want = append(want, m.ID)
+	}
 	path := "/v1/messages?limit=1"
 	for range 10 {
 		page := decode[api.MessageList](t, s.call("read", http.MethodGet, path, ""))
@@ -106,10 +121,10 @@ func TestPaging(t *testing.T) {
 		}
 		path = "/v1/messages?limit=1&cursor=" + page.Next
 	}
-	if want := []int64{3, 2, 1}; !cmp.Equal(seen, want) {
+	if newestFirst := slices.IsSortedFunc(seen, func(a, b int64) int { return cmp.Compare(b, a) }); len(seen) < 3 || !newestFirst || !slices.Equal(seen, want) {
 		t.Errorf("read %v, want %v", seen, want)
 	}
-	empty := s.call("read", http.MethodGet, "/v1/operations", "")
+	empty := s.call("read", http.MethodGet, "/v1/operations?vps=web2", "")
 	if strings.TrimSpace(empty.body) != `{"operations":[]}` {
 		t.Errorf("no operations: %s", empty.body)
 	}
@@ -127,40 +142,53 @@ func TestPagingPastOthersEntries(t *testing.T) {
 }
 
 func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
-	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) { s.Hold = true })
+	waits := &waits{}
+	s := newSiteAround(t, func(d server.Service) server.Service { waits.Service = d; return waits })
+	reached, _ := s.host.Hold(daemontest.InTake)
 	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
+	<-reached
 	start := time.Now()
 	got := s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=300ms", "")
 	if took := time.Since(start); got.StatusCode != 200 || took < 300*time.Millisecond {
 		t.Errorf("a wait of 300ms: %s after %s", got.Status, took)
 	}
+	before := waits.n.Load()
 	ended := make(chan answer)
 	go func() { ended <- s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=5m", "") }()
-	deadline := time.Now().Add(10 * time.Second)
-	for s.service.Waiting() == 0 && time.Now().Before(deadline) {
-		time.Sleep(5 * time.Millisecond)
-	}
+	check(t, daemontest.Eventually("a call waits", func() bool { return waits.n.Load() > before }))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	check(t, s.server.Shutdown(ctx))
-	if got := <-ended; got.StatusCode != 200 || decode[api.Operation](t, got).Status != "pending" {
+	if got := <-ended; got.StatusCode != 200 || decode[api.Operation](t, got).Status != "running" {
 		t.Errorf("the wait ended with %s %s", got.Status, got.body)
 	}
 }
 
+// waits counts the calls that wait for an operation.
+type waits struct {
+	server.Service
+	n atomic.Int32
+}
+
+func (w *waits) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
+	w.n.Add(1)
+	return w.Service.WaitOperation(ctx, id, limit)
+}
+
 func TestParkedOperationIsResumedByOperators(t *testing.T) {
 	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) { s.Outcome = vps.StatusNeedsAttention })
-	op := decode[api.Operation](t, s.call("snapshot", http.MethodPost, "/v1/vps/web1/snapshot", ""))
-	for range 2 {
-		op = decode[api.Operation](t, s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=1s", ""))
-	}
-	if op.Status != "needs_attention" || op.Error == nil || op.Error.Code != api.CodeInsufficientSpace || op.Error.Remedy == "" {
+	s.host.ParkNext(daemontest.Web3)
+	op := decode[api.Operation](t, s.call("snapshot", http.MethodDelete, "/v1/vps/web3/snapshot", ""))
+	op = decode[api.Operation](t, s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=30s", ""))
+	if op.Status != "needs_attention" || op.Error == nil || op.Error.Code != api.CodeVPSChanged || op.Error.Remedy == "" {
 		t.Fatalf("the operation: %+v", op)
 	}
-	if got := s.operator(http.MethodPost, "/v1/operations/"+op.ID+"/resume", ""); got.StatusCode != 202 {
-		t.Errorf("resume: %s %s", got.Status, got.body)
+	if got := s.call("snapshot", http.MethodPost, "/v1/operations/"+op.ID+"/resume", ""); got.StatusCode != 403 {
+		t.Errorf("resumed by a panel: %s %s", got.Status, got.body)
+	}
+	check(t, s.host.Cure(daemontest.Web3))
+	if op := s.ended(s.operator(http.MethodPost, "/v1/operations/"+op.ID+"/resume", "")); op.Status != vps.StatusSucceeded {
+		t.Errorf("resumed it is %s: %+v", op.Status, op.Error)
 	}
 }
 
@@ -182,8 +210,9 @@ func TestOpenPages(t *testing.T) {
 
 func TestMessagesByTimeAndLanguage(t *testing.T) {
 	s := newSite(t)
-	s.service.Say(vps.Message{At: servertest.Epoch.Add(time.Hour), VPS: servertest.Web1, VPSName: "web1", Kind: vps.MessageOperationSucceeded,
-		Text: "The snapshot was deleted.", Phrase: vps.PhraseDeleteDone, Detail: "/srv/images"})
+	all := len(decode[api.MessageList](t, s.call("read", http.MethodGet, "/v1/messages", "")).Messages)
+	s.host.Pass(time.Hour)
+	s.ended(s.call("snapshot", http.MethodDelete, "/v1/vps/web3/snapshot", ""))
 	read := func(role, query, language string) []api.Message {
 		r := s.request(role, http.MethodGet, "/v1/messages"+query, "")
 		r.Header.Set("Accept-Language", language)
@@ -194,8 +223,8 @@ func TestMessagesByTimeAndLanguage(t *testing.T) {
 		return decode[api.MessageList](t, got).Messages
 	}
 	for query, want := range map[string]int{
-		"": 4, "?since=2026-03-01T12:30:00Z": 1, "?until=2026-03-01T12:30:00Z": 3, "?since=2026-03-01T13:30:00%2B00:30": 1,
-		"?since=2026-03-01T12:00:00Z&until=2026-03-01T12:00:00Z": 0, "?kind=operation_succeeded": 1,
+		"": all + 2, "?since=2026-03-01T12:30:00Z": 2, "?until=2026-03-01T12:30:00Z": all, "?since=2026-03-01T13:00:00%2B00:30": 2,
+		"?since=2026-03-01T12:00:00Z&until=2026-03-01T12:00:00Z": 0, "?since=2026-03-01T12:30:00Z&kind=operation_succeeded": 1,
 	} {
 		if got := read("read", query, "en"); len(got) != want {
 			t.Errorf("%s gives %d messages, want %d", query, len(got), want)
@@ -205,7 +234,7 @@ func TestMessagesByTimeAndLanguage(t *testing.T) {
 		"fr": "Le snapshot a été supprimé.", "fr-BE;q=0.8, de": "Le snapshot a été supprimé.", "en-GB": "The snapshot was deleted.",
 		"": "The snapshot was deleted.", "zz, *": "The snapshot was deleted.", ";;;=": "The snapshot was deleted.",
 	} {
-		if got := read("bound", "", language)[0]; got.Text != want || got.Detail != "" {
+		if got := read("bound-to-3", "", language)[0]; got.Text != want || got.Detail != "" {
 			t.Errorf("%q: %q, detail %q", language, got.Text, got.Detail)
 		}
 	}
@@ -217,59 +246,74 @@ func TestMessagesByTimeAndLanguage(t *testing.T) {
 // TestOperationInFrench: for customers; an operator reads the very words.
 func TestOperationInFrench(t *testing.T) {
 	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) { s.Outcome = vps.StatusNeedsAttention })
-	op := decode[api.Operation](t, s.call("snapshot", http.MethodPost, "/v1/vps/web1/snapshot", ""))
-	for range 2 {
-		s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=1s", "")
-	}
+	s.host.ParkNext(daemontest.Web3)
+	op := s.ended(s.call("snapshot", http.MethodDelete, "/v1/vps/web3/snapshot", ""))
 	read := func(role, path, language string) answer {
 		r := s.request(role, http.MethodGet, path, "")
 		r.Header.Set("Accept-Language", language)
 		return s.do(r)
 	}
-	french := "L'espace disque de l'hôte ne suffit pas."
+	french := vps.CodeVPSChanged.In(vps.French)
+	detail, remedy := op.Error.Detail, op.Error.Remedy
+	if !strings.Contains(remedy, "virsh") || !strings.HasPrefix(french, "L") {
+		t.Fatalf("the test needs something to hide, and French: %s; %s", remedy, french)
+	}
 	for _, c := range []struct {
 		role, language string
 		french         bool
 	}{{"read", "fr-CA", true}, {"read", "en", false}, {"read", "", false}, {"admin", "fr", false}} {
 		one := decode[api.Operation](t, read(c.role, "/v1/operations/"+op.ID, c.language))
-		all := decode[api.OperationList](t, read(c.role, "/v1/operations?vps=web1", c.language)).Operations
+		all := decode[api.OperationList](t, read(c.role, "/v1/operations?vps=web3", c.language)).Operations
 		for _, got := range append(all, one) {
-			if got.ID == op.ID && (got.Error == nil || (got.Error.Detail == french) != c.french || got.Error.Code != api.CodeInsufficientSpace || got.Error.Remedy == "") {
+			if got.ID == op.ID && (got.Error == nil || (got.Error.Detail == french) != c.french || got.Error.Code != api.CodeVPSChanged || got.Error.Remedy == "") {
 				t.Errorf("%s, %q: %+v", c.role, c.language, got.Error)
 			}
 			operator := c.role == "admin"
-			if got.ID == op.ID && ((got.Error.Remedy == "make room") != operator || (got.Error.Detail == "the disk is full") != operator) {
+			if got.ID == op.ID && ((got.Error.Remedy == remedy) != operator || (got.Error.Detail == detail) != operator) {
 				t.Errorf("%s, %q is told: %s; %s", c.role, c.language, got.Error.Detail, got.Error.Remedy)
 			}
 		}
-		shown := decode[api.VPS](t, read(c.role, "/v1/vps/web1", c.language))
-		if (shown.Operation.Error.Remedy == "make room") != (c.role == "admin") {
+		shown := decode[api.VPS](t, read(c.role, "/v1/vps/web3", c.language))
+		if (shown.Operation.Error.Remedy == remedy) != (c.role == "admin") {
 			t.Errorf("%s is told with the VPS to do: %s", c.role, shown.Operation.Error.Remedy)
 		}
 	}
 }
 
+// stored adds a file system to those of the host.
+type stored struct {
+	server.Service
+	more vps.Storage
+}
+
+func (s stored) Host(ctx context.Context) (vps.Host, error) {
+	h, err := s.Service.Host(ctx)
+	h.Storage = append(h.Storage, s.more)
+	return h, err
+}
+
 // TestMetrics: operators and admin tokens see the figures, nobody else does.
 func TestMetrics(t *testing.T) {
-	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) {
-		s.Storage = []vps.Storage{{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
+	s := newSiteAround(t, func(d server.Service) server.Service {
+		return stored{d, vps.Storage{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
 	})
+	real, err := s.host.Daemon.Host(t.Context())
+	check(t, err)
+	path := fmt.Sprintf("{path=%q} ", s.host.ImageDir())
 	got := s.operator(http.MethodGet, "/metrics", "")
 	for _, want := range []string{
 		"# TYPE vpssnap_vps gauge\nvpssnap_vps 3\n", "vpssnap_snapshots 1\n", "vpssnap_libvirt_up 1\n",
 		`vpssnap_operations{status="active"} 0`, `vpssnap_operations{status="needs_attention"} 0`,
-		`vpssnap_storage_free_bytes{path="/srv/a b\"c"} 400`, `vpssnap_storage_size_bytes{path="/srv/images"} 1.099511627776e+12`,
+		`vpssnap_storage_free_bytes{path="/srv/a b\"c"} 400`, "vpssnap_storage_size_bytes" + path + strconv.FormatFloat(float64(real.Storage[0].TotalBytes), 'g', -1, 64),
 		`vpssnap_storage_headroom_bytes{path="/srv/a b\"c"} 300`, `vpssnap_storage_overlay_bytes{path="/srv/a b\"c"} 50`,
-		`vpssnap_storage_alarm{path="/srv/a b\"c"} 1`, `vpssnap_storage_alarm{path="/srv/images"} 0`,
+		`vpssnap_storage_alarm{path="/srv/a b\"c"} 1`, "vpssnap_storage_alarm" + path + "0",
 		`vpssnap_storage_full_seconds{path="/srv/a b\"c"} 7200`,
 	} {
 		if !strings.Contains(got.body, want) {
 			t.Errorf("%q is missing in\n%s", want, got.body)
 		}
 	}
-	if strings.Contains(got.body, `vpssnap_storage_full_seconds{path="/srv/images"}`) {
+	if strings.Contains(got.body, "vpssnap_storage_full_seconds"+path) {
 		t.Error("it tells when a file system is full that does not fill up")
 	}
 	if kind := got.Header.Get("Content-Type"); !strings.HasPrefix(kind, "text/plain") {

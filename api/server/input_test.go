@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +12,13 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"vpssnapd/api"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/api/server"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
 )
 
@@ -59,7 +63,7 @@ func (s *site) raw(line, rest string) answer {
 	check(s.t, err)
 	defer conn.Close()
 	check(s.t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-	_, err = fmt.Fprintf(conn, "%s\r\nHost: x\r\nAuthorization: Bearer admin\r\nConnection: close\r\n%s\r\n", line, rest)
+	_, err = fmt.Fprintf(conn, "%s\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: close\r\n%s\r\n", line, s.secret("admin"), rest)
 	check(s.t, err)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	check(s.t, err)
@@ -122,6 +126,7 @@ func TestBadBodies(t *testing.T) {
 		{"unknown method", "DELETE", "/v1/vps", "", 405},
 	}
 	s := newSite(t)
+	before := s.lastEvent()
 	for _, c := range cases {
 		got := s.call("admin", c.method, c.path, c.body)
 		if got.StatusCode != c.want {
@@ -139,8 +144,8 @@ func TestBadBodies(t *testing.T) {
 			t.Errorf("%s: says too much: %s", c.name, got.body)
 		}
 	}
-	if calls := s.service.Calls(); len(calls) != 0 {
-		t.Errorf("the daemon was told: %v", calls)
+	if after := s.lastEvent(); after != before {
+		t.Errorf("%d things have happened", after-before)
 	}
 }
 
@@ -184,7 +189,7 @@ func TestLargeBody(t *testing.T) {
 		conn, err := net.Dial("tcp", s.tcp)
 		check(t, err)
 		check(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-		_, err = fmt.Fprintf(conn, "POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\nContent-Type: application/json\r\n%s\r\n", line)
+		_, err = fmt.Fprintf(conn, "POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n%s\r\n", s.secret("admin"), line)
 		check(t, err)
 		go send(conn, length < 0)
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -227,7 +232,7 @@ func TestSlowCallers(t *testing.T) {
 	conns := map[string]net.Conn{}
 	for name, start := range map[string]string{
 		"headers": "GET /v1/vps HTTP/1.1\r\nHost: x\r\n",
-		"body":    "POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
+		"body":    "POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + s.secret("admin") + "\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
 		"refused": "POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{",
 	} {
 		conn, err := net.Dial("tcp", s.tcp)
@@ -249,7 +254,7 @@ func TestSlowCallers(t *testing.T) {
 func TestWaitOutlastsTheLimits(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) { s.Hold = true })
+	s.host.Hold(daemontest.InTake)
 	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	got := s.call("read", http.MethodGet, "/v1/operations/"+op.ID+"?wait=11s", "")
 	if got.StatusCode != 200 || decode[api.Operation](t, got).ID != op.ID {
@@ -257,8 +262,40 @@ func TestWaitOutlastsTheLimits(t *testing.T) {
 	}
 }
 
+// failing is a daemon with whom everything goes wrong; nil: nothing.
+type failing struct {
+	server.Service
+	err atomic.Pointer[error]
+}
+
+func (f *failing) fail(err error) { f.err.Store(&err) }
+
+func (f *failing) failure() error {
+	if err := f.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (f *failing) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
+	if err := f.failure(); err != nil {
+		return vps.VPS{}, err
+	}
+	return f.Service.ShowVPS(ctx, ref)
+}
+
+func (f *failing) Ready(ctx context.Context) error {
+	return cmp.Or(f.failure(), f.Service.Ready(ctx))
+}
+
+func newFailingSite(t *testing.T) (*site, *failing) {
+	t.Helper()
+	f := &failing{}
+	return newSiteAround(t, func(d server.Service) server.Service { f.Service = d; return f }), f
+}
+
 func TestInsideErrorsStayInside(t *testing.T) {
-	s := newSite(t)
+	s, daemon := newFailingSite(t)
 	secret := "/var/lib/vpssnapd/secret.db is locked"
 	for name, err := range map[string]error{
 		"plain":    errors.New(secret),
@@ -267,7 +304,7 @@ func TestInsideErrorsStayInside(t *testing.T) {
 		"cause":    vps.Errorf(vps.CodeHypervisorUnavailable, "libvirt does not answer").Because(errors.New(secret)),
 		"unknown":  vps.Errorf("brand_new", "%s", secret),
 	} {
-		s.service.Set(func(s *servertest.Service) { s.Err = err })
+		daemon.fail(err)
 		got := s.call("read", http.MethodGet, "/v1/vps/web1", "")
 		p := got.problem(t)
 		if strings.Contains(got.body, "secret") || got.StatusCode < 500 || p.RequestID == "" || p.RequestID != got.Header.Get("X-Request-Id") {
@@ -282,15 +319,24 @@ func TestInsideErrorsStayInside(t *testing.T) {
 	}
 }
 
+// panicking panics when it is asked for the host.
+type panicking struct{ server.Service }
+
+func (panicking) Host(context.Context) (vps.Host, error) { panic("the test asked for it") }
+
+func newPanickingSite(t *testing.T) *site {
+	t.Helper()
+	return newSiteAround(t, func(d server.Service) server.Service { return panicking{d} })
+}
+
 func TestPanic(t *testing.T) {
-	s := newSite(t)
-	s.service.Set(func(s *servertest.Service) { s.Panic = true })
+	s := newPanickingSite(t)
 	got := s.call("admin", http.MethodGet, "/v1/host", "")
 	if p := got.problem(t); got.StatusCode != 500 || p.Code != api.CodeInternal || strings.Contains(got.body, "test") {
 		t.Errorf("%s %s", got.Status, got.body)
 	}
 	log := s.log.String()
-	if !strings.Contains(log, "servertest.(*Service).Host") || strings.Contains(log, "goroutine") || strings.Contains(log, ".go:") {
+	if !strings.Contains(log, "server_test.panicking.Host") || strings.Contains(log, "goroutine") || strings.Contains(log, ".go:") {
 		t.Errorf("the log: %s", log)
 	}
 	if got := s.call("admin", http.MethodGet, "/v1/vps", ""); got.StatusCode != 200 {

@@ -28,11 +28,12 @@ type limiter struct {
 	burst     int
 
 	mu     sync.Mutex
+	now    func() time.Time
 	budget map[string]*rate.Limiter
 }
 
 func newLimiter(perSecond, burst int) *limiter {
-	return &limiter{perSecond: rate.Limit(perSecond), burst: burst, budget: map[string]*rate.Limiter{}}
+	return &limiter{perSecond: rate.Limit(perSecond), burst: burst, now: time.Now, budget: map[string]*rate.Limiter{}}
 }
 
 // wait is how long who must wait until something is left of the budget; 0: not at all.
@@ -43,7 +44,7 @@ func (l *limiter) wait(who string) time.Duration {
 	if b == nil {
 		return 0
 	}
-	left := b.Tokens()
+	left := b.TokensAt(l.now())
 	if left >= 1 {
 		return 0
 	}
@@ -62,7 +63,7 @@ func (l *limiter) spend(who string) time.Duration {
 		b = rate.NewLimiter(l.perSecond, l.burst)
 		l.budget[who] = b
 	}
-	ok := b.Allow()
+	ok := b.AllowN(l.now(), 1)
 	l.mu.Unlock()
 	if ok {
 		return 0
@@ -75,7 +76,7 @@ func (l *limiter) spend(who string) time.Duration {
 func (l *limiter) forget() {
 	fullest, most := "", math.Inf(-1)
 	for who, b := range l.budget {
-		left := b.Tokens()
+		left := b.TokensAt(l.now())
 		if left >= float64(l.burst) {
 			delete(l.budget, who)
 		} else if left > most {

@@ -19,17 +19,21 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/daemontest"
+	"vpssnapd/daemon/vps"
 )
 
-// site is a running server with a token for every role.
+// site is a running server, with the real daemon behind it and a token for every role.
 type site struct {
-	t       testing.TB
-	service *servertest.Service
-	server  *server.Server
-	tcp     string
-	socket  string
-	log     *logged
+	t      testing.TB
+	host   *daemontest.Host
+	server *server.Server
+	tcp    string
+	socket string
+	log    *logged
+
+	mu    sync.Mutex
+	clock time.Time // of stopClock
 }
 
 // logged is what the server wrote to its log.
@@ -53,16 +57,84 @@ func (l *logged) String() string {
 // noLimit is more calls per second than a test makes.
 const noLimit = 1_000_000
 
-func newSite(t *testing.T) *site {
-	return newSiteFor(t, ownGroup(t))
+func newSite(t testing.TB) *site {
+	t.Helper()
+	return newSiteWith(t, server.Config{OperatorGroup: ownGroup(t), PerSecond: noLimit})
 }
 
-func newSiteFor(t *testing.T, operators string) *site {
+// newSiteWith serves a host of its own, as the configuration says.
+func newSiteWith(t testing.TB, c server.Config) *site {
 	t.Helper()
-	service := servertest.New()
-	s := serveSite(t, server.Config{Service: service, OperatorGroup: operators, PerSecond: noLimit})
-	s.service = service
+	host := daemontest.New(t)
+	if c.Service == nil {
+		c.Service = host.Daemon
+	}
+	return serveHost(t, host, c)
+}
+
+// newSiteAround serves what around makes of the daemon.
+func newSiteAround(t testing.TB, around func(server.Service) server.Service) *site {
+	t.Helper()
+	host := daemontest.New(t)
+	return serveHost(t, host, server.Config{Service: around(host.Daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit})
+}
+
+func serveHost(t testing.TB, host *daemontest.Host, c server.Config) *site {
+	t.Helper()
+	s := serveSite(t, c)
+	s.host = host
 	return s
+}
+
+// stopClock lets the budgets of callers fill up only when the test passes time.
+func (s *site) stopClock() {
+	s.clock = time.Now()
+	s.server.SetClock(func() time.Time {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.clock
+	})
+}
+
+func (s *site) passTime(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock = s.clock.Add(d)
+}
+
+// secret is that of the token that is called as role, else role itself.
+func (s *site) secret(role string) string {
+	if s.host == nil {
+		return role
+	}
+	return s.host.Secret(role)
+}
+
+// lastEvent is the id of the newest event.
+func (s *site) lastEvent() int64 {
+	s.t.Helper()
+	id, err := s.host.LastEvent()
+	check(s.t, err)
+	return id
+}
+
+// snapshot is the one of web3.
+func (s *site) snapshot() vps.Snapshot {
+	s.t.Helper()
+	snap, err := s.host.Snapshot("web3")
+	check(s.t, err)
+	return snap
+}
+
+// ended waits for the end of the operation that a call has begun.
+func (s *site) ended(a answer) vps.Operation {
+	s.t.Helper()
+	if a.StatusCode != http.StatusAccepted {
+		s.t.Fatalf("not accepted: %s %s", a.Status, a.body)
+	}
+	op, err := s.host.Ended(decode[api.Operation](s.t, a).ID)
+	check(s.t, err)
+	return op
 }
 
 // serveSite serves what the configuration says on both kinds of socket.
@@ -104,7 +176,7 @@ func check(t testing.TB, err error) {
 
 func ownGroup(t testing.TB) string {
 	t.Helper()
-	group, err := servertest.OwnGroup()
+	group, err := daemontest.OwnGroup()
 	check(t, err)
 	return group
 }
@@ -141,7 +213,7 @@ func (s *site) request(role, method, path, body string) *http.Request {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if role != "" {
-		r.Header.Set("Authorization", "Bearer "+role)
+		r.Header.Set("Authorization", "Bearer "+s.secret(role))
 	}
 	return r
 }

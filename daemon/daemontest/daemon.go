@@ -41,6 +41,7 @@ type Host struct {
 	mu     sync.Mutex
 	clock  time.Duration // since Epoch
 	at     map[string][]func(context.Context) error
+	broken map[string]error
 	secret map[string]string // of tokens, by name
 }
 
@@ -65,7 +66,7 @@ func New(t testing.TB) *Host {
 // Open makes a host with Web1, Web2 and Web3 in dir, and tokens (Secret), and opens
 // a daemon on it. config may change how the daemon is opened; nil: nothing.
 func Open(dir string, config func(*daemon.Config)) (*Host, error) {
-	h := &Host{dir: dir, config: config, at: map[string][]func(context.Context) error{}, secret: map[string]string{}}
+	h := &Host{dir: dir, config: config, at: map[string][]func(context.Context) error{}, broken: map[string]error{}, secret: map[string]string{}}
 	for _, d := range []string{h.hostDir(), h.StateDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err

@@ -3,6 +3,7 @@ package daemontest
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -19,14 +20,26 @@ func (h *Host) At(point string, do func(ctx context.Context) error) {
 // reached is the hook of the fake host.
 func (h *Host) reached(ctx context.Context, point, _ string) error {
 	h.mu.Lock()
-	todo := h.at[point]
-	if len(todo) == 0 {
+	todo, err := h.at[point], h.broken[point]
+	if len(todo) == 0 || err != nil {
 		h.mu.Unlock()
-		return nil
+		return err
 	}
 	h.at[point] = todo[1:]
 	h.mu.Unlock()
 	return todo[0](ctx)
+}
+
+// Break lets every call fail that comes to a point, until mend is called.
+func (h *Host) Break(point string, err error) (mend func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.broken[point] = err
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.broken, point)
+	}
 }
 
 // Where operations can be held: when they run, and can still be cancelled.
@@ -82,4 +95,47 @@ func (h *Host) Cure(id string) error { return h.saveMemory(id, false) }
 
 func (h *Host) saveMemory(id string, saved bool) error {
 	return h.Edit(id, func(d *hypervisor.Domain) { d.ManagedSave = saved })
+}
+
+// LoseMetadata takes our copy of the record out of a VPS's definition.
+func (h *Host) LoseMetadata(id string) error {
+	return h.Edit(id, func(d *hypervisor.Domain) { d.Metadata = "" })
+}
+
+// GiveAway removes a VPS from the host and gives its name to another one.
+func (h *Host) GiveAway(name string) error {
+	v, err := h.Daemon.ShowVPS(context.Background(), name)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(h.KillGuest(v.ID), h.Undefine(v.ID)); err != nil {
+		return err
+	}
+	if _, err = h.define(name, "vdb"); err != nil { // the image of the other is still there
+		return err
+	}
+	return Eventually(v.ID+" is gone", func() bool {
+		list, err := h.Daemon.ListVPS(context.Background())
+		return err == nil && !slices.ContainsFunc(list, func(other vps.VPS) bool { return other.ID == v.ID })
+	})
+}
+
+// AddVPS adds one with an active option, which is off.
+func (h *Host) AddVPS(name string) (id string, err error) {
+	if id, err = h.define(name, "vda"); err != nil {
+		return id, err
+	}
+	return id, h.Order(id, "order-1")
+}
+
+// define adds a VPS and waits until the daemon knows it.
+func (h *Host) define(name, target string) (id string, err error) {
+	id, err = h.Define(name, hypervisor.Disk{Target: target, SizeBytes: DiskBytes})
+	if err != nil {
+		return id, err
+	}
+	return id, Eventually(id+" is known", func() bool {
+		_, err := h.Daemon.ShowVPS(context.Background(), id)
+		return err == nil
+	})
 }

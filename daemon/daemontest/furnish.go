@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"vpssnapd/daemon/vps"
@@ -127,10 +128,21 @@ func (h *Host) Ended(id string) (vps.Operation, error) {
 	return op, err
 }
 
-// LastEvent is the id of the newest event.
-func (h *Host) LastEvent() (int64, error) {
-	page, err := h.Daemon.Events(context.Background(), vps.FromNow)
-	return page.After, err
+// Snapshot is that of a VPS.
+func (h *Host) Snapshot(ref string) (vps.Snapshot, error) {
+	return h.Daemon.Snapshot(context.Background(), ref)
+}
+
+// LastEvent is the id of the newest event, which whoever begins to listen comes behind.
+func (h *Host) LastEvent() (last int64, err error) {
+	ctx := context.Background()
+	waited := Eventually("the newest event is read", func() bool {
+		recorded, err1 := h.Daemon.Events(ctx, math.MaxInt64) // there is none with this id: so the record is asked
+		read, err2 := h.Daemon.Events(ctx, vps.FromNow)
+		last, err = read.After, errors.Join(err1, err2)
+		return err != nil || read.After == recorded.After
+	})
+	return last, errors.Join(err, waited)
 }
 
 // patience is how long anything may take here.
