@@ -17,7 +17,7 @@ import (
 	"vpssnapd/api"
 	"vpssnapd/api/client"
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/daemontest"
 )
 
 func check(t *testing.T, err error) {
@@ -28,13 +28,13 @@ func check(t *testing.T, err error) {
 }
 
 // serve runs a server on a Unix socket until stop is called.
-func serve(t *testing.T, socket string, service *servertest.Service) (stop func()) {
+func serve(t *testing.T, socket string, host *daemontest.Host) (stop func()) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	check(t, err)
-	group, err := servertest.OwnGroup()
+	group, err := daemontest.OwnGroup()
 	check(t, err)
-	s := server.New(server.Config{Service: service, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := server.New(server.Config{Service: host.Daemon, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeUnix(l) }()
 	return func() {
@@ -45,17 +45,17 @@ func serve(t *testing.T, socket string, service *servertest.Service) (stop func(
 	}
 }
 
-func unix(t *testing.T, service *servertest.Service) *client.Client {
+func unix(t *testing.T, host *daemontest.Host) *client.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
-	t.Cleanup(serve(t, socket, service))
+	t.Cleanup(serve(t, socket, host))
 	c, err := client.Unix(socket)
 	check(t, err)
 	return c
 }
 
 func TestRefusalBecomesAnError(t *testing.T) {
-	c := unix(t, servertest.New())
+	c := unix(t, daemontest.New(t))
 	_, err := c.Take(t.Context(), "web2", api.TakeRequest{})
 	var e *client.Error
 	if !errors.As(err, &e) || e.Code != api.CodeOptionRequired || e.Status != 402 || e.Detail == "" || e.Remedy == "" || e.RequestID == "" {
@@ -138,11 +138,21 @@ func TestUnreachable(t *testing.T) {
 }
 
 func TestAwaitReportsEveryStep(t *testing.T) {
-	c := unix(t, servertest.New())
+	host := daemontest.New(t)
+	reached, release := host.Hold(daemontest.InTake)
+	c := unix(t, host)
 	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
 	check(t, err)
+	<-reached
 	var seen []api.OperationStatus
-	op, err = c.Await(t.Context(), op, time.Second, func(o api.Operation) { seen = append(seen, o.Status) })
+	op, err = c.Await(t.Context(), op, 100*time.Millisecond, func(o api.Operation) {
+		if len(seen) > 0 && seen[len(seen)-1] == o.Status {
+			return
+		}
+		if seen = append(seen, o.Status); o.Status == api.OperationStatusRunning {
+			release()
+		}
+	})
 	check(t, err)
 	if op.Status != api.OperationStatusSucceeded || len(seen) != 3 || seen[0] != "pending" || seen[1] != "running" {
 		t.Errorf("ended as %s, seen %v", op.Status, seen)
@@ -151,14 +161,15 @@ func TestAwaitReportsEveryStep(t *testing.T) {
 
 // The daemon is restarted while somebody waits: the operation goes on, and so does the wait.
 func TestAwaitOutlastsARestart(t *testing.T) {
-	service := servertest.New()
-	service.Set(func(s *servertest.Service) { s.Hold = true })
+	host := daemontest.New(t)
+	reached, _ := host.Hold(daemontest.InDelete)
 	socket := filepath.Join(t.TempDir(), "s")
-	stop := serve(t, socket, service)
+	stop := serve(t, socket, host)
 	c, err := client.Unix(socket)
 	check(t, err)
-	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
+	op, err := c.Delete(t.Context(), "web3")
 	check(t, err)
+	<-reached
 	ended := make(chan error, 1)
 	go func() {
 		op, err := c.Await(t.Context(), op, 100*time.Millisecond, nil)
@@ -168,15 +179,15 @@ func TestAwaitOutlastsARestart(t *testing.T) {
 		ended <- err
 	}()
 	stop()
-	service.Set(func(s *servertest.Service) { s.Hold = false })
-	defer serve(t, socket, service)()
+	check(t, host.Restart(nil))
+	defer serve(t, socket, host)()
 	check(t, <-ended)
 }
 
 func TestAwaitStopsWithItsContext(t *testing.T) {
-	service := servertest.New()
-	service.Set(func(s *servertest.Service) { s.Hold = true })
-	c := unix(t, service)
+	host := daemontest.New(t)
+	host.Hold(daemontest.InTake)
+	c := unix(t, host)
 	op, err := c.Take(t.Context(), "web1", api.TakeRequest{})
 	check(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
+	"vpssnapd/daemon/daemontest"
 )
 
 // passed is a socket as systemd holds it: each daemon gets a file of its own for it.
@@ -67,9 +67,9 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 			}
 		})
 	}
-	before := 0
+	host := daemontest.New(t)
 	for range 20 {
-		s := server.New(server.Config{Service: servertest.New(), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+		s := server.New(server.Config{Service: host.Daemon, Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
 		r := &reloader{log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		handed := listeners{handOver(t, unix), handOver(t, tcp)}
@@ -79,9 +79,9 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 		must(t, call(tcp.Addr()))
 		cancel()
 		must(t, <-ended)
+		must(t, host.Restart(nil))
 	}
-	_ = before
-	s := server.New(server.Config{Service: servertest.New(), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+	s := server.New(server.Config{Service: host.Daemon, Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {

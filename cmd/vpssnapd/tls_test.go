@@ -26,8 +26,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"vpssnapd/api/server"
-	"vpssnapd/api/server/servertest"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/daemontest"
 )
 
 // authority is a CA made for one test.
@@ -100,8 +100,14 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// running serves a daemon in memory as the configuration says, until the test ends.
-func running(t *testing.T, c config) (address string, log *lockedLog) {
+// served is a daemon that is served: where, with a token for it, and what is logged.
+type served struct {
+	address, token string
+	log            *lockedLog
+}
+
+// running serves a daemon as the configuration says, until the test ends.
+func running(t *testing.T, c config) served {
 	t.Helper()
 	// A port that was free a moment ago.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -110,7 +116,7 @@ func running(t *testing.T, c config) (address string, log *lockedLog) {
 	must(t, l.Close())
 	c.Socket = filepath.Join(t.TempDir(), "api.sock")
 	must(t, c.checkListen())
-	log = &lockedLog{}
+	log := &lockedLog{}
 	r := &reloader{path: filepath.Join(t.TempDir(), "config.toml"), level: new(slog.LevelVar), running: c, apply: func(daemon.Settings) {}}
 	r.log = slog.New(slog.NewTextHandler(log, nil))
 	r.certificates, err = c.TLS.load()
@@ -120,7 +126,8 @@ func running(t *testing.T, c config) (address string, log *lockedLog) {
 	must(t, os.WriteFile(r.path, written, 0o600))
 	listening, err := listen(c)
 	must(t, err)
-	s := server.New(server.Config{Service: servertest.New(), Logger: r.log, PerSecond: c.CallsPerSecond})
+	host := daemontest.New(t)
+	s := server.New(server.Config{Service: host.Daemon, Logger: r.log, PerSecond: c.CallsPerSecond})
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	stop := inBackground(t.Context(), func(ctx context.Context) { r.follow(ctx, hangup) })
@@ -140,7 +147,7 @@ func running(t *testing.T, c config) (address string, log *lockedLog) {
 		}
 		return err == nil
 	})
-	return c.Listen, log
+	return served{c.Listen, host.Secret("read"), log}
 }
 
 // lockedLog is what the daemon has logged.
@@ -174,14 +181,14 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // ask makes a call over a connection of its own, and returns the name of the server.
-func ask(address string, c *tls.Config) (status int, name string, err error) {
+func (s served) ask(c *tls.Config) (status int, name string, err error) {
 	transport := &http.Transport{TLSClientConfig: c}
 	defer transport.CloseIdleConnections()
-	r, err := http.NewRequest(http.MethodGet, "https://"+address+"/v1/offers", nil)
+	r, err := http.NewRequest(http.MethodGet, "https://"+s.address+"/v1/offers", nil)
 	if err != nil {
 		return 0, "", err
 	}
-	r.Header.Set("Authorization", "Bearer read")
+	r.Header.Set("Authorization", "Bearer "+s.token)
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
 		return 0, "", err
@@ -195,15 +202,15 @@ func TestTLSAndItsRenewal(t *testing.T) {
 	c := defaults()
 	c.TLS = tlsFiles{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 	ca.write("first", c.TLS.Cert, c.TLS.Key)
-	address, log := running(t, c)
+	s := running(t, c)
 	trusting := &tls.Config{RootCAs: ca.pool()}
-	if status, name, err := ask(address, trusting); status != 200 || name != "first" {
+	if status, name, err := s.ask(trusting); status != 200 || name != "first" {
 		t.Fatalf("%d from %q: %v", status, name, err)
 	}
-	if _, _, err := ask(address, &tls.Config{RootCAs: ca.pool(), MaxVersion: tls.VersionTLS11}); err == nil {
+	if _, _, err := s.ask(&tls.Config{RootCAs: ca.pool(), MaxVersion: tls.VersionTLS11}); err == nil {
 		t.Error("it speaks TLS 1.1")
 	}
-	if resp, err := http.Get("http://" + address + "/healthz"); err == nil {
+	if resp, err := http.Get("http://" + s.address + "/healthz"); err == nil {
 		resp.Body.Close()
 		if resp.StatusCode == http.StatusOK {
 			t.Error("it answers without TLS")
@@ -211,21 +218,21 @@ func TestTLSAndItsRenewal(t *testing.T) {
 	}
 	hangup := func() { must(t, syscall.Kill(os.Getpid(), syscall.SIGHUP)) }
 	ca.write("second", c.TLS.Cert, c.TLS.Key)
-	if _, name, _ := ask(address, trusting); name != "first" {
+	if _, name, _ := s.ask(trusting); name != "first" {
 		t.Errorf("read anew without being asked: %q", name)
 	}
 	hangup()
-	eventually(t, "the second certificate", func() bool { _, name, _ := ask(address, trusting); return name == "second" })
+	eventually(t, "the second certificate", func() bool { _, name, _ := s.ask(trusting); return name == "second" })
 	// Half of a renewal: the certificate does not belong to the key.
 	ca.write("third", c.TLS.Cert, filepath.Join(dir, "elsewhere"))
 	hangup()
-	eventually(t, "it says so", log.says("stays as it was"))
-	if status, name, err := ask(address, trusting); status != 200 || name != "second" {
+	eventually(t, "it says so", s.log.says("stays as it was"))
+	if status, name, err := s.ask(trusting); status != 200 || name != "second" {
 		t.Errorf("after half a renewal: %d from %q: %v", status, name, err)
 	}
 	must(t, os.Rename(filepath.Join(dir, "elsewhere"), c.TLS.Key))
 	hangup()
-	eventually(t, "the third certificate", func() bool { _, name, _ := ask(address, trusting); return name == "third" })
+	eventually(t, "the third certificate", func() bool { _, name, _ := s.ask(trusting); return name == "third" })
 }
 
 func TestMutualTLS(t *testing.T) {
@@ -235,7 +242,7 @@ func TestMutualTLS(t *testing.T) {
 	c.TLS = tlsFiles{Cert: file("tls.crt"), Key: file("tls.key"), ClientCA: file("clients.crt")}
 	ca.write("server", c.TLS.Cert, c.TLS.Key)
 	must(t, os.WriteFile(c.TLS.ClientCA, ca.pem, 0o600))
-	address, _ := running(t, c)
+	s := running(t, c)
 	with := func(issuer *authority) *tls.Config {
 		issuer.write("client", file("client.crt"), file("client.key"))
 		pair, err := tls.LoadX509KeyPair(file("client.crt"), file("client.key"))
@@ -246,19 +253,19 @@ func TestMutualTLS(t *testing.T) {
 	ours.ClientSessionCache = tls.NewLRUClientSessionCache(8) // it would come back with a ticket, if it got one
 	// Whatever the server asks for, this one is shown.
 	theirs.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &theirs.Certificates[0], nil }
-	if status, _, err := ask(address, ours); status != 200 {
+	if status, _, err := s.ask(ours); status != 200 {
 		t.Errorf("with a certificate: %d %v", status, err)
 	}
 	for name, client := range map[string]*tls.Config{"none": {RootCAs: ca.pool()}, "that of another CA": theirs} {
-		if status, _, err := ask(address, client); err == nil {
+		if status, _, err := s.ask(client); err == nil {
 			t.Errorf("with certificate %s: %d", name, status)
 		}
 	}
 	// The clients get another CA: who has come before, must show the new one.
 	must(t, os.WriteFile(c.TLS.ClientCA, others.pem, 0o600))
 	must(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
-	eventually(t, "clients of the new CA get in", func() bool { status, _, _ := ask(address, theirs); return status == 200 })
-	if _, _, err := ask(address, ours); err == nil {
+	eventually(t, "clients of the new CA get in", func() bool { status, _, _ := s.ask(theirs); return status == 200 })
+	if _, _, err := s.ask(ours); err == nil {
 		t.Error("clients of the old CA get in")
 	}
 }
@@ -270,8 +277,8 @@ func TestSlowTLS(t *testing.T) {
 	c := defaults()
 	c.TLS = tlsFiles{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 	ca.write("server", c.TLS.Cert, c.TLS.Key)
-	address, _ := running(t, c)
-	conn, err := net.Dial("tcp", address)
+	s := running(t, c)
+	conn, err := net.Dial("tcp", s.address)
 	must(t, err)
 	defer conn.Close()
 	must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
@@ -281,10 +288,10 @@ func TestSlowTLS(t *testing.T) {
 }
 
 func TestSighupWithoutTLS(t *testing.T) {
-	address, log := running(t, defaults())
+	s := running(t, defaults())
 	must(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
-	eventually(t, "it says so", log.says("configuration read anew"))
-	resp, err := http.Get("http://" + address + "/healthz")
+	eventually(t, "it says so", s.log.says("configuration read anew"))
+	resp, err := http.Get("http://" + s.address + "/healthz")
 	must(t, err)
 	resp.Body.Close()
 }

@@ -19,7 +19,7 @@ func source(t *testing.T, see func(path string, n ast.Node)) {
 	for _, dir := range []string{"..", "../../api/server"} {
 		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			other := !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".gen.go") ||
-				strings.Contains(path, "servertest")
+				strings.Contains(path, "daemontest")
 			if err != nil || other {
 				return err
 			}
