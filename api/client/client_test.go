@@ -34,7 +34,7 @@ func serve(t *testing.T, socket string, host *daemontest.Host) (stop func()) {
 	check(t, err)
 	group, err := daemontest.OwnGroup()
 	check(t, err)
-	s := server.New(server.Config{Service: host.Daemon, OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeUnix(l) }()
 	return func() {

@@ -167,12 +167,12 @@ func (c *caller) parameter(p *openapi3.Parameter) string {
 	case p.Name == "vps" && c.often():
 		return c.pick([]string{"web1", "web2", c.w.web1})
 	case p.Name == "id" && p.In == "path" && c.often():
-		page, err := c.w.daemon.Operations(context.Background(), vps.OperationQuery{Limit: 5})
+		page, err := c.w.daemon.Operations.Operations(context.Background(), vps.OperationQuery{Limit: 5})
 		if err == nil && len(page.Operations) > 0 {
 			return page.Operations[c.random.IntN(len(page.Operations))].ID
 		}
 	case p.Name == "If-Match" && c.often():
-		if snap, err := c.w.daemon.Snapshot(context.Background(), c.w.web1); err == nil {
+		if snap, err := c.w.daemon.Snapshots.Snapshot(context.Background(), c.w.web1); err == nil {
 			return `"` + snap.Version() + `"`
 		}
 	case s.Type.Is("array"):
@@ -198,7 +198,7 @@ func (c *caller) body(t *testing.T, op *openapi3.Operation) (body []byte, kind s
 	}
 	value := c.value(op.RequestBody.Value.Content.Get("application/json").Schema.Value, 0)
 	if object, ok := value.(map[string]any); ok && op.OperationID == "restoreSnapshot" && c.often() {
-		if snap, err := c.w.daemon.Snapshot(context.Background(), c.w.web1); err == nil {
+		if snap, err := c.w.daemon.Snapshots.Snapshot(context.Background(), c.w.web1); err == nil {
 			object["confirm"] = snap.ID
 		}
 	}
@@ -279,7 +279,7 @@ func FuzzContract(f *testing.F) {
 		one, as := calls[int(call)%len(calls)], roles[int(role)%len(roles)]
 		c.random = rand.New(rand.NewPCG(seed, uint64(call)<<8|uint64(role)))
 		if c.random.IntN(8) == 0 { // an earlier call may have cancelled it
-			_, err := c.w.daemon.PutOption(t.Context(), c.w.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
+			_, err := c.w.daemon.Options.PutOption(t.Context(), c.w.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
 			check(t, err)
 		}
 		c.answered(t, c.request(t, one[0], one[1], as), as)

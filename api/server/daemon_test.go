@@ -14,6 +14,7 @@ import (
 	"vpssnapd/api"
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/download"
 	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/merge"
@@ -55,7 +56,7 @@ func newWholeSite(t testing.TB) *wholeSite {
 	t.Cleanup(func() { check(t, errors.Join(w.daemon.Close(), w.host.Close())) })
 	w.serve(t)
 	for _, id := range []string{w.web1, w.web2} {
-		_, err := w.daemon.PutOption(t.Context(), id, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
+		_, err := w.daemon.Options.PutOption(t.Context(), id, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
 		check(t, err)
 	}
 	w.admin = w.token(vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}})
@@ -81,7 +82,7 @@ func (w *wholeSite) open(t testing.TB) {
 
 func (w *wholeSite) serve(t testing.TB) {
 	t.Helper()
-	w.site = serveSite(t, server.Config{Service: w.daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit,
+	w.site = serveSite(t, server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit,
 		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 }
 
@@ -108,7 +109,7 @@ func (w *wholeSite) pass(d time.Duration) {
 // token makes a token as an operator does, and returns its secret.
 func (w *wholeSite) token(r vps.TokenRequest) string {
 	w.t.Helper()
-	_, secret, err := w.daemon.CreateToken(w.t.Context(), r, vps.Actor{Name: "test", Way: vps.WayOperator})
+	_, secret, err := w.daemon.Tokens.CreateToken(w.t.Context(), r, vps.Actor{Name: "test", Way: vps.WayOperator})
 	check(w.t, err)
 	return secret
 }
@@ -129,14 +130,14 @@ func (w *wholeSite) ended(a answer) api.Operation {
 	if a.StatusCode != http.StatusAccepted {
 		w.t.Fatalf("not accepted: %s %s", a.Status, a.body)
 	}
-	op, err := w.daemon.WaitOperation(w.t.Context(), decode[api.Operation](w.t, a).ID, 30*time.Second)
+	op, err := w.daemon.Operations.WaitOperation(w.t.Context(), decode[api.Operation](w.t, a).ID, 30*time.Second)
 	check(w.t, err)
 	return api.Operation{ID: op.ID, Status: api.OperationStatus(op.Status), SnapshotID: op.SnapshotID}
 }
 
 func (w *wholeSite) operations() int {
 	w.t.Helper()
-	page, err := w.daemon.Operations(w.t.Context(), vps.OperationQuery{Limit: 200})
+	page, err := w.daemon.Operations.Operations(w.t.Context(), vps.OperationQuery{Limit: 200})
 	check(w.t, err)
 	return len(page.Operations)
 }

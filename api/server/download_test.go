@@ -83,7 +83,7 @@ func TestManyDownloads(t *testing.T) {
 	w.ended(w.call(w.panel, "POST", "/v1/vps/web1/snapshot", ""))
 	d := decode[api.Download](t, w.call(w.panel, "POST", "/v1/vps/web1/snapshot/download", `{"format":"raw"}`))
 	for range 2 {
-		_, image, err := w.daemon.OpenDownload(t.Context(), strings.TrimPrefix(d.URL, "/v1/downloads/"))
+		_, image, err := w.daemon.Downloads.OpenDownload(t.Context(), strings.TrimPrefix(d.URL, "/v1/downloads/"))
 		check(t, err)
 		defer image.Close()
 	}

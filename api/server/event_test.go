@@ -102,7 +102,7 @@ func TestListenersSeeWhatTheyMay(t *testing.T) {
 	check(t, host.Order("web2", "two"))
 	check(t, host.Restart(func(h *fake.Host) { h.SetFree(15 << 30) })) // space.warning, and its message
 	check(t, daemontest.Eventually("the space is told of", func() bool { return strings.Contains(host.Log(), "event=space.warning") }))
-	s := serveHost(t, host, server.Config{Service: host.Daemon, OperatorGroup: ownGroup(t), PerSecond: noLimit})
+	s := serveHost(t, host, server.Config{Services: daemontest.Services(host.Daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit})
 	after := fmt.Sprintf("?after=%d", before)
 	bound, byID, reader, admin := s.listen("bound", after), s.listen("bound-to-3", after), s.listen("read", after), s.listen("admin", after)
 	typed, single := s.listen("read", after+"&type=space.warning,space.ok"), s.listen("read", after+"&vps=web3")
@@ -234,7 +234,7 @@ func TestListenersDoNotHoldAShutdown(t *testing.T) {
 }
 
 // flood has more events at once than the buffers of a connection hold.
-type flood struct{ server.Service }
+type flood struct{ server.Journal }
 
 func (flood) Events(context.Context, int64) (vps.EventPage, error) {
 	long := &vps.MessageEvent{ID: 1, Kind: vps.MessageWarning, Text: strings.Repeat("x", 100_000)}
@@ -247,7 +247,7 @@ func (flood) Events(context.Context, int64) (vps.EventPage, error) {
 
 // A listener that takes nothing holds no memory: it is cut off.
 func TestSlowListenerIsCutOff(t *testing.T) {
-	s := newSiteAround(t, func(d server.Service) server.Service { return flood{d} })
+	s := newSiteAround(t, func(d *server.Services) { d.Journal = flood{d.Journal} })
 	s.server.SetPace(time.Minute, 200*time.Millisecond)
 	conn, err := net.Dial("tcp", s.tcp)
 	check(t, err)
@@ -310,7 +310,7 @@ func BenchmarkListeners(b *testing.B) {
 	host := daemontest.New(b)
 	after, err := host.LastEvent()
 	check(b, err)
-	s := server.New(server.Config{Service: host.Daemon, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
+	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
 	var seen, ended sync.WaitGroup
 	ctx := b.Context()
 	for range listeners {

@@ -23,6 +23,10 @@ import (
 	"vpssnapd/api/server"
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/daemontest"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -134,7 +138,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("CONNECT web1:1 HTTP/1.1\r\nHost: web1\r\n\r\n"))
 	j := newJudge(f)
 	host := daemontest.New(f)
-	h := server.New(server.Config{Service: host.Daemon, PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
+	h := server.New(server.Config{Services: daemontest.Services(host.Daemon), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		// A request names its token by the role.
 		for _, role := range []string{"admin", "bound"} {
@@ -218,21 +222,24 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	d, err := daemon.Open(context.Background(), daemon.Config{
 		Host: host, StateDir: f.TempDir(), Version: "test", Logger: log,
 		Settings: daemon.Settings{
-			Grace: time.Hour, UndoKeep: time.Hour, FreezeLimit: time.Second, AgentWait: time.Second, MergeLimit: 1,
-			Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+			Notify:   notify.Policy{Grace: time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: time.Second},
+			Merge:    merge.Policy{Limit: 1},
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
 		},
 	})
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })
-	s := server.New(server.Config{Service: d, PerSecond: noLimit, Logger: log, Version: "1.0"})
-	_, secret, err := d.CreateToken(context.Background(), vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}}, vps.Actor{})
+	s := server.New(server.Config{Services: daemontest.Services(d), PerSecond: noLimit, Logger: log, Version: "1.0"})
+	_, secret, err := d.Tokens.CreateToken(context.Background(), vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}}, vps.Actor{})
 	check(f, err)
 	return &fuzzSite{daemon: d, host: host, handler: s.Handler(), id: id, secret: secret}
 }
 
 // lastOperation is the id of the newest operation, or one that does not exist.
 func (s *fuzzSite) lastOperation(t *testing.T) string {
-	page, err := s.daemon.Operations(t.Context(), vps.OperationQuery{Limit: 1})
+	page, err := s.daemon.Operations.Operations(t.Context(), vps.OperationQuery{Limit: 1})
 	check(t, err)
 	if len(page.Operations) == 0 {
 		return "none"
@@ -241,7 +248,7 @@ func (s *fuzzSite) lastOperation(t *testing.T) string {
 }
 
 func (s *fuzzSite) snapshotID() string {
-	snap, err := s.daemon.Snapshot(context.Background(), s.id)
+	snap, err := s.daemon.Snapshots.Snapshot(context.Background(), s.id)
 	if err != nil {
 		return "000000000000"
 	}
@@ -251,7 +258,7 @@ func (s *fuzzSite) snapshotID() string {
 // settle waits for the call's operation to end, and puts a VPS that was left off back on.
 func (s *fuzzSite) settle(t *testing.T) {
 	t.Helper()
-	op, err := s.daemon.WaitOperation(t.Context(), s.lastOperation(t), 10*time.Second)
+	op, err := s.daemon.Operations.WaitOperation(t.Context(), s.lastOperation(t), 10*time.Second)
 	if vps.CodeOf(err) != vps.CodeNotFound {
 		check(t, err)
 		if !op.Status.Final() {

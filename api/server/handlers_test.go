@@ -143,7 +143,7 @@ func TestPagingPastOthersEntries(t *testing.T) {
 
 func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
 	waits := &waits{}
-	s := newSiteAround(t, func(d server.Service) server.Service { waits.Service = d; return waits })
+	s := newSiteAround(t, func(d *server.Services) { waits.operations, d.Operations = d.Operations, waits })
 	reached, _ := s.host.Hold(daemontest.InTake)
 	op := decode[api.Operation](t, s.call("admin", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	<-reached
@@ -164,15 +164,18 @@ func TestWaitLastsAndShutdownEndsIt(t *testing.T) {
 	}
 }
 
+// operations is embedded by this name: the interface has a method Operations.
+type operations = server.Operations
+
 // waits counts the calls that wait for an operation.
 type waits struct {
-	server.Service
+	operations
 	n atomic.Int32
 }
 
 func (w *waits) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
 	w.n.Add(1)
-	return w.Service.WaitOperation(ctx, id, limit)
+	return w.operations.WaitOperation(ctx, id, limit)
 }
 
 func TestParkedOperationIsResumedByOperators(t *testing.T) {
@@ -282,22 +285,22 @@ func TestOperationInFrench(t *testing.T) {
 
 // stored adds a file system to those of the host.
 type stored struct {
-	server.Service
+	server.Overview
 	more vps.Storage
 }
 
 func (s stored) Host(ctx context.Context) (vps.Host, error) {
-	h, err := s.Service.Host(ctx)
+	h, err := s.Overview.Host(ctx)
 	h.Storage = append(h.Storage, s.more)
 	return h, err
 }
 
 // TestMetrics: operators and admin tokens see the figures, nobody else does.
 func TestMetrics(t *testing.T) {
-	s := newSiteAround(t, func(d server.Service) server.Service {
-		return stored{d, vps.Storage{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
+	s := newSiteAround(t, func(d *server.Services) {
+		d.Overview = stored{d.Overview, vps.Storage{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
 	})
-	real, err := s.host.Daemon.Host(t.Context())
+	real, err := s.host.Daemon.Overview.Host(t.Context())
 	check(t, err)
 	path := fmt.Sprintf("{path=%q} ", s.host.ImageDir())
 	got := s.operator(http.MethodGet, "/metrics", "")

@@ -264,7 +264,7 @@ func TestWaitOutlastsTheLimits(t *testing.T) {
 
 // failing is a daemon with whom everything goes wrong; nil: nothing.
 type failing struct {
-	server.Service
+	server.Overview
 	err atomic.Pointer[error]
 }
 
@@ -281,17 +281,17 @@ func (f *failing) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	if err := f.failure(); err != nil {
 		return vps.VPS{}, err
 	}
-	return f.Service.ShowVPS(ctx, ref)
+	return f.Overview.ShowVPS(ctx, ref)
 }
 
 func (f *failing) Ready(ctx context.Context) error {
-	return cmp.Or(f.failure(), f.Service.Ready(ctx))
+	return cmp.Or(f.failure(), f.Overview.Ready(ctx))
 }
 
 func newFailingSite(t *testing.T) (*site, *failing) {
 	t.Helper()
 	f := &failing{}
-	return newSiteAround(t, func(d server.Service) server.Service { f.Service = d; return f }), f
+	return newSiteAround(t, func(d *server.Services) { f.Overview, d.Overview = d.Overview, f }), f
 }
 
 func TestInsideErrorsStayInside(t *testing.T) {
@@ -320,13 +320,13 @@ func TestInsideErrorsStayInside(t *testing.T) {
 }
 
 // panicking panics when it is asked for the host.
-type panicking struct{ server.Service }
+type panicking struct{ server.Overview }
 
 func (panicking) Host(context.Context) (vps.Host, error) { panic("the test asked for it") }
 
 func newPanickingSite(t *testing.T) *site {
 	t.Helper()
-	return newSiteAround(t, func(d server.Service) server.Service { return panicking{d} })
+	return newSiteAround(t, func(d *server.Services) { d.Overview = panicking{d.Overview} })
 }
 
 func TestPanic(t *testing.T) {

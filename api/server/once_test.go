@@ -263,7 +263,7 @@ func TestEndAfterTheLastYear(t *testing.T) {
 
 func TestIfMatchWhereThereIsNothing(t *testing.T) {
 	w := newWholeSite(t)
-	_, err := w.daemon.CancelOption(t.Context(), w.web2, true, vps.Actor{})
+	_, err := w.daemon.Options.CancelOption(t.Context(), w.web2, true, vps.Actor{})
 	check(t, err)
 	path := "/v1/vps/" + w.web2 + "/option"
 	if got := w.with(w.admin, "PUT", path, `{"state":"active"}`, "If-Match", "*"); got.StatusCode != 412 {

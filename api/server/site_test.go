@@ -66,17 +66,17 @@ func newSite(t testing.TB) *site {
 func newSiteWith(t testing.TB, c server.Config) *site {
 	t.Helper()
 	host := daemontest.New(t)
-	if c.Service == nil {
-		c.Service = host.Daemon
-	}
+	c.Services = daemontest.Services(host.Daemon)
 	return serveHost(t, host, c)
 }
 
-// newSiteAround serves what around makes of the daemon.
-func newSiteAround(t testing.TB, around func(server.Service) server.Service) *site {
+// newSiteAround serves the daemon as around changes it.
+func newSiteAround(t testing.TB, around func(*server.Services)) *site {
 	t.Helper()
 	host := daemontest.New(t)
-	return serveHost(t, host, server.Config{Service: around(host.Daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit})
+	services := daemontest.Services(host.Daemon)
+	around(&services)
+	return serveHost(t, host, server.Config{Services: services, OperatorGroup: ownGroup(t), PerSecond: noLimit})
 }
 
 func serveHost(t testing.TB, host *daemontest.Host, c server.Config) *site {

@@ -15,6 +15,7 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/server"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/vps"
 )
 
@@ -147,7 +148,7 @@ func TestTokenForABrowser(t *testing.T) {
 		t.Fatalf("%s %s", got.Status, got.body)
 	}
 	op := w.ended(w.call(jo.Secret, "POST", "/v1/vps/web1/snapshot", ""))
-	if done, err := w.daemon.Operation(t.Context(), op.ID); err != nil || done.Actor != (vps.Actor{Name: "panel/jo", Way: vps.WayPanel}) {
+	if done, err := w.daemon.Operations.Operation(t.Context(), op.ID); err != nil || done.Actor != (vps.Actor{Name: "panel/jo", Way: vps.WayPanel}) {
 		t.Errorf("the take is by %+v (%v)", done.Actor, err)
 	}
 	unknown := w.call(bound, "POST", "/v1/tokens", `{"name":"a","scopes":["read"],"vps":["web9"]}`)
@@ -191,7 +192,7 @@ func TestEveryCallByEveryRole(t *testing.T) {
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)
 	check(t, err)
 	w := newWholeSite(t)
-	foreign := serveSite(t, server.Config{Service: w.daemon, OperatorGroup: outsiders(t), PerSecond: noLimit})
+	foreign := serveSite(t, server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: outsiders(t), PerSecond: noLimit})
 	roles := map[string]string{"no token": "", "wrong token": "vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA", "admin": w.admin}
 	for _, s := range []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption} {
 		roles[string(s)] = w.token(vps.TokenRequest{Name: "all-" + string(s), Scopes: []vps.Scope{s}})
@@ -238,7 +239,7 @@ func (w *wholeSite) takeAnew() answer {
 	w.t.Helper()
 	w.operator("PUT", "/v1/vps/"+w.web1+"/option", `{"state":"active"}`)
 	for _, op := range decode[api.OperationList](w.t, w.operator("GET", "/v1/operations?vps="+w.web1+"&limit=1", "")).Operations {
-		_, err := w.daemon.WaitOperation(w.t.Context(), op.ID, 30*time.Second)
+		_, err := w.daemon.Operations.WaitOperation(w.t.Context(), op.ID, 30*time.Second)
 		check(w.t, err)
 	}
 	if got := w.operator("DELETE", "/v1/vps/"+w.web1+"/snapshot", ""); got.StatusCode == 202 {

@@ -57,7 +57,7 @@ func keepsPromises(t *testing.T, c config) {
 	if !filepath.IsAbs(c.StateDir) || !filepath.IsAbs(c.Socket) || !filepath.IsAbs(c.Libvirt.ConfigDir) {
 		t.Errorf("paths: %+v", c)
 	}
-	if d.FreezeLimit <= 0 || d.FreezeLimit > 10*time.Second || d.Grace < 0 || d.UndoKeep < 0 || d.AgentWait < 0 || d.MergeLimit < 1 || d.Headroom < 0 {
+	if d.Guest.FreezeLimit <= 0 || d.Guest.FreezeLimit > 10*time.Second || d.Notify.Grace < 0 || d.Snapshot.UndoKeep < 0 || d.Snapshot.AgentWait < 0 || d.Merge.Limit < 1 || d.Space.Headroom < 0 {
 		t.Errorf("limits: %+v", d)
 	}
 	if d.Offer.Price.Amount < 0 || !currency.MatchString(d.Offer.Price.Currency) {

@@ -86,11 +86,11 @@ func withSnapshot(f *testing.F) (stateDir, id, base string) {
 	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: stateDir, Settings: daemon.Settings{Merge: merge.Policy{Limit: 1}}, Logger: slog.New(slog.DiscardHandler)})
 	must(err)
 	by := vps.Actor{Name: "test", Way: vps.WayOperator}
-	_, err = d.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive}, by)
+	_, err = d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive}, by)
 	must(err)
-	op, err := d.Take(ctx, id, vps.TakeRequest{}, by)
+	op, err := d.Snapshots.Take(ctx, id, vps.TakeRequest{}, by)
 	must(err)
-	op, err = d.WaitOperation(ctx, op.ID, 20*time.Second)
+	op, err = d.Operations.WaitOperation(ctx, op.ID, 20*time.Second)
 	must(err)
 	if op.Status != vps.StatusSucceeded {
 		f.Fatalf("the take: %+v", op)

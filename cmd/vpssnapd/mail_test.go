@@ -38,8 +38,8 @@ func TestMailConfiguration(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	if c := defaults(); c.settings().RemindBefore != 72*time.Hour {
-		t.Errorf("reminded %s before", c.settings().RemindBefore)
+	if c := defaults(); c.settings().Notify.RemindBefore != 72*time.Hour {
+		t.Errorf("reminded %s before", c.settings().Notify.RemindBefore)
 	}
 }
 

@@ -69,7 +69,7 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 	}
 	host := daemontest.New(t)
 	for range 20 {
-		s := server.New(server.Config{Service: host.Daemon, Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+		s := server.New(server.Config{Services: daemontest.Services(host.Daemon), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
 		r := &reloader{log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		handed := listeners{handOver(t, unix), handOver(t, tcp)}
@@ -81,7 +81,7 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 		must(t, <-ended)
 		must(t, host.Restart(nil))
 	}
-	s := server.New(server.Config{Service: host.Daemon, Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {

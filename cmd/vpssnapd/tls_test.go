@@ -127,7 +127,7 @@ func running(t *testing.T, c config) served {
 	listening, err := listen(c)
 	must(t, err)
 	host := daemontest.New(t)
-	s := server.New(server.Config{Service: host.Daemon, Logger: r.log, PerSecond: c.CallsPerSecond})
+	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), Logger: r.log, PerSecond: c.CallsPerSecond})
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	stop := inBackground(t.Context(), func(ctx context.Context) { r.follow(ctx, hangup) })

@@ -18,6 +18,12 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/download"
+	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/merge"
+	"vpssnapd/daemon/notify"
+	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/hypervisor/fake"
@@ -104,8 +110,12 @@ func (h *Host) open(before func(*fake.Host)) (err error) {
 		Settings: daemon.Settings{
 			Offer: vps.Offer{ID: "snapshot", Name: "Snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth},
 				Conditions: []string{"A snapshot is no backup."}},
-			Grace: 30 * 24 * time.Hour, UndoKeep: 24 * time.Hour, FreezeLimit: 5 * time.Second, AgentWait: time.Second, MergeLimit: 2,
-			Download: daemon.DownloadPolicy{AtOnce: 3}, Headroom: 10 << 30,
+			Notify:   notify.Policy{Grace: 30 * 24 * time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: 24 * time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: 5 * time.Second},
+			Merge:    merge.Policy{Limit: 2},
+			Download: download.Policy{AtOnce: 3},
+			Space:    space.Policy{Headroom: 10 << 30},
 		},
 		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, AllowHTTP: true},
 		Logger:  slog.New(slog.NewTextHandler(&h.log, nil)), Now: h.now,

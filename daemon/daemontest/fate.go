@@ -72,11 +72,11 @@ func (h *Host) FillUp() {
 // CancelNext has the next take cancelled while it runs.
 func (h *Host) CancelNext() {
 	h.At(InTake, func(ctx context.Context) error {
-		page, err := h.Daemon.Operations(ctx, vps.OperationQuery{Status: vps.StatusRunning, Limit: 1})
+		page, err := h.Daemon.Operations.Operations(ctx, vps.OperationQuery{Status: vps.StatusRunning, Limit: 1})
 		if err != nil || len(page.Operations) == 0 {
 			return errors.Join(err, errors.New("no operation runs"))
 		}
-		if _, err := h.Daemon.CancelOperation(ctx, page.Operations[0].ID, panel); err != nil {
+		if _, err := h.Daemon.Operations.CancelOperation(ctx, page.Operations[0].ID, panel); err != nil {
 			return err
 		}
 		<-ctx.Done()
@@ -104,7 +104,7 @@ func (h *Host) LoseMetadata(id string) error {
 
 // GiveAway removes a VPS from the host and gives its name to another one.
 func (h *Host) GiveAway(name string) error {
-	v, err := h.Daemon.ShowVPS(context.Background(), name)
+	v, err := h.Daemon.Overview.ShowVPS(context.Background(), name)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (h *Host) GiveAway(name string) error {
 		return err
 	}
 	return Eventually(v.ID+" is gone", func() bool {
-		list, err := h.Daemon.ListVPS(context.Background())
+		list, err := h.Daemon.Overview.ListVPS(context.Background())
 		return err == nil && !slices.ContainsFunc(list, func(other vps.VPS) bool { return other.ID == v.ID })
 	})
 }
@@ -135,7 +135,7 @@ func (h *Host) define(name, target string) (id string, err error) {
 		return id, err
 	}
 	return id, Eventually(id+" is known", func() bool {
-		_, err := h.Daemon.ShowVPS(context.Background(), id)
+		_, err := h.Daemon.Overview.ShowVPS(context.Background(), id)
 		return err == nil
 	})
 }

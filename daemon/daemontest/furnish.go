@@ -90,7 +90,7 @@ func (h *Host) addTokens() error {
 
 // AddToken makes a token, whose secret Secret tells then.
 func (h *Host) AddToken(r vps.TokenRequest) error {
-	_, secret, err := h.Daemon.CreateToken(context.Background(), r, vps.Actor{Name: "test", Way: vps.WayOperator})
+	_, secret, err := h.Daemon.Tokens.CreateToken(context.Background(), r, vps.Actor{Name: "test", Way: vps.WayOperator})
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.secret[r.Name] = secret
@@ -110,18 +110,18 @@ func (h *Host) Secret(name string) string {
 // Order makes the option of a VPS active. With another reference than before it is an
 // event, and a message, each time.
 func (h *Host) Order(ref, orderRef string) error {
-	_, err := h.Daemon.PutOption(context.Background(), ref, vps.OptionOrder{State: vps.OptionActive, OrderRef: orderRef}, shop)
+	_, err := h.Daemon.Options.PutOption(context.Background(), ref, vps.OptionOrder{State: vps.OptionActive, OrderRef: orderRef}, shop)
 	return err
 }
 
 // Take begins to take the snapshot of a VPS, as a panel does.
 func (h *Host) Take(ref, description string) (vps.Operation, error) {
-	return h.Daemon.Take(context.Background(), ref, vps.TakeRequest{Description: description}, panel)
+	return h.Daemon.Snapshots.Take(context.Background(), ref, vps.TakeRequest{Description: description}, panel)
 }
 
 // Ended waits for the end of an operation, or until it waits for an operator.
 func (h *Host) Ended(id string) (vps.Operation, error) {
-	op, err := h.Daemon.WaitOperation(context.Background(), id, patience)
+	op, err := h.Daemon.Operations.WaitOperation(context.Background(), id, patience)
 	if err == nil && !op.Status.Final() && op.Status != vps.StatusNeedsAttention {
 		err = fmt.Errorf("%s of %s has not ended: it is at step %s", op.Kind, op.VPSName, op.Step)
 	}
@@ -130,15 +130,15 @@ func (h *Host) Ended(id string) (vps.Operation, error) {
 
 // Snapshot is that of a VPS.
 func (h *Host) Snapshot(ref string) (vps.Snapshot, error) {
-	return h.Daemon.Snapshot(context.Background(), ref)
+	return h.Daemon.Snapshots.Snapshot(context.Background(), ref)
 }
 
 // LastEvent is the id of the newest event, which whoever begins to listen comes behind.
 func (h *Host) LastEvent() (last int64, err error) {
 	ctx := context.Background()
 	waited := Eventually("the newest event is read", func() bool {
-		recorded, err1 := h.Daemon.Events(ctx, math.MaxInt64) // there is none with this id: so the record is asked
-		read, err2 := h.Daemon.Events(ctx, vps.FromNow)
+		recorded, err1 := h.Daemon.Journal.Events(ctx, math.MaxInt64) // there is none with this id: so the record is asked
+		read, err2 := h.Daemon.Journal.Events(ctx, vps.FromNow)
 		last, err = read.After, errors.Join(err1, err2)
 		return err != nil || read.After == recorded.After
 	})

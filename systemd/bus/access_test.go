@@ -8,6 +8,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"vpssnapd/daemon/vps"
+	"vpssnapd/systemd/bus"
 )
 
 const (
@@ -137,7 +138,7 @@ func TestBusPolicy(t *testing.T) {
 	if _, err := user.conn.RequestName(serverName, dbus.NameFlagDoNotQueue); err == nil || !strings.Contains(err.Error(), "not allowed") {
 		t.Errorf("nobody gets the name: %v", err)
 	}
-	s.serve(s.daemon)
+	s.serve(nil)
 	s.ready()
 	heard, barred := s.listen(s.as(0)), s.listen(user)
 	s.activate()
@@ -155,7 +156,7 @@ func TestBusPolicy(t *testing.T) {
 func TestOneUserHasSoManyCalls(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
 	begun := make(chan struct{}, 64)
-	s.serve(waiting{s.daemon, begun})
+	s.serve(func(d *bus.Services) { d.Operations = waiting{d.Operations, begun} })
 	s.ready()
 	s.activate()
 	release := make(chan struct{})
@@ -165,7 +166,7 @@ func TestOneUserHasSoManyCalls(t *testing.T) {
 		}
 		return nil
 	})
-	op, err := s.daemon.Take(t.Context(), s.web1, vps.TakeRequest{}, vps.Actor{Name: "test", Way: vps.WayOperator})
+	op, err := s.daemon.Snapshots.Take(t.Context(), s.web1, vps.TakeRequest{}, vps.Actor{Name: "test", Way: vps.WayOperator})
 	check(t, err)
 	user := s.as(nobody)
 	s.polkit().set(true, false)

@@ -151,14 +151,19 @@ func newHost(t *testing.T) *host {
 	return h
 }
 
-// serve serves the daemon, or what stands before it, until the test ends.
-func (h *host) serve(s bus.Service) {
+// serve serves the daemon until the test ends, as around changes it; nil: as it is.
+func (h *host) serve(around func(*bus.Services)) {
 	h.t.Helper()
+	d := h.daemon
+	services := bus.Services{Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Operations: d.Operations, Events: d.Journal}
+	if around != nil {
+		around(&services)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		bus.Serve(ctx, bus.Config{Service: s, Version: "1.2.3", Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		bus.Serve(ctx, bus.Config{Services: services, Version: "1.2.3", Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	}()
 	h.end = sync.OnceFunc(func() { cancel(); <-ended })
 	h.t.Cleanup(func() {
@@ -178,7 +183,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{host: newHost(t), bus: newBus(t)}
-	s.serve(s.daemon)
+	s.serve(nil)
 	s.ready()
 	return s
 }

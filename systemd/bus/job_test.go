@@ -10,8 +10,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
-	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/systemd/bus"
 )
 
 type options = map[string]dbus.Variant
@@ -96,7 +96,7 @@ func TestMainJob(t *testing.T) {
 	}
 
 	// The journal has it as done by root, an operator.
-	page, err := s.daemon.Messages(t.Context(), vps.MessageQuery{VPS: s.web1})
+	page, err := s.daemon.Journal.Messages(t.Context(), vps.MessageQuery{VPS: s.web1})
 	check(t, err)
 	for _, m := range page.Messages {
 		if m.Kind == vps.MessageOperationStarted && (m.Actor != vps.Actor{Name: "root", Way: vps.WayOperator}) {
@@ -171,7 +171,7 @@ func (l *listener) note(sig *dbus.Signal) {
 func TestSpaceAlarm(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
 	extra := make(chan vps.Event, 1)
-	s.serve(alarming{s.daemon, extra})
+	s.serve(func(d *bus.Services) { d.Events = alarming{d.Events, extra} })
 	s.ready()
 	news := s.listen(s.as(0))
 	extra <- vps.Event{Type: vps.EventSpaceCritical, EventData: vps.EventData{
@@ -182,12 +182,12 @@ func TestSpaceAlarm(t *testing.T) {
 
 // copying is a daemon whose operations get on by a megabyte whenever they are looked at.
 type copying struct {
-	*daemon.Daemon
+	operations
 	done atomic.Int64
 }
 
 func (c *copying) Operation(ctx context.Context, id string) (vps.Operation, error) {
-	op, err := c.Daemon.Operation(ctx, id)
+	op, err := c.operations.Operation(ctx, id)
 	op.Progress = vps.Progress{DoneBytes: c.done.Add(1 << 20), TotalBytes: 1 << 30, Note: "the VPS writes as fast"}
 	return op, err
 }
@@ -195,7 +195,7 @@ func (c *copying) Operation(ctx context.Context, id string) (vps.Operation, erro
 // Who follows an operation hears how far it is, without asking.
 func TestProgress(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
-	s.serve(&copying{Daemon: s.daemon})
+	s.serve(func(d *bus.Services) { d.Operations = &copying{operations: d.Operations} })
 	s.ready()
 	s.activate()
 	release := make(chan struct{})
@@ -234,19 +234,19 @@ func TestProgress(t *testing.T) {
 // activate activates the option of web1.
 func (h *host) activate() {
 	h.t.Helper()
-	_, err := h.daemon.PutOption(h.t.Context(), h.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Name: "test", Way: vps.WayOrder})
+	_, err := h.daemon.Options.PutOption(h.t.Context(), h.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Name: "test", Way: vps.WayOrder})
 	check(h.t, err)
 }
 
 // alarming adds to the daemon's events one of a file system.
 type alarming struct {
-	*daemon.Daemon
+	events
 	extra chan vps.Event
 }
 
 // Events gives an extra event out once, with the id of the last one.
 func (a alarming) Events(ctx context.Context, after int64) (vps.EventPage, error) {
-	page, err := a.Daemon.Events(ctx, after)
+	page, err := a.events.Events(ctx, after)
 	if err == nil && len(page.Events) == 0 {
 		select {
 		case e := <-a.extra:

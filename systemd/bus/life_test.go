@@ -9,8 +9,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
-	"vpssnapd/daemon"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/systemd/bus"
 )
 
 // The bus is away when the daemon starts, comes, goes and comes again.
@@ -18,7 +18,7 @@ func TestBusComesAndGoes(t *testing.T) {
 	b := newBus(t)
 	b.Stop()
 	s := &site{host: newHost(t), bus: b}
-	s.serve(s.daemon)
+	s.serve(nil)
 	eventually(t, "the daemon says that there is no bus", func() bool { return strings.Contains(s.log.String(), "not on D-Bus for now") })
 	for range 2 {
 		b.Start()
@@ -42,7 +42,7 @@ func TestBusComesAndGoes(t *testing.T) {
 func TestTwoDaemons(t *testing.T) {
 	s := newSite(t)
 	second := newHost(t)
-	second.serve(second.daemon)
+	second.serve(nil)
 	eventually(t, "the second says so", func() bool { return strings.Contains(second.log.String(), "another vpssnapd has it") })
 	s.end()
 	eventually(t, "the second has the name", func() bool { return strings.Contains(second.log.String(), `msg="on D-Bus"`) })
@@ -53,22 +53,28 @@ func TestTwoDaemons(t *testing.T) {
 	}
 }
 
+// Both are embedded by these names: the interfaces have methods called like them.
+type (
+	operations = bus.Operations
+	events     = bus.Events
+)
+
 // waiting says when somebody waits for an operation.
 type waiting struct {
-	*daemon.Daemon
+	operations
 	begun chan struct{}
 }
 
 func (w waiting) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
 	w.begun <- struct{}{}
-	return w.Daemon.WaitOperation(ctx, id, limit)
+	return w.operations.WaitOperation(ctx, id, limit)
 }
 
 // A stop of the daemon answers who waits; the operation goes on with the next one.
 func TestStopAnswersWhoWaits(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
 	begun := make(chan struct{})
-	s.serve(waiting{s.daemon, begun})
+	s.serve(func(d *bus.Services) { d.Operations = waiting{d.Operations, begun} })
 	s.ready()
 	s.activate()
 	release := make(chan struct{})
@@ -94,10 +100,10 @@ func TestStopAnswersWhoWaits(t *testing.T) {
 }
 
 // talkative has no end of events.
-type talkative struct{ *daemon.Daemon }
+type talkative struct{ events }
 
 func (d talkative) Events(ctx context.Context, after int64) (vps.EventPage, error) {
-	page, err := d.Daemon.Events(ctx, after)
+	page, err := d.events.Events(ctx, after)
 	full := vps.Event{ID: page.After, Type: vps.EventSpaceCritical, EventData: vps.EventData{Space: &vps.SpaceEvent{Path: strings.Repeat("/x", 1000)}}}
 	page.Events = []vps.Event{full}
 	return page, err
@@ -106,7 +112,7 @@ func (d talkative) Events(ctx context.Context, after int64) (vps.EventPage, erro
 // A bus that hangs does not keep the daemon from stopping.
 func TestStopWithoutTheBus(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
-	s.serve(talkative{s.daemon})
+	s.serve(func(d *bus.Services) { d.Events = talkative{d.Events} })
 	s.ready()
 	check(t, s.bus.Signal(syscall.SIGSTOP))
 	defer func() { check(t, s.bus.Signal(syscall.SIGCONT)) }()
