@@ -10,10 +10,10 @@
 # make bench         what a snapshot costs, beside virsh and qemu-img (FULL=1, ROUNDS=3)
 # make bench-scale   what 10 to 500 VPSes cost the daemon
 # make fuzz          every fuzz target in turn (TIME=1m for each)
-# make build         the programs, man pages and completions, into build/
-# make install       programs, unit and configuration on this host (DESTDIR=, PREFIX=)
+# make build         the programs, documents and completions, into build/
+# make install       programs, unit, configuration and documents on this host (DESTDIR=, PREFIX=)
 # make packages      .deb and .rpm, into build/packages (packaging/build-packages)
-# make generate      api/*.gen.go anew from api/openapi.yaml
+# make generate      api/*.gen.go, again from api/openapi.yaml
 # make lint          golangci-lint, which is slow to build the first time
 
 PREFIX  ?= /usr
@@ -127,6 +127,8 @@ install: build
 	install -m 0644 build/share/man1/* $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0644 build/share/man5/* $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 0644 build/share/man8/* $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/share/doc/vpssnapd
+	install -m 0644 build/share/doc/* $(DESTDIR)$(PREFIX)/share/doc/vpssnapd
 	install -D -m 0644 build/share/vpssnap.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vpssnap
 	install -D -m 0644 build/share/_vpssnap $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vpssnap
 	install -D -m 0644 build/share/vpssnap.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vpssnap.fish
