@@ -74,13 +74,24 @@ func TestSnapshotOnTheWire(t *testing.T) {
 	s := newSite(t)
 	got := s.operator(http.MethodGet, "/v1/vps/web3/snapshot", "")
 	snap := s.snapshot()
-	want := fmt.Sprintf(`{"consistency":"filesystem","created_at":"2026-03-01T12:00:00.%03dZ","delta_bytes":3149824,`+
+	want := fmt.Sprintf(`{"consistency":"filesystem","created_at":%q,"delta_bytes":3149824,`+
 		`"description":"before the upgrade","freeze_ms":%d,"id":%q,"size_bytes":16777216,`+
-		`"state":"available","updated_at":"2026-03-01T12:00:00.%03dZ","vps":"`+daemontest.Web3+`"}`,
-		snap.CreatedAt.Nanosecond()/1e6, snap.FreezeMS, snap.ID, snap.UpdatedAt.Nanosecond()/1e6)
+		`"state":"available","updated_at":%q,"vps":"`+daemontest.Web3+`"}`,
+		onTheWire(t, snap.CreatedAt), snap.FreezeMS, snap.ID, onTheWire(t, snap.UpdatedAt))
 	if diff := gocmp.Diff(want, strings.TrimSpace(got.body)); diff != "" {
 		t.Errorf("want -, got +\n%s", diff)
 	}
+}
+
+// onTheWire is a time of the epoch as an answer writes it: in UTC, with the digits that
+// it needs.
+func onTheWire(t *testing.T, at time.Time) string {
+	t.Helper()
+	text := at.UTC().Format(time.RFC3339Nano)
+	if !strings.HasPrefix(text, "2026-03-01T12:00:0") || !strings.HasSuffix(text, "Z") {
+		t.Errorf("the time is %s", text)
+	}
+	return text
 }
 
 func TestOrderAndCancel(t *testing.T) {

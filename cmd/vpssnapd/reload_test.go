@@ -81,7 +81,7 @@ func TestReload(t *testing.T) {
 
 	write("log_level = 'DEBUG'\nstate_dir = '/srv/other'\n[snapshot]\nundo_keep = '2h'\n[tls]\ncert = '/c'\nkey = '/k'\n")
 	must(t, r.reload())
-	if r.level.Level() != slog.LevelDebug || got.UndoKeep != 2*time.Hour {
+	if r.level.Level() != slog.LevelDebug || got.Snapshot.UndoKeep != 2*time.Hour {
 		t.Errorf("not counted: %v %+v", r.level, got)
 	}
 	for _, says := range []string{`changed="log_level snapshot.undo_keep"`, `keys="state_dir tls.cert tls.key"`} {
@@ -91,13 +91,13 @@ func TestReload(t *testing.T) {
 	}
 	for _, broken := range []string{"[snapshot]\nundo_keep = '3h'\nkeep = 1\n", "[snapshot]\nundo_keep = '3h'\nmerge_limit = 0\n"} {
 		write(broken)
-		if err := r.reload(); err == nil || got.UndoKeep != 2*time.Hour {
-			t.Errorf("%q: %v, %s", broken, err, got.UndoKeep)
+		if err := r.reload(); err == nil || got.Snapshot.UndoKeep != 2*time.Hour {
+			t.Errorf("%q: %v, %s", broken, err, got.Snapshot.UndoKeep)
 		}
 	}
 	write("")
 	must(t, r.reload())
-	if r.level.Level() != slog.LevelInfo || got.UndoKeep != time.Hour {
+	if r.level.Level() != slog.LevelInfo || got.Snapshot.UndoKeep != time.Hour {
 		t.Errorf("back to the defaults: %v %+v", r.level, got)
 	}
 }

@@ -117,6 +117,7 @@ func MovedAway(s vps.Snapshot) bool { return s.State == vps.SnapshotGone && len(
 // panel's own database. A definition that names the base under our overlay
 // would let the next boot write into the base and ruin both: it is put right.
 func (a *Adopter) definitionChanged(ctx context.Context, id string) {
+	stopping := ctx
 	ctx, cancel := context.WithTimeout(ctx, inventory.HostRead)
 	defer cancel()
 	a.inventory.RefreshDefined(ctx, id)
@@ -124,7 +125,7 @@ func (a *Adopter) definitionChanged(ctx context.Context, id string) {
 		a.Departed(ctx, id)
 		return
 	}
-	if err := errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id)); err != nil {
+	if err := errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id)); err != nil && stopping.Err() == nil {
 		a.logger.Error("definition not put right", a.inventory.LogAttr(id), "error", err)
 	}
 }
