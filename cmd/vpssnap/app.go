@@ -62,7 +62,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 		Args:              cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if showVersion {
-				return a.versionCmd().RunE(cmd, args)
+				return versionCmd(a).RunE(cmd, args)
 			}
 			return needsCommand(cmd, args)
 		},
@@ -86,9 +86,9 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(
-		a.listCmd(), a.showCmd(),
-		a.takeCmd(), a.restoreCmd(), a.undoRestoreCmd(), a.deleteCmd(), a.downloadCmd(), a.downloadsCmd(),
-		a.describeCmd(), a.offersCmd(), a.optionCmd(), a.messagesCmd(), a.eventsCmd(), a.watchCmd(), a.operationsCmd(), a.tokenCmd(), a.webhookCmd(), a.hostCmd(), a.doctorCmd(), a.configCmd(), a.versionCmd(), a.docsCmd(),
+		listCmd(a), showCmd(a), takeCmd(a), restoreCmd(a), undoRestoreCmd(a), deleteCmd(a), describeCmd(a),
+		downloadCmd(a), downloadsCmd(a), offersCmd(a), optionCmd(a), messagesCmd(a), eventsCmd(a), watchCmd(a),
+		operationsCmd(a), tokenCmd(a), webhookCmd(a), hostCmd(a), doctorCmd(a), configCmd(a), versionCmd(a), docsCmd(a),
 	)
 	documentExits(root)
 	explainUsage(root)

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func (a *app) configCmd() *cobra.Command {
+func configCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Look after the daemon's configuration",
@@ -20,11 +20,11 @@ func (a *app) configCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  needsCommand,
 	}
-	cmd.AddCommand(a.configCheckCmd())
+	cmd.AddCommand(configCheckCmd(a))
 	return cmd
 }
 
-func (a *app) configCheckCmd() *cobra.Command {
+func configCheckCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Say whether the daemon could use a configuration",

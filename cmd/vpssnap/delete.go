@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) deleteCmd() *cobra.Command {
+func deleteCmd(a *app) *cobra.Command {
 	var yes, noWait bool
 	cmd := &cobra.Command{
 		Use:   "delete VPS",

@@ -8,7 +8,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) describeCmd() *cobra.Command {
+func describeCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "describe VPS TEXT",
 		Short:             "Change what the snapshot of a VPS is said to be for",

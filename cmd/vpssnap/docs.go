@@ -12,7 +12,7 @@ import (
 
 // docsCmd is for who builds packages: man pages and completions are made from the
 // commands themselves, so that they cannot differ.
-func (a *app) docsCmd() *cobra.Command {
+func docsCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:    "docs DIRECTORY",
 		Short:  "Write the man pages and the shell completions",

@@ -18,7 +18,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) downloadCmd() *cobra.Command {
+func downloadCmd(a *app) *cobra.Command {
 	var request api.DownloadRequest
 	format := choice{value: "qcow2", of: []string{"qcow2", "raw"}}
 	cmd := &cobra.Command{

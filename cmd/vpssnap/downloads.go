@@ -10,7 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) downloadsCmd() *cobra.Command {
+func downloadsCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "downloads",
 		Short: "List and revoke the links that a snapshot can be downloaded by",
@@ -19,11 +19,11 @@ read the disk without a token, for 24 hours or until it is revoked.`,
 		Args: cobra.NoArgs,
 		RunE: needsCommand,
 	}
-	cmd.AddCommand(a.downloadsListCmd(), a.downloadsRevokeCmd())
+	cmd.AddCommand(downloadsListCmd(a), downloadsRevokeCmd(a))
 	return cmd
 }
 
-func (a *app) downloadsListCmd() *cobra.Command {
+func downloadsListCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list VPS",
 		Aliases: []string{"ls"},
@@ -51,7 +51,7 @@ func (a *app) downloadTable(list []api.DownloadLink) {
 	t.Render()
 }
 
-func (a *app) downloadsRevokeCmd() *cobra.Command {
+func downloadsRevokeCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:        "revoke VPS ID",
 		Short:      "Revoke a link, and cut off who downloads with it",

@@ -15,7 +15,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) eventsCmd() *cobra.Command {
+func eventsCmd(a *app) *cobra.Command {
 	var follow bool
 	var ref, since string
 	cmd := &cobra.Command{

@@ -13,7 +13,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) hostCmd() *cobra.Command {
+func hostCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "host",
 		Short: "Show this host: versions, counts and the room for snapshots",

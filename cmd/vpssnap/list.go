@@ -10,7 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) listCmd() *cobra.Command {
+func listCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},

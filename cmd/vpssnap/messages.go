@@ -10,7 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) messagesCmd() *cobra.Command {
+func messagesCmd(a *app) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "messages [VPS]",

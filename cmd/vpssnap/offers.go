@@ -11,7 +11,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) offersCmd() *cobra.Command {
+func offersCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "offers",
 		Short: "List the options on sale on this host, with price and conditions",

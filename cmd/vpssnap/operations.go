@@ -10,18 +10,18 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) operationsCmd() *cobra.Command {
-	cmd := a.operationsListCmd()
+func operationsCmd(a *app) *cobra.Command {
+	cmd := operationsListCmd(a)
 	cmd.Use = "operations"
 	cmd.Short = "List, show, cancel or resume operations"
 	cmd.Long = `List, show, cancel or resume operations: the takes, restores, undos and deletions, each
 of which goes on by itself, also when nobody waits for it or the daemon is restarted.
 Without a command it lists them.`
-	cmd.AddCommand(a.operationsListCmd(), a.operationsShowCmd(), a.operationsCancelCmd(), a.operationsResumeCmd())
+	cmd.AddCommand(operationsListCmd(a), operationsShowCmd(a), operationsCancelCmd(a), operationsResumeCmd(a))
 	return cmd
 }
 
-func (a *app) operationsListCmd() *cobra.Command {
+func operationsListCmd(a *app) *cobra.Command {
 	var (
 		limit  int
 		ref    string

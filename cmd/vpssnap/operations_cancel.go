@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) operationsCancelCmd() *cobra.Command {
+func operationsCancelCmd(a *app) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
 		Use:   "cancel ID",

@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) operationsResumeCmd() *cobra.Command {
+func operationsResumeCmd(a *app) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
 		Use:   "resume ID",

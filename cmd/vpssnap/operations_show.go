@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) operationsShowCmd() *cobra.Command {
+func operationsShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ID",
 		Short: "Show an operation",

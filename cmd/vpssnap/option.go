@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) optionCmd() *cobra.Command {
+func optionCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "option",
 		Short: "Order, activate or cancel the snapshot option of a VPS",
@@ -19,16 +19,16 @@ option can take a snapshot. An order system does the same by the API.`,
 		RunE: needsCommand,
 	}
 	cmd.AddCommand(
-		a.optionShowCmd(),
-		a.optionOrderCmd("order", "Order the option; it must be activated before a snapshot can be taken", api.OptionOrderStateOrdered),
-		a.optionOrderCmd("activate", "Activate the option, so that a snapshot can be taken", api.OptionOrderStateActive),
-		a.optionCancelCmd(),
-		a.optionHistoryCmd(),
+		optionShowCmd(a),
+		optionOrderCmd(a, "order", "Order the option; it must be activated before a snapshot can be taken", api.OptionOrderStateOrdered),
+		optionOrderCmd(a, "activate", "Activate the option, so that a snapshot can be taken", api.OptionOrderStateActive),
+		optionCancelCmd(a),
+		optionHistoryCmd(a),
 	)
 	return cmd
 }
 
-func (a *app) optionShowCmd() *cobra.Command {
+func optionShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "show VPS",
 		Short:             "Show the option of a VPS as it was sold",

@@ -8,7 +8,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) optionCancelCmd() *cobra.Command {
+func optionCancelCmd(a *app) *cobra.Command {
 	var now, yes bool
 	cmd := &cobra.Command{
 		Use:   "cancel VPS",

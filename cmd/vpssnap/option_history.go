@@ -10,7 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) optionHistoryCmd() *cobra.Command {
+func optionHistoryCmd(a *app) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "history VPS",

@@ -18,7 +18,7 @@ type orderFlags struct {
 }
 
 // optionOrderCmd is option order and option activate: they differ in the state.
-func (a *app) optionOrderCmd(name, short string, state api.OptionOrderState) *cobra.Command {
+func optionOrderCmd(a *app, name, short string, state api.OptionOrderState) *cobra.Command {
 	f := orderFlags{period: choice{value: "month", of: []string{"month", "year", "once"}}}
 	cmd := &cobra.Command{
 		Use:   name + " VPS",

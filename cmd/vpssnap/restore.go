@@ -12,7 +12,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) restoreCmd() *cobra.Command {
+func restoreCmd(a *app) *cobra.Command {
 	var (
 		yes, noWait bool
 		power       = choice{value: "previous", of: []string{"previous", "running", "off"}}

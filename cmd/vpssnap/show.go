@@ -11,7 +11,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) showCmd() *cobra.Command {
+func showCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show VPS",
 		Short: "Show a VPS, its snapshot, and what can be done with it",

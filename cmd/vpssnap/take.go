@@ -9,7 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) takeCmd() *cobra.Command {
+func takeCmd(a *app) *cobra.Command {
 	var (
 		request api.TakeRequest
 		noWait  bool

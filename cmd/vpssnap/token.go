@@ -14,7 +14,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) tokenCmd() *cobra.Command {
+func tokenCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Make, list and revoke the access tokens of panels and order systems",
@@ -23,11 +23,11 @@ the daemon's TCP address. On this host's own socket nobody needs a token.`,
 		Args: cobra.NoArgs,
 		RunE: needsCommand,
 	}
-	cmd.AddCommand(a.tokenCreateCmd(), a.tokenListCmd(), a.tokenRevokeCmd())
+	cmd.AddCommand(tokenCreateCmd(a), tokenListCmd(a), tokenRevokeCmd(a))
 	return cmd
 }
 
-func (a *app) tokenListCmd() *cobra.Command {
+func tokenListCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -69,7 +69,7 @@ func boundTo(k api.Token) string {
 	return clean(strings.Join(k.VPS, ","))
 }
 
-func (a *app) tokenRevokeCmd() *cobra.Command {
+func tokenRevokeCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke ID",
 		Short: "Revoke a token, and those that it has made, at once",
@@ -88,7 +88,7 @@ and listeners to events are cut off within 15 seconds.`,
 // tokenScopes are the scopes in the order of what they allow.
 var tokenScopes = []api.Scope{api.ScopeRead, api.ScopeSnapshot, api.ScopeOption, api.ScopeAdmin}
 
-func (a *app) tokenCreateCmd() *cobra.Command {
+func tokenCreateCmd(a *app) *cobra.Command {
 	way := choice{value: "panel", of: []string{"panel", "order"}}
 	var scopes, bound []string
 	var life time.Duration

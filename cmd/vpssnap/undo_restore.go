@@ -8,7 +8,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) undoRestoreCmd() *cobra.Command {
+func undoRestoreCmd(a *app) *cobra.Command {
 	var yes, noWait bool
 	cmd := &cobra.Command{
 		Use:   "undo-restore VPS",

@@ -18,7 +18,7 @@ type versions struct {
 	Server string `json:"server,omitempty"`
 }
 
-func (a *app) versionCmd() *cobra.Command {
+func versionCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of vpssnap, and of vpssnapd if it answers",

@@ -23,7 +23,7 @@ const (
 	idleLook = 15 * time.Second
 )
 
-func (a *app) watchCmd() *cobra.Command {
+func watchCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch [VPS]",
 		Short: "Show the VPS, or one of them, and how it changes",

@@ -13,7 +13,7 @@ import (
 	"vpssnapd/api/client"
 )
 
-func (a *app) webhookCmd() *cobra.Command {
+func webhookCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "webhook",
 		Short: "Have panels told of events over HTTPS",
@@ -22,11 +22,11 @@ tries again while it does not arrive.`,
 		Args: cobra.NoArgs,
 		RunE: needsCommand,
 	}
-	cmd.AddCommand(a.webhookCreateCmd(), a.webhookListCmd(), a.webhookDeleteCmd(), a.webhookTestCmd())
+	cmd.AddCommand(webhookCreateCmd(a), webhookListCmd(a), webhookDeleteCmd(a), webhookTestCmd(a))
 	return cmd
 }
 
-func (a *app) webhookCreateCmd() *cobra.Command {
+func webhookCreateCmd(a *app) *cobra.Command {
 	var types []string
 	cmd := &cobra.Command{
 		Use:   "create URL",
@@ -66,7 +66,7 @@ func (a *app) showNewWebhook(made api.NewWebhook) {
 	fmt.Fprintf(a.stderr, "%s was made. The secret above cannot be shown again.\n", clean(made.Webhook.ID))
 }
 
-func (a *app) webhookListCmd() *cobra.Command {
+func webhookListCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -108,7 +108,7 @@ func typesOf(w api.Webhook) string {
 	return clean(strings.Join(names, ","))
 }
 
-func (a *app) webhookDeleteCmd() *cobra.Command {
+func webhookDeleteCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "delete ID",
 		Short:             "Delete a webhook; what waits for it is not sent",
@@ -123,7 +123,7 @@ func (a *app) webhookDeleteCmd() *cobra.Command {
 	}
 }
 
-func (a *app) webhookTestCmd() *cobra.Command {
+func webhookTestCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "test ID",
 		Short: "Send a webhook a message now",
