@@ -437,6 +437,64 @@ func TestRanWhileLibvirtWasAway(t *testing.T) {
 	}
 }
 
+// TestRanWhileTheDaemonWasAway (FAULTS row 47): the daemon dies within the pivot, before
+// libvirt has written the pivot down, and somebody lets the guest run while nobody watches.
+// The next daemon knows that a pivot was under way; it asks an operator only if the guest
+// has written meanwhile.
+func TestRanWhileTheDaemonWasAway(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		point string
+		write bool
+		want  vps.Status
+	}{
+		{"resumed after the pivot, wrote", "Pivot.half", true, vps.StatusNeedsAttention},
+		{"resumed after the pivot, wrote nothing", "Pivot.half", false, vps.StatusSucceeded},
+		{"resumed before the pivot, wrote", "Pivot.before", true, vps.StatusSucceeded},
+		{"resumed when libvirt knew of the pivot, wrote", "Pivot.after", true, vps.StatusSucceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.readyToDelete()
+			w.write(id, "vda", 4*mib, 'y')
+			struck := make(chan struct{})
+			w.host.SetHook(func(ctx context.Context, point, _ string) error {
+				if point == c.point {
+					w.host.Cut()
+					close(struck)
+					<-ctx.Done() // the rest of this daemon's life never happens
+				}
+				return ctx.Err()
+			})
+			op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
+			w.must(err)
+			<-struck
+			w.crash()
+			other, err := fake.Open(w.hostDir)
+			w.must(err)
+			w.must(other.Resume(ctx, id))
+			if c.write {
+				w.must(other.Write(id, "vda", 4*mib, 'z', 4096))
+			}
+			w.must(other.KillGuest(id))
+			w.must(other.Close())
+			w.open()
+			op = w.ended(op, nil)
+			if op.Status != c.want {
+				t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
+			}
+			if op.Status == vps.StatusNeedsAttention {
+				base := w.snapshot(id).Disks[0]
+				w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
+				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
+				w.done(op, err)
+			}
+			w.sees(id, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[c.write])
+			w.merged(id)
+		})
+	}
+}
+
 // TestPivotedAfterAMergeWithTheVPSOff: the VPS is started when all was merged, merged
 // again while it runs, and dies when libvirt alone knows that it had pivoted. That it
 // was once merged while off says nothing any more of which image is the newest.

@@ -97,14 +97,14 @@ func isFile(path string, inode uint64) bool {
 	return !ok || stat.Ino == inode
 }
 
-// merging are the kinds of operations that merge. The hook is a process of its own, in
+// Merging are the kinds of operations that merge. The hook is a process of its own, in
 // which no kind is registered; the daemon's test compares this with those that are.
-var merging = []vps.Kind{vps.KindTake, vps.KindDelete}
+var Merging = []vps.Kind{vps.KindTake, vps.KindDelete}
 
 // makeWay asks a merge to let go of the images of a VPS that is about to start.
 func makeWay(ctx context.Context, db *store.Store, stateDir, vpsID string) error {
 	op, err := db.ActiveOperation(ctx, vpsID)
-	if errors.Is(err, sql.ErrNoRows) || err == nil && !slices.Contains(merging, op.Kind) {
+	if errors.Is(err, sql.ErrNoRows) || err == nil && !slices.Contains(Merging, op.Kind) {
 		return nil
 	}
 	if err != nil {

@@ -374,7 +374,13 @@ func (s *Store) judge(err error) error {
 
 // read runs do on one state of the database, whatever is committed meanwhile.
 func (s *Store) read(ctx context.Context, do func(queries) error) error {
-	tx, err := s.reader.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	conn, err := s.reader.Conn(ctx)
+	if err != nil {
+		return s.judge(err)
+	}
+	defer conn.Close()
+	// Not ended by ctx: database/sql would roll back on a goroutine that outlives Close.
+	tx, err := conn.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return s.judge(err)
 	}
