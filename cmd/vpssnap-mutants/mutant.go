@@ -38,7 +38,7 @@ const (
 	powercut campaign = "power cuts"
 )
 
-// The rules are those of daemon/delete.go, daemon/store and hypervisor/qemuimg.
+// The rules are those of daemon/snapshot, daemon/guest, daemon/store and hypervisor/qemuimg.
 var mutants = []mutant{
 	{
 		name: "synchronous-normal", rule: "a commit that returned survives a power cut", campaign: powercut, layout: "one",
@@ -48,28 +48,27 @@ var mutants = []mutant{
 		name: "no-pivot-record", rule: "that a disk has pivoted is durable before the guest runs on, and believed after a crash", campaign: sweep,
 		edits: []edit{
 			{
-				"daemon/delete.go", "snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()\n\t\t\treturn r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })",
-				"snap.Disks[i].Pivoted, snap.UpdatedAt = true, d.now()\n" +
-					"\t\t\tr.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })\n\t\t\treturn nil",
+				"daemon/snapshot/pivot.go", "return true, false, r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })",
+				"r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })\n\t\treturn true, false, nil",
 			},
-			{"daemon/delete.go", "\treturn nil\n}\n\n// errRedefined", "\tif dom.State != hypervisor.Running {\n\t\treturn nil\n\t}\n\treturn d.Config.Host.Resume(ctx, dom.ID)\n}\n\n// errRedefined"},
-			{"daemon/delete.go", "if !ok || disk.Pivoted || now.Path != disk.Base ||", "if !ok || disk.Pivoted || now.Path != \"\" ||"},
+			{"daemon/snapshot/pivot.go", "\treturn nil\n}\n\n// errRedefined", "\tif dom.State != hypervisor.Running {\n\t\treturn nil\n\t}\n\treturn s.host.Resume(ctx, dom.ID)\n}\n\n// errRedefined"},
+			{"daemon/snapshot/pivot.go", "if !ok || disk.Pivoted || now.Path != disk.Base ||", "if !ok || disk.Pivoted || now.Path != \"\" ||"},
 		},
 	},
 	{
 		name: "blind-recommit", rule: "an overlay that is still there after a crash is not merged again once its disk has pivoted", campaign: sweep,
 		edits: []edit{{
-			"daemon/delete.go", "\tif err := d.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
+			"daemon/snapshot/delete.go", "\tif err := s.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
 			"\tfor _, disk := range snap.Disks {\n\t\tif r.Again() && dom.State == hypervisor.Off {\n" +
-				"\t\t\t_ = d.Config.Host.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat}, nil)\n\t\t}\n\t}\n" +
-				"\tif err := d.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
+				"\t\t\t_ = s.host.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat}, nil)\n\t\t}\n\t}\n" +
+				"\tif err := s.removeSnapshotFiles(ctx, dom, snap, \"settle\"); err != nil {",
 		}},
 	},
 	{
 		name: "no-suspend", rule: "the guest is suspended across the pivot", campaign: sweep,
 		edits: []edit{
-			{"daemon/delete.go", "return d.Config.Host.Suspend(ctx, r.Op.VPS)", "return ctx.Err()"},
-			{"daemon/delete.go", "case dom.State == hypervisor.Running:", "case ctx.Err() != nil:"},
+			{"daemon/guest/guest.go", "return g.host.Suspend(ctx, r.Op.VPS)", "return ctx.Err()"},
+			{"daemon/snapshot/pivot.go", "case dom.State == hypervisor.Running:", "case ctx.Err() != nil:"},
 		},
 	},
 	{
@@ -84,7 +83,7 @@ var mutants = []mutant{
 		edits: []edit{
 			{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{}"},
 			// Libvirt's own sync of the next definition would hide it.
-			{"daemon/delete.go", "if err := d.Config.Host.SetMetadata(ctx, dom.ID, \"\"); err != nil {", "if err := ctx.Err(); err != nil {"},
+			{"daemon/snapshot/delete.go", "if err := s.host.SetMetadata(ctx, dom.ID, \"\"); err != nil {", "if err := ctx.Err(); err != nil {"},
 		},
 	},
 }

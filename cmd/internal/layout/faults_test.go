@@ -47,6 +47,10 @@ var faults = []string{
 	30: "daemon stopped longer than the watchdog allows",
 	31: "operator works on the VPS behind the daemon's back",
 	32: "base or overlay missing or replaced",
+	45: "reads that scan the whole history",
+	46: "a mount that hangs",
+	47: "a daemon that dies while a pivot is under way",
+	48: "small things that real hosts showed",
 }
 
 var faultRows = regexp.MustCompile(`FAULTS\s+(?://\s+)?rows?\s+(\d+)(?:-(\d+))?`)
@@ -78,6 +82,9 @@ func TestFaultsHaveTests(t *testing.T) {
 	}
 	for row, what := range faults[1:] {
 		row++
+		if what == "" {
+			continue // not one of ours yet
+		}
 		if len(named[row]) == 0 {
 			t.Errorf("no test names FAULTS row %d: %s", row, what)
 		}
