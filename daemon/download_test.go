@@ -286,6 +286,9 @@ func TestWhoMayDownload(t *testing.T) {
 	snap := w.snapshot(id)
 	w.must(os.Chtimes(snap.Disks[0].Base, time.Time{}, time.Now().Add(time.Second)))
 	w.must(first.Close())
-	_, _, err = w.daemon.Downloads.OpenDownload(ctx, link.Link)
+	_, opened, err := w.daemon.Downloads.OpenDownload(ctx, link.Link)
+	if opened != nil { // FAULTS row 48: a reader that is none, and no nil
+		t.Errorf("a download that was refused is %v", opened)
+	}
 	w.refuses(vps.CodeVPSChanged, err)
 }

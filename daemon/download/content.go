@@ -43,7 +43,10 @@ func (d *Downloads) OpenDownload(ctx context.Context, link string) (vps.Download
 		return found, nil, err
 	}
 	c, err := d.open(r, found, snap)
-	return found, c, err
+	if err != nil {
+		return found, nil, err // and not a reader that is none
+	}
+	return found, c, nil
 }
 
 // open opens an image for a reader, which ends with it.

@@ -240,3 +240,25 @@ func (h *hangingHost) Domain(context.Context, string) (hypervisor.Domain, error)
 	}
 	return h.domain, nil
 }
+
+// TestNothingIsKeptOfWhatIsGone (FAULTS row 48): VPSes come and go for years.
+func TestNothingIsKeptOfWhatIsGone(t *testing.T) {
+	v := newInventory(nil, nil)
+	waiting := v.changes("web1")
+	v.note(hypervisor.Event{Kind: hypervisor.EventResumed, Domain: "web1"})
+	waiting = v.changes("web1")
+	v.keep(v.beginReading(), "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
+	select {
+	case <-waiting:
+	default:
+		t.Error("who waits for a VPS that is gone is not woken")
+	}
+	if len(v.resumed)+len(v.changed)+len(v.silent)+len(v.domains) != 0 {
+		t.Errorf("kept are %v, %v, %v and %v", v.resumed, v.changed, v.silent, v.domains)
+	}
+	// What was gone before everything was read again is not even known to be gone.
+	v.host = &listingHost{meanwhile: func() {}}
+	if err := v.Reload(t.Context()); err != nil || len(v.kept) != 0 {
+		t.Errorf("kept are %v (%v)", v.kept, err)
+	}
+}

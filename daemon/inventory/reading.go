@@ -165,6 +165,8 @@ func (v *Inventory) keep(number uint64, id string, d hypervisor.Domain, err erro
 	case errors.Is(err, hypervisor.ErrNotFound):
 		delete(v.domains, id)
 		delete(v.silent, id)
+		delete(v.resumed, id)
+		v.wakeLocked(id) // there will be no event of it
 		v.kept[id] = number
 	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
 		v.silent[id] = true

@@ -328,14 +328,33 @@ func (r *Run) work(ctx context.Context) {
 
 // begin records that the first step is about to be done.
 func (r *Run) begin(ctx context.Context, plan Plan) bool {
-	now := r.runner.Now()
-	r.Op.StartedAt = &now
-	r.Op.Step, r.Op.Irrevocable = plan[0].Name, plan[0].Irrevocable
-	if err := move(&r.Op, vps.StatusRunning); err != nil {
-		r.runner.Logger.Error("operation not begun", r.Op.LogAttr(), "error", err)
+	now, op := r.runner.Now(), r.Op
+	op.StartedAt = &now
+	op.Step, op.Irrevocable = plan[0].Name, plan[0].Irrevocable
+	if err := move(&op, vps.StatusRunning); err != nil {
+		r.runner.Logger.Error("operation not begun", op.LogAttr(), "error", err)
 		return false
 	}
-	return r.save(ctx, true)
+	var unless func(*store.Tx) error
+	if op.Irrevocable {
+		unless = r.cancelAsked(ctx) // the last moment at which it can be heard
+	}
+	err := r.saveUnless(ctx, op, true, unless)
+	if errors.Is(err, errInterrupted) {
+		r.finish(ctx, vps.StatusCancelled, nil)
+	}
+	return err == nil
+}
+
+// cancelAsked fails when somebody has asked the operation to stop.
+func (r *Run) cancelAsked(ctx context.Context) func(*store.Tx) error {
+	return func(tx *store.Tx) error {
+		stored, err := tx.Operation(ctx, r.Op.ID)
+		if err == nil && stored.CancelRequested {
+			return RollBack(errInterrupted)
+		}
+		return err
+	}
 }
 
 // tries counts, in one run, how often the present step failed and how often the
@@ -460,17 +479,11 @@ func (r *Run) advance(ctx context.Context, plan Plan, at int) error {
 		op.Step = plan[at+1].Name
 		op.Irrevocable = op.Irrevocable || plan[at+1].Irrevocable
 	}
-	err := r.commit(ctx, op, last, func(tx *store.Tx) error {
-		if r.Op.Irrevocable || last {
-			return nil
-		}
-		stored, err := tx.Operation(ctx, op.ID)
-		if err == nil && stored.CancelRequested {
-			return RollBack(errInterrupted)
-		}
-		return err
-	})
-	if err != nil {
+	var unless func(*store.Tx) error
+	if !r.Op.Irrevocable && !last {
+		unless = r.cancelAsked(ctx)
+	}
+	if err := r.commit(ctx, op, last, unless); err != nil {
 		return fmt.Errorf("cannot record step %s: %w", plan[at].Name, err)
 	}
 	return nil
@@ -550,16 +563,21 @@ func (r *Run) finish(ctx context.Context, to vps.Status, cause error) {
 // save makes the operation and what is staged durable, trying until it works
 // or the runner stops: without the record nothing further may be done.
 func (r *Run) save(ctx context.Context, statusChanged bool) bool {
+	return r.saveUnless(ctx, r.Op, statusChanged, nil) == nil
+}
+
+// saveUnless does so for op, which r is then, unless that is refused with errInterrupted.
+func (r *Run) saveUnless(ctx context.Context, op vps.Operation, statusChanged bool, unless func(*store.Tx) error) error {
 	for try := 0; ; try++ {
 		r.moves(false)
-		err := r.commit(ctx, r.Op, statusChanged, nil)
-		if err == nil {
-			return true
+		err := r.commit(ctx, op, statusChanged, unless)
+		if err == nil || errors.Is(err, errInterrupted) {
+			return err
 		}
 		r.runner.Logger.Error("operation cannot be recorded", r.Op.LogAttr(), "error", err)
 		r.tellFailed(ctx)
-		if pause(ctx, try) != nil {
-			return false
+		if err := pause(ctx, try); err != nil {
+			return err
 		}
 	}
 }

@@ -287,6 +287,36 @@ func TestCancelIsHeardAfterARestart(t *testing.T) {
 	b.wrote("undo first", "cancelled")
 }
 
+// TestCancelBeforeAnIrrevocableFirstStep (FAULTS row 48): it is heard before that step, which
+// could not be taken back.
+func TestCancelBeforeAnIrrevocableFirstStep(t *testing.T) {
+	b := newBench(t)
+	b.plan = operation.Plan{{Name: "one", Irrevocable: true, Do: func(context.Context, *operation.Run) error { b.note("one"); return nil }}}
+	op := b.accept()
+	b.must(b.store.Write(ctx, func(tx *store.Tx) error { return tx.RequestCancel(ctx, op.ID) }))
+	b.runner.Start(op)
+	b.ended(vps.StatusCancelled)
+	b.wrote("cancelled")
+}
+
+// TestResultDoesNotGrow (FAULTS row 48): a step that is done again says the same again.
+func TestResultDoesNotGrow(t *testing.T) {
+	b := newBench(t)
+	tries := 0
+	b.plan = operation.Plan{{Name: "one", Irrevocable: true, Do: func(_ context.Context, r *operation.Run) error {
+		r.AddResult("first")
+		r.AddResult("second")
+		if tries++; tries < 4 {
+			return errAway
+		}
+		return nil
+	}}}
+	b.runner.Start(b.accept())
+	if op := b.ended(vps.StatusSucceeded); op.Result != "first; second" {
+		t.Errorf("after %d tries it says %q", tries, op.Result)
+	}
+}
+
 func TestIrrevocableStepIsTriedAgainThenParkedAndResumed(t *testing.T) {
 	b := newBench(t)
 	cured := false

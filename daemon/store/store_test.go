@@ -491,3 +491,58 @@ func TestMessageFromBefore(t *testing.T) {
 		t.Errorf("found %+v (%v)", page.Messages, err)
 	}
 }
+
+// TestRecordsAreOfOneMoment (FAULTS row 48): a snapshot that is being deleted is never
+// seen without its deletion, however often one begins and ends meanwhile.
+func TestRecordsAreOfOneMoment(t *testing.T) {
+	s, _ := fresh(t)
+	snap := vps.Snapshot{ID: "snap", VPS: "v", State: vps.SnapshotAvailable, CreatedAt: now, UpdatedAt: now}
+	write(t, s, func(tx *Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		for n := 0; n < 200 && err == nil; n++ {
+			op := vps.Operation{ID: fmt.Sprint("op-", n), VPS: "v", Kind: vps.KindDelete, Status: vps.StatusRunning, CreatedAt: now}
+			deleting := snap
+			deleting.State = vps.SnapshotDeleting
+			err = s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.InsertOperation(ctx, op), tx.SaveSnapshot(ctx, deleting)) })
+			if err == nil {
+				op.Status = vps.StatusFailed
+				err = s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.SaveOperation(ctx, op), tx.SaveSnapshot(ctx, snap)) })
+			}
+		}
+		ended <- err
+	}()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
+		all, err := s.Records(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one, err := s.Record(ctx, "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rec := range []Record{all["v"], one} {
+			if deleting := rec.Snapshot.State == vps.SnapshotDeleting; deleting != (rec.Operation != nil) {
+				t.Fatalf("the snapshot is %s, its operation %v", rec.Snapshot.State, rec.Operation)
+			}
+		}
+	}
+}
+
+// TestEventsTellTheStoresTime (FAULTS row 48): as everything that is recorded does.
+func TestEventsTellTheStoresTime(t *testing.T) {
+	s, _ := fresh(t)
+	write(t, s, func(tx *Tx) error { return tx.AddMessage(ctx, vps.Message{Text: "x"}) })
+	if events, err := s.Events(ctx, 0, 1); err != nil || len(events) != 1 || !events[0].At.Equal(now) {
+		t.Errorf("the event is %+v (%v)", events, err)
+	}
+}
