@@ -81,22 +81,34 @@ func (f *follower) await(changed <-chan struct{}, tick *time.Ticker) error {
 	}
 }
 
-// progress tells of the operations that have got on.
+// progress tells of the operations that have got on. One that has ended without an event, or
+// whose event was missed, is told of for the last time.
 func (f *follower) progress() error {
 	for id, told := range f.running {
 		op, err := f.Services.Operations.Operation(f.ctx, id)
+		if vps.CodeOf(err) == vps.CodeNotFound { // ended so long ago that it is kept no more
+			delete(f.running, id)
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		if now := op.Progress; now.Percent != told.Percent || now.DoneBytes != told.DoneBytes || now.Note != told.Note {
+		now, over := op.Progress, ended(op.Status)
+		if over || now.Percent != told.Percent || now.DoneBytes != told.DoneBytes || now.Note != told.Note {
 			if err := f.changed(operationPath(id), operationInterface, operationProperties(op)); err != nil {
 				return err
 			}
 			f.running[id] = now
 		}
+		if over {
+			delete(f.running, id)
+		}
 	}
 	return nil
 }
+
+// ended reports whether an operation gets on no further by itself.
+func ended(s vps.Status) bool { return s.Final() || s == vps.StatusNeedsAttention }
 
 // tell tells of events. An object that has several of them is told of once.
 func (f *follower) tell(events []vps.Event) error {
@@ -114,6 +126,9 @@ func (f *follower) tell(events []vps.Event) error {
 	}
 	for id := range operations {
 		op, err := f.Services.Operations.Operation(f.ctx, id)
+		if vps.CodeOf(err) == vps.CodeNotFound {
+			continue // kept no more
+		}
 		if err != nil {
 			return err
 		}
@@ -136,8 +151,10 @@ func (f *follower) tell(events []vps.Event) error {
 // signal sends the signal of an event, if it has one.
 func (f *follower) signal(e vps.Event) error {
 	if o := e.Operation; o != nil {
-		if f.running[o.ID] = (vps.Progress{}); o.Status.Final() || o.Status == vps.StatusNeedsAttention {
+		if ended(o.Status) {
 			delete(f.running, o.ID)
+		} else {
+			f.running[o.ID] = vps.Progress{}
 		}
 		return f.conn.Emit(managerPath, managerInterface+".OperationChanged", operationPath(o.ID), vpsPath(e.VPS),
 			text(e.VPSName), string(o.Kind), string(o.Status), text(o.Step))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -228,6 +229,88 @@ func TestProgress(t *testing.T) {
 	}
 	if !slices.IsSorted(done) {
 		t.Errorf("told in another order: %d", done)
+	}
+}
+
+// endless is a daemon that tells nobody of the end of an operation, as one whose listeners
+// have missed events. It counts how often each operation is asked for.
+type endless struct {
+	operations
+	events
+	mu    sync.Mutex
+	asked map[string]int
+	gone  string // an operation that is kept no more
+}
+
+func (e *endless) Events(ctx context.Context, after int64) (vps.EventPage, error) {
+	page, err := e.events.Events(ctx, after)
+	page.Events = slices.Clone(page.Events)
+	for i, told := range page.Events {
+		if told.Operation != nil && told.Operation.Status.Final() {
+			page.Events[i] = vps.Event{ID: told.ID, At: told.At, Type: vps.EventMessage}
+		}
+	}
+	return page, err
+}
+
+func (e *endless) Operation(ctx context.Context, id string) (vps.Operation, error) {
+	e.mu.Lock()
+	e.asked[id]++
+	gone := e.gone == id
+	e.mu.Unlock()
+	if gone {
+		return vps.Operation{}, vps.Errorf(vps.CodeNotFound, "no such operation")
+	}
+	return e.operations.Operation(ctx, id)
+}
+
+func (e *endless) count(id string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked[id]
+}
+
+// What has ended is not looked at for ever, although nobody told of the end; nor does one that
+// is kept no more keep the others from being told of.
+func TestEndedOperationsAreNotPolled(t *testing.T) {
+	for _, pruned := range []bool{false, true} {
+		s := &site{host: newHost(t), bus: newBus(t)}
+		e := &endless{asked: map[string]int{}}
+		s.serve(func(d *bus.Services) {
+			e.operations, e.events = d.Operations, d.Events
+			d.Operations, d.Events = e, e
+		})
+		s.ready()
+		s.activate()
+		release := make(chan struct{})
+		defer close(release)
+		s.fake.SetHook(func(_ context.Context, at, _ string) error {
+			if at == "AllowMerge.before" {
+				<-release
+			}
+			return nil
+		})
+		root := s.as(0)
+		begin := func(method string, args ...any) string {
+			var path dbus.ObjectPath
+			root.must(s.path, vpsI+method, args, &path)
+			return strings.ReplaceAll(string(path)[strings.LastIndexByte(string(path), '/')+1:], "_", "-")
+		}
+		took := begin(".Take", options{})
+		if pruned {
+			e.mu.Lock()
+			e.gone = took
+			e.mu.Unlock()
+		}
+		if _, err := s.daemon.Operations.WaitOperation(t.Context(), took, 20*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		runs := begin(".Delete")
+		eventually(t, "only the deletion is looked at", func() bool {
+			before, since := e.count(took), e.count(runs)
+			eventually(t, "the deletion is looked at three times", func() bool { return e.count(runs) >= since+3 })
+			return e.count(took) == before
+		})
 	}
 }
 
