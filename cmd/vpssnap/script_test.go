@@ -61,9 +61,16 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// Embedded by these names: the interfaces have methods called like them.
+type (
+	operations = server.Operations
+	downloads  = server.Downloads
+)
+
 // site is what a script runs against.
 type site struct {
-	server.Service
+	operations
+	downloads
 	host *daemontest.Host
 	// begun is how much the daemon had logged when the script began.
 	begun int
@@ -77,7 +84,7 @@ type site struct {
 // WaitOperation is what shows that the program waits.
 func (s *site) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
 	s.waiting.Add(1)
-	op, err := s.Service.WaitOperation(ctx, id, limit)
+	op, err := s.operations.WaitOperation(ctx, id, limit)
 	s.mu.Lock()
 	then := s.then
 	if s.then = nil; then == nil {
@@ -89,7 +96,7 @@ func (s *site) WaitOperation(ctx context.Context, id string, limit time.Duration
 
 // OpenDownload has the link of a download revoked, which cuts it off.
 func (s *site) OpenDownload(ctx context.Context, link string) (vps.Download, io.ReadSeekCloser, error) {
-	d, image, err := s.Service.OpenDownload(ctx, link)
+	d, image, err := s.downloads.OpenDownload(ctx, link)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil || s.cut == 0 {
@@ -97,7 +104,7 @@ func (s *site) OpenDownload(ctx context.Context, link string) (vps.Download, io.
 	}
 	s.cut--
 	return d, &cutting{image, d.Image.SizeBytes / 3, func() error {
-		return s.Service.RevokeDownload(ctx, d.VPS, d.ID, vps.Actor{Name: "panel", Way: vps.WayPanel})
+		return s.downloads.RevokeDownload(ctx, d.VPS, d.ID, vps.Actor{Name: "panel", Way: vps.WayPanel})
 	}}, nil
 }
 
@@ -177,9 +184,11 @@ func serve(env *testscript.Env, dir string, host *daemontest.Host) error {
 	if err != nil {
 		return err
 	}
-	served := &site{Service: host.Daemon, host: host, begun: len(host.Log())}
+	services := daemontest.Services(host.Daemon)
+	served := &site{operations: services.Operations, downloads: services.Downloads, host: host, begun: len(host.Log())}
+	services.Operations, services.Downloads = served, served
 	env.Values[siteKey{}] = served
-	s := server.New(server.Config{Service: served, OperatorGroup: group, Logger: slog.New(slog.DiscardHandler), Version: daemontest.Version})
+	s := server.New(server.Config{Services: services, OperatorGroup: group, Logger: slog.New(slog.DiscardHandler), Version: daemontest.Version})
 	unix, err := net.Listen("unix", filepath.Join(dir, "s"))
 	if err != nil {
 		return err
@@ -324,7 +333,7 @@ var fates = map[string]func(s *site, args []string) error{
 			return err
 		}
 		err = os.Rename(snap.Disks[0].Base, snap.Disks[0].Base+".away")
-		_, checked := s.host.Daemon.Checks(context.Background())
+		_, checked := s.host.Daemon.Doctor.Checks(context.Background())
 		return errors.Join(err, checked)
 	},
 }
@@ -369,7 +378,7 @@ func cutDownloads(ts *testscript.TestScript, _ bool, args []string) {
 
 // link VPS makes a link to a snapshot, as a panel does; $TAG names its image.
 func link(ts *testscript.TestScript, _ bool, args []string) {
-	d, err := siteOf(ts).host.Daemon.MakeDownload(context.Background(), args[0], vps.DownloadRequest{}, vps.Actor{Name: "panel"})
+	d, err := siteOf(ts).host.Daemon.Downloads.MakeDownload(context.Background(), args[0], vps.DownloadRequest{}, vps.Actor{Name: "panel"})
 	ts.Check(err)
 	ts.Setenv("TAG", d.Tag())
 }
