@@ -19,7 +19,7 @@ func (d *Daemon) WithGuest(id string) int { return d.guests.Users(id) }
 
 // KeepOldThaw is a try, late, to thaw a guest for a freeze of long ago.
 func (d *Daemon) KeepOldThaw(ctx context.Context, id string, since time.Time) error {
-	return d.guests.SettleThaw(ctx, store.Promise{VPS: id, Kind: store.PromiseThaw, Since: since})
+	return d.guests.SettleThaw(ctx, store.Debt{VPS: id, Kind: store.DebtThaw, Since: since})
 }
 
 // LookAtOutbox looks at the outbox once, as it does by itself.

@@ -400,7 +400,7 @@ func (c *campaign) nothingOpen(ctx context.Context) error {
 	}
 	defer db.Close()
 	operations, err1 := db.ActiveOperations(ctx)
-	owed, err2 := db.Promises(ctx)
+	owed, err2 := db.Debts(ctx)
 	switch err := errors.Join(err1, err2); {
 	case err != nil:
 		return err

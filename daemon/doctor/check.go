@@ -124,7 +124,7 @@ func (d *Doctor) recorded(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	owed, err := d.store.Promises(ctx)
+	owed, err := d.store.Debts(ctx)
 	ids := map[string]bool{}
 	for id := range records {
 		ids[id] = true
@@ -257,12 +257,12 @@ const owedTooLong = 15 * time.Second
 // checkOwed finds guests that we froze or suspended long ago. Within an operation
 // a guest may be suspended for as long as a step needs.
 func (i *inspection) checkOwed(ctx context.Context, working bool) error {
-	owed, err := i.d.store.Promises(ctx)
+	owed, err := i.d.store.Debts(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range owed {
-		if p.VPS != i.id || i.d.store.Now().Sub(p.Since) < owedTooLong || working && p.Kind == store.PromiseResume {
+		if p.VPS != i.id || i.d.store.Now().Sub(p.Since) < owedTooLong || working && p.Kind == store.DebtResume {
 			continue
 		}
 		i.add(vps.CheckGuestOwed, "", "", owedDetail(p), remedyOwed(p))

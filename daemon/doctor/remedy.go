@@ -62,16 +62,16 @@ func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 	return []vps.Remedy{resume, giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id)}
 }
 
-func owedDetail(p store.Promise) string {
+func owedDetail(p store.Debt) string {
 	what := "frozen its file systems may be"
-	if p.Kind == store.PromiseResume {
+	if p.Kind == store.DebtResume {
 		what = "suspended it may be"
 	}
 	return fmt.Sprintf("the guest is owed a %s since %s: %s", p.Kind, p.Since.Format(timeFormat), what)
 }
 
-func remedyOwed(p store.Promise) vps.Remedy {
-	if p.Kind == store.PromiseResume {
+func remedyOwed(p store.Debt) vps.Remedy {
+	if p.Kind == store.DebtResume {
 		// Not virsh resume: before it runs, its definition must name what it will write to.
 		return remedy("let the daemon try again to let the guest run", repairCommand)
 	}

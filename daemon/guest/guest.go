@@ -76,7 +76,7 @@ type Freezing struct {
 // came of it.
 func (g *Guests) Freeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (Freezing, error) {
 	var f Freezing
-	owed, err := g.store.HasPromise(ctx, dom.ID, store.PromiseThaw)
+	owed, err := g.store.Owes(ctx, dom.ID, store.DebtThaw)
 	switch {
 	case err != nil:
 		return f, err
@@ -99,8 +99,8 @@ func (g *Guests) Freeze(ctx context.Context, dom hypervisor.Domain, policy vps.Q
 func (g *Guests) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy vps.Quiesce) (Freezing, error) {
 	var f Freezing
 	err := g.with(ctx, dom.ID, func() error {
-		owed := store.Promise{VPS: dom.ID, Kind: store.PromiseThaw, Since: g.store.Now()}
-		if err := g.store.Write(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+		owed := store.Debt{VPS: dom.ID, Kind: store.DebtThaw, Since: g.store.Now()}
+		if err := g.store.Write(ctx, func(tx *store.Tx) error { return tx.Owe(ctx, owed) }); err != nil {
 			return err
 		}
 		f = Freezing{Asked: true, Began: g.store.Now()}
@@ -152,7 +152,7 @@ func evenWhenStopping(ctx context.Context) (context.Context, context.CancelFunc)
 func (g *Guests) Thaw(ctx context.Context, id string) {
 	ctx, cancel := evenWhenStopping(ctx)
 	defer cancel()
-	owed, err := g.store.PromiseOf(ctx, id, store.PromiseThaw)
+	owed, err := g.store.DebtOf(ctx, id, store.DebtThaw)
 	if errors.Is(err, sql.ErrNoRows) {
 		return
 	}
@@ -163,9 +163,9 @@ func (g *Guests) Thaw(ctx context.Context, id string) {
 
 // SettleThaw tries once to thaw a guest, if that is owed still. One that came
 // after it belongs to another freeze, which this try must not end.
-func (g *Guests) SettleThaw(ctx context.Context, owed store.Promise) error {
+func (g *Guests) SettleThaw(ctx context.Context, owed store.Debt) error {
 	return g.with(ctx, owed.VPS, func() error {
-		now, err := g.store.PromiseOf(ctx, owed.VPS, store.PromiseThaw)
+		now, err := g.store.DebtOf(ctx, owed.VPS, store.DebtThaw)
 		if errors.Is(err, sql.ErrNoRows) || err == nil && !owed.Since.IsZero() && !now.Since.Equal(owed.Since) {
 			return nil
 		}
@@ -206,7 +206,7 @@ func (g *Guests) resumeNow(ctx context.Context, id string) error {
 				return err
 			}
 		}
-		return tx.Kept(ctx, id, store.PromiseResume)
+		return tx.Settle(ctx, id, store.DebtResume)
 	})
 }
 
@@ -254,7 +254,7 @@ func nextBootIsTheSame(dom hypervisor.Domain) bool {
 // definition nor the record can be written, and that may last for days.
 func (g *Guests) letRunMeanwhile(ctx context.Context, op vps.Operation) {
 	_, ours := g.suspended.Load(op.VPS)
-	owed, err := g.store.HasPromise(ctx, op.VPS, store.PromiseResume)
+	owed, err := g.store.Owes(ctx, op.VPS, store.DebtResume)
 	if !ours && (err != nil || !owed) {
 		return
 	}
@@ -268,19 +268,19 @@ func (g *Guests) letRunMeanwhile(ctx context.Context, op vps.Operation) {
 func (g *Guests) Release(ctx context.Context, id string) {
 	ctx, cancel := evenWhenStopping(ctx)
 	defer cancel()
-	owed, err := g.store.HasPromise(ctx, id, store.PromiseResume)
+	owed, err := g.store.Owes(ctx, id, store.DebtResume)
 	if err == nil && !owed {
 		return
 	}
 	if err := g.Resume(ctx, id); err != nil {
 		g.logger.Error("guest stands still", vps.LogEvent(vps.LogGuestStandsStill), g.inventory.LogAttr(id), "error", err)
-		g.retry(store.Promise{VPS: id, Kind: store.PromiseResume}, g.keepResumeOfParked)
+		g.retry(store.Debt{VPS: id, Kind: store.DebtResume}, g.keepResumeOfParked)
 	}
 }
 
 // keepResumeOfParked keeps the promise to resume, if it is owed still. It leaves a guest
 // to its operation while that is worked on: it may stand still for the next pivot.
-func (g *Guests) keepResumeOfParked(ctx context.Context, owed store.Promise) error {
+func (g *Guests) keepResumeOfParked(ctx context.Context, owed store.Debt) error {
 	id := owed.VPS
 	return g.with(ctx, id, func() error {
 		op, err := g.store.ActiveOperation(ctx, id)
@@ -288,7 +288,7 @@ func (g *Guests) keepResumeOfParked(ctx context.Context, owed store.Promise) err
 			return nil
 		}
 		_, ours := g.suspended.Load(id)
-		if still, err := g.store.HasPromise(ctx, id, store.PromiseResume); err == nil && !still && !ours {
+		if still, err := g.store.Owes(ctx, id, store.DebtResume); err == nil && !still && !ours {
 			return nil
 		}
 		return g.resumeNow(ctx, id)
@@ -297,11 +297,11 @@ func (g *Guests) keepResumeOfParked(ctx context.Context, owed store.Promise) err
 
 // thawed settles the debt.
 func (g *Guests) thawed(ctx context.Context, id string) error {
-	return g.store.Write(ctx, func(tx *store.Tx) error { return tx.Kept(ctx, id, store.PromiseThaw) })
+	return g.store.Write(ctx, func(tx *store.Tx) error { return tx.Settle(ctx, id, store.DebtThaw) })
 }
 
 // retry tries in the background to keep a promise, until that works or the daemon stops.
-func (g *Guests) retry(owed store.Promise, keep func(context.Context, store.Promise) error) {
+func (g *Guests) retry(owed store.Debt, keep func(context.Context, store.Debt) error) {
 	g.group.Go(func(ctx context.Context) {
 		wait := 100 * time.Millisecond
 		for try := 1; ; try, wait = try+1, min(2*wait, 2*time.Second) {
@@ -324,8 +324,8 @@ func (g *Guests) retry(owed store.Promise, keep func(context.Context, store.Prom
 // Suspend stops the guest of an operation; that it will run again is promised first.
 func (g *Guests) Suspend(ctx context.Context, r *operation.Run) error {
 	return g.with(ctx, r.Op.VPS, func() error {
-		owed := store.Promise{VPS: r.Op.VPS, Kind: store.PromiseResume, Since: g.store.Now()}
-		if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Promise(ctx, owed) }); err != nil {
+		owed := store.Debt{VPS: r.Op.VPS, Kind: store.DebtResume, Since: g.store.Now()}
+		if err := r.Record(ctx, func(tx *store.Tx) error { return tx.Owe(ctx, owed) }); err != nil {
 			return err
 		}
 		g.suspended.Store(r.Op.VPS, true)
@@ -337,7 +337,7 @@ func (g *Guests) Suspend(ctx context.Context, r *operation.Run) error {
 // agent that does not answer must not keep another guest waiting. A guest that stands
 // still for a pivot is left to its operation, which knows when it may run.
 func (g *Guests) KeepAll(ctx context.Context, ops []vps.Operation) error {
-	owed, err := g.store.Promises(ctx)
+	owed, err := g.store.Debts(ctx)
 	if err != nil {
 		return err
 	}
@@ -348,7 +348,7 @@ func (g *Guests) KeepAll(ctx context.Context, ops []vps.Operation) error {
 	var kept sync.WaitGroup
 	for _, p := range owed {
 		keep := g.SettleThaw
-		if p.Kind == store.PromiseResume {
+		if p.Kind == store.DebtResume {
 			if pivoting[p.VPS] {
 				continue
 			}
@@ -369,14 +369,14 @@ func (g *Guests) Users(id string) int { return g.locks.Users(id) }
 
 // KeepOwed keeps what is promised to a guest on which no operation works.
 func (g *Guests) KeepOwed(ctx context.Context, id string) error {
-	owed, err := g.store.Promises(ctx)
+	owed, err := g.store.Debts(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range owed {
 		switch {
 		case p.VPS != id:
-		case p.Kind == store.PromiseThaw:
+		case p.Kind == store.DebtThaw:
 			err = errors.Join(err, g.SettleThaw(ctx, p))
 		default:
 			err = errors.Join(err, g.keepResumeOfParked(ctx, p))

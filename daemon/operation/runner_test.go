@@ -162,13 +162,13 @@ func (b *bench) step(name string, irrevocable bool) operation.Step {
 // oweThaw stages a promise: something to see in the database.
 func oweThaw(r *operation.Run) {
 	r.Stage(func(ctx context.Context, tx *store.Tx) error {
-		return tx.Promise(ctx, store.Promise{VPS: "v1", Kind: store.PromiseThaw, Since: time.Now()})
+		return tx.Owe(ctx, store.Debt{VPS: "v1", Kind: store.DebtThaw, Since: time.Now()})
 	})
 }
 
 func (b *bench) owesThaw() bool {
 	b.t.Helper()
-	owed, err := b.store.HasPromise(ctx, "v1", store.PromiseThaw)
+	owed, err := b.store.Owes(ctx, "v1", store.DebtThaw)
 	b.must(err)
 	return owed
 }

@@ -221,12 +221,12 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 		}
 		each(n, func(s vps.OptionState, count int) { out.gauge(descOptions, float64(count), string(s)) })
 	}
-	if owed, err := c.Store.Promises(ctx); err == nil {
-		n := map[store.PromiseKind]int{store.PromiseThaw: 0, store.PromiseResume: 0}
+	if owed, err := c.Store.Debts(ctx); err == nil {
+		n := map[store.DebtKind]int{store.DebtThaw: 0, store.DebtResume: 0}
 		for _, p := range owed {
 			n[p.Kind]++
 		}
-		each(n, func(k store.PromiseKind, count int) { out.gauge(descOwed, float64(count), string(k)) })
+		each(n, func(k store.DebtKind, count int) { out.gauge(descOwed, float64(count), string(k)) })
 	}
 }
 

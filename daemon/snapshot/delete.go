@@ -334,7 +334,7 @@ func (s deleter) settle(ctx context.Context, r *operation.Run) error {
 
 // resumeAfterPivot lets a guest that we suspended run again.
 func (s deleter) resumeAfterPivot(ctx context.Context, r *operation.Run) error {
-	owed, err := s.store.HasPromise(ctx, r.Op.VPS, store.PromiseResume)
+	owed, err := s.store.Owes(ctx, r.Op.VPS, store.DebtResume)
 	if err != nil || !owed {
 		return err
 	}

@@ -180,7 +180,7 @@ func TestPruneNames(t *testing.T) {
 		given.Disks[0].Pivoted = false
 		must(t, tx.SaveSnapshot(ctx, given))
 		must(t, tx.SaveOption(ctx, vps.Option{ID: "o1", VPS: "option", State: vps.OptionActive}, vps.Actor{}, ""))
-		must(t, tx.Promise(ctx, Promise{VPS: "promise", Kind: PromiseThaw, Since: longAgo}))
+		must(t, tx.Owe(ctx, Debt{VPS: "promise", Kind: DebtThaw, Since: longAgo}))
 		return tx.AddMessage(ctx, vps.Message{VPS: "message", Text: "x"})
 	})
 	prune(t, s, Retention{Snapshots: year})
