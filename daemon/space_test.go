@@ -2,7 +2,10 @@ package daemon_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"vpssnapd/daemon"
@@ -116,4 +119,78 @@ func TestRoomThatComesBack(t *testing.T) {
 	w.host.SetFree(1 << 20)
 	_, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
 	w.refuses(vps.CodeInsufficientSpace, err)
+}
+
+// deadMount is a host on which nothing below one directory answers, as on NFS whose
+// server is gone.
+type deadMount struct {
+	hypervisor.Host
+	dir   string
+	asked atomic.Int32 // how often its space was asked for
+}
+
+func (h *deadMount) dead(path string) error {
+	if strings.HasPrefix(path, h.dir) {
+		return fmt.Errorf("%s does not answer: %w", h.dir, hypervisor.ErrUnavailable)
+	}
+	return nil
+}
+
+func (h *deadMount) Space(ctx context.Context, dir string) (hypervisor.Space, error) {
+	if err := h.dead(dir); err != nil {
+		h.asked.Add(1)
+		return hypervisor.Space{}, err
+	}
+	return h.Host.Space(ctx, dir)
+}
+
+func (h *deadMount) Files(ctx context.Context, dir string) ([]hypervisor.NamedFile, error) {
+	if err := h.dead(dir); err != nil {
+		return nil, err
+	}
+	return h.Host.Files(ctx, dir)
+}
+
+// TestDeadMountHidesNoOther (FAULTS row 46): one mount that does not answer is named, asked
+// once however many disks lie there, and everything else is watched, shown and compared.
+func TestDeadMountHidesNoOther(t *testing.T) {
+	mount := &deadMount{dir: "/mnt/dead"}
+	w := newWorld(t, func(c *daemon.Config) {
+		c.Settings.Space.Headroom = 1 << 30
+		mount.Host, c.Host = c.Host, mount
+	})
+	w.host.SetFree(100 << 30)
+	w.vps("web1", hypervisor.Running)
+	for _, name := range []string{"web2", "web3"} {
+		id := w.vps(name, hypervisor.Off)
+		w.must(w.host.Edit(id, func(d *hypervisor.Domain) {
+			d.PersistentDisks[0].Path = "/mnt/dead/" + name
+		}))
+		w.eventually("it lies on the dead mount", func() bool {
+			v, err := w.daemon.Overview.ShowVPS(ctx, id)
+			return err == nil && v.Disks[0].Path == "/mnt/dead/"+name
+		})
+	}
+	before := mount.asked.Load()
+	w.daemon.LookAtSpace(ctx)
+	if n := mount.asked.Load() - before; n != 1 {
+		t.Errorf("the dead mount was asked %d times", n)
+	}
+	w.host.SetFree(1 << 20)
+	w.daemon.LookAtSpace(ctx)
+	w.eventually("the log tells of the other file system", func() bool { return strings.Contains(w.log.String(), "space.critical") })
+	if n := strings.Count(w.log.String(), `msg="space is not watched" directory=/mnt/dead`); n != 1 {
+		t.Errorf("the log names the dead mount %d times", n)
+	}
+	h, err := w.daemon.Overview.Host(ctx)
+	w.must(err)
+	if len(h.Storage) != 1 || h.Storage[0].Path != w.host.ImageDir() {
+		t.Errorf("the host shows %+v", h.Storage)
+	}
+	report, err := w.daemon.Doctor.Checks(ctx)
+	w.must(err)
+	named := slices.ContainsFunc(report.Findings, func(f vps.Finding) bool { return f.Code == vps.CheckUnreachable && f.Path == "/mnt/dead" })
+	if !named {
+		t.Errorf("doctor finds %+v", report.Findings)
+	}
 }

@@ -11,7 +11,8 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
+
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +53,7 @@ type Space struct {
 	policy    func() Policy
 	logger    *slog.Logger
 	fillings  atomic.Pointer[map[uint64]*filling] // as last measured
+	silent    sync.Map                            // the directories that could not be read
 }
 
 // New makes a watch that has measured nothing yet.
@@ -65,7 +67,6 @@ type filling struct {
 	space  hypervisor.Space
 	level  vps.SpaceLevel
 	points []fillPoint // oldest first, none older than rateWindow
-	vps    map[string]bool
 }
 
 type fillPoint struct {
@@ -101,27 +102,60 @@ func (f *filling) judge(headroom int64) vps.SpaceLevel {
 func (s *Space) Look(ctx context.Context) {
 	now := map[uint64]*filling{}
 	known := s.known()
-	for _, dom := range s.inventory.All() {
-		for _, disk := range image.Included(dom.Disks) {
-			dir := filepath.Dir(disk.Path)
-			space, err := s.host.Space(ctx, dir)
-			if err != nil {
-				continue
-			}
-			f := now[space.Device]
-			if f == nil {
-				f = &filling{dir: dir, space: space, level: vps.SpaceOK, vps: map[string]bool{}}
-				now[space.Device] = f
-				f.remember(known[space.Device], s.store.Now())
-			}
-			f.vps[dom.ID] = true
+	dirs := diskDirs(s.inventory.All())
+	for _, dir := range dirs {
+		space, err := s.host.Space(ctx, dir)
+		if s.noteSilent(dir, err); err != nil {
+			continue // the others are watched all the same
+		}
+		if now[space.Device] == nil {
+			f := &filling{dir: dir, space: space, level: vps.SpaceOK}
+			f.remember(known[space.Device], s.store.Now())
+			now[space.Device] = f
 		}
 	}
+	s.forgetSilent(dirs)
 	for _, f := range now {
 		s.tell(ctx, f)
 	}
 	s.fillings.Store(&now)
 	s.resumeStarved(ctx)
+}
+
+// diskDirs are the directories in which the disks of VPSes lie, each once: a mount that
+// does not answer is to be asked once.
+func diskDirs(domains []hypervisor.Domain) []string {
+	dirs := map[string]bool{}
+	for _, dom := range domains {
+		for _, disk := range image.Included(dom.Disks) {
+			dirs[filepath.Dir(disk.Path)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(dirs))
+}
+
+// noteSilent names a directory in the log whose file system cannot be read, and again
+// when it can: nobody watches its space meanwhile.
+func (s *Space) noteSilent(dir string, err error) {
+	_, silent := s.silent.Load(dir)
+	switch {
+	case err != nil && !silent:
+		s.silent.Store(dir, true)
+		s.logger.Warn("space is not watched", "directory", dir, "error", err)
+	case err == nil && silent:
+		s.silent.Delete(dir)
+		s.logger.Info("space is watched again", "directory", dir)
+	}
+}
+
+// forgetSilent drops the directories in which no disk lies any more.
+func (s *Space) forgetSilent(dirs []string) {
+	s.silent.Range(func(dir, _ any) bool {
+		if !slices.Contains(dirs, dir.(string)) { //nolint:forcetypeassert // the only type that is stored
+			s.silent.Delete(dir)
+		}
+		return true
+	})
 }
 
 // known is what was measured last, by file system.
@@ -213,14 +247,8 @@ func (s *Space) resumeIfFed(ctx context.Context, id string) error {
 
 // Storage tells the room in every directory that holds disks.
 func (s *Space) Storage(ctx context.Context, domains []hypervisor.Domain, overlays map[string]int64) []vps.Storage {
-	dirs := map[string]bool{}
-	for _, dom := range domains {
-		for _, disk := range image.Included(dom.Disks) {
-			dirs[filepath.Dir(disk.Path)] = true
-		}
-	}
 	var all []vps.Storage
-	for _, dir := range slices.SortedFunc(maps.Keys(dirs), strings.Compare) {
+	for _, dir := range diskDirs(domains) {
 		space, err := s.host.Space(ctx, dir)
 		if err != nil {
 			continue
