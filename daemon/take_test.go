@@ -205,3 +205,27 @@ func TestLateThawDoesNotSpoilTheNextFreeze(t *testing.T) {
 		return strings.Contains(op.Result, "frozen for")
 	})
 }
+
+// TestDiskThatIsLeftOut (FAULTS row 48): a disk whose definition says snapshot='no' is left
+// out, and that is said.
+func TestDiskThatIsLeftOut(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib}, hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib})
+	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Disks[1].SnapshotNo, d.PersistentDisks[1].SnapshotNo = true, true }))
+	w.take(id, vps.TakeRequest{})
+	if disks := w.snapshot(id).Disks; len(disks) != 1 || disks[0].Target != "vda" {
+		t.Errorf("the snapshot covers %+v", disks)
+	}
+	v, err := w.daemon.Overview.ShowVPS(ctx, id)
+	w.must(err)
+	if left := v.Disks[1]; left.Included || left.Refused || !strings.Contains(left.Reason.String(), "snapshot='no'") {
+		t.Errorf("vdb is shown as %+v", left)
+	}
+	w.write(id, "vda", 0, 'a')
+	w.write(id, "vdb", 0, 'b')
+	w.restore(id)
+	w.sees(id, "vda", 0, 0)
+	w.sees(id, "vdb", 0, 'b')
+	w.delete(id)
+	w.clean(id)
+}

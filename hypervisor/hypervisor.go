@@ -258,6 +258,9 @@ type Disk struct {
 	Encrypted  bool
 	// Slice says that only a part of the file is the disk.
 	Slice bool
+	// SnapshotNo: whoever defined the domain wants the disk left out of snapshots
+	// (snapshot='no'; libvirt, "Domain XML format", disks).
+	SnapshotNo bool
 	// SizeBytes is the virtual size, 0 when it was not read.
 	SizeBytes int64
 	// Job says that a block job runs on the disk.

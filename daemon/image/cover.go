@@ -16,6 +16,8 @@ func Cover(d hypervisor.Disk) vps.Disk {
 		v.Reason = vps.Say("left out: a %s", d.Device)
 	case d.ReadOnly:
 		v.Reason = vps.Say("left out: read-only")
+	case d.SnapshotNo:
+		v.Reason = vps.Say("left out: its definition says snapshot='no'")
 	default:
 		v.Reason, v.Refused = refusal(d)
 		v.Included = !v.Refused

@@ -89,6 +89,8 @@ func readDisk(e *etree.Element) hypervisor.Disk {
 		Transient: e.SelectElement("transient") != nil,
 		Encrypted: e.SelectElement("encryption") != nil,
 		Job:       e.SelectElement("mirror") != nil,
+
+		SnapshotNo: e.SelectAttrValue("snapshot", "") == "no",
 	}
 	if source != nil {
 		disk.Encrypted = disk.Encrypted || source.SelectElement("encryption") != nil

@@ -73,6 +73,10 @@ func TestReadDisk(t *testing.T) {
 				ReadOnly: true, Shareable: true, Transient: true, Encrypted: true, Slice: true, Job: true,
 			},
 		},
+		"left out of snapshots": {
+			`<disk type='file' device='disk' snapshot='no'><driver name='qemu' type='raw'/><source file='/i/a'/><target dev='vdb'/></disk>`,
+			hypervisor.Disk{Target: "vdb", Device: "disk", Type: "file", Path: "/i/a", Format: "raw", SnapshotNo: true},
+		},
 		"encryption in its old place": {
 			`<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/i/a'/><encryption format='qcow'/><target dev='vda'/></disk>`,
 			hypervisor.Disk{Target: "vda", Device: "disk", Type: "file", Path: "/i/a", Format: "qcow2", Encrypted: true},
