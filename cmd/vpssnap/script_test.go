@@ -77,21 +77,30 @@ type site struct {
 
 	waiting atomic.Int32 // calls that wait, or have waited, for an operation
 	mu      sync.Mutex
-	then    func() error // is done when such a call was answered: it goes on
+	slow    func() error // ends what lasts until the program has seen how far it is
+	slowFor int32        // when so many calls wait, or have waited
+	mend    func()       // ends a drift
 	cut     int          // how many of the next downloads are cut off, each after a third
 }
 
-// WaitOperation is what shows that the program waits.
+// WaitOperation is what shows that the program waits. A second call shows that it has
+// the answer to the first.
 func (s *site) WaitOperation(ctx context.Context, id string, limit time.Duration) (vps.Operation, error) {
-	s.waiting.Add(1)
-	op, err := s.operations.WaitOperation(ctx, id, limit)
-	s.mu.Lock()
-	then := s.then
-	if s.then = nil; then == nil {
-		then = func() error { return nil }
+	if err := s.hurry(s.waiting.Add(1)); err != nil {
+		return vps.Operation{}, err
 	}
-	s.mu.Unlock()
-	return op, errors.Join(err, then())
+	return s.operations.WaitOperation(ctx, id, limit)
+}
+
+func (s *site) hurry(waiting int32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.slow == nil || waiting < s.slowFor {
+		return nil
+	}
+	end := s.slow
+	s.slow = nil
+	return end()
 }
 
 // OpenDownload has the link of a download revoked, which cuts it off.
@@ -303,15 +312,15 @@ var fates = map[string]func(s *site, args []string) error{
 	"drift": func(s *site, _ []string) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		mend := s.host.Break("SetMetadata.before", errors.New("libvirt cannot save it"))
-		s.then = func() error { mend(); return nil }
+		s.mend = s.host.Break("SetMetadata.before", errors.New("libvirt cannot save it"))
 		orphan := filepath.Join(s.host.ImageDir(), "a b.qcow2.vpssnap-0123456789ab.vda.qcow2")
 		return errors.Join(os.WriteFile(orphan, nil, 0o600), s.host.LoseMetadata(daemontest.Web3))
 	},
 	"mend": func(s *site, _ []string) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.then()
+		s.mend()
+		return nil
 	},
 	// odd lets a take fail of a VPS whose name is meant for a terminal.
 	"odd": func(s *site, _ []string) error {
@@ -348,14 +357,15 @@ func slow(ts *testscript.TestScript, _ bool, args []string) {
 	s := siteOf(ts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.slowFor = s.waiting.Load() + 2
 	switch args[0] {
 	case "take":
 		_, release := s.host.Hold(daemontest.InTake)
-		s.then = func() error { release(); return nil }
+		s.slow = func() error { release(); return nil }
 	case "merge":
 		ts.Check(s.host.Write(daemontest.Web1, "vda", 0, 'x', 4<<20))
 		s.host.MergeReadyAfter(10_000)
-		s.then = func() error { return s.host.FinishMerge(daemontest.Web1, "vda") }
+		s.slow = func() error { return s.host.FinishMerge(daemontest.Web1, "vda") }
 	}
 }
 
