@@ -94,25 +94,31 @@ func (d *Daemon) watchHost(ctx context.Context) {
 	}
 }
 
-// pruneEvery is how often what is over for long is removed from the record.
-const pruneEvery = time.Hour
+const (
+	// pruneEvery is how often what is over for long is removed from the record.
+	pruneEvery = time.Hour
+	// pruneFirst is how long after the start that is done: recovery has more urgent
+	// things to write.
+	pruneFirst = 5 * time.Minute
+)
 
 // prune removes what the settings do not keep.
 func (d *Daemon) prune(ctx context.Context) {
-	for {
-		if err := d.pruneOnce(ctx); err != nil && ctx.Err() == nil {
-			d.logger.Warn("what is over was not removed from the record", "error", err)
-		}
+	for wait := pruneFirst; ; wait = pruneEvery {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pruneEvery):
+		case <-time.After(wait):
+		}
+		if err := d.Prune(ctx); err != nil && ctx.Err() == nil {
+			d.logger.Warn("what is over was not removed from the record", "error", err)
 		}
 	}
 }
 
-// pruneOnce does so unless the host is not known now: names of VPSes that are here stay.
-func (d *Daemon) pruneOnce(ctx context.Context) error {
+// Prune removes what is over for longer than the settings keep it, unless the host is not
+// known now: the names of VPSes that are here stay.
+func (d *Daemon) Prune(ctx context.Context) error {
 	if !d.inventory.Ready() {
 		return nil
 	}

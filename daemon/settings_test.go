@@ -2,8 +2,10 @@ package daemon_test
 
 import (
 	"testing"
+	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -48,4 +50,35 @@ func TestSettingsChangeWhileItWorks(t *testing.T) {
 		w.must(w.host.FinishMerge(id, "vda"))
 		w.done(op, nil)
 	}
+}
+
+// TestRetention (FAULTS row 45): what is over goes when the settings say so, and nothing else:
+// a VPS keeps its option, its snapshot and its name.
+func TestRetention(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) {
+		c.Settings.Retention = store.Retention{Operations: 24 * time.Hour, Snapshots: 24 * time.Hour, OptionHistory: 24 * time.Hour, Events: 24 * time.Hour}
+	})
+	w.setClock(time.Now())
+	id := w.vps("web1", hypervisor.Running)
+	old := w.take(id, vps.TakeRequest{})
+	w.delete(id)
+	w.take(id, vps.TakeRequest{Description: "kept"})
+	w.setClock(time.Now().Add(48 * time.Hour))
+	w.must(w.daemon.Prune(ctx))
+	_, err := w.daemon.Operations.Operation(ctx, old.ID)
+	w.refuses(vps.CodeNotFound, err)
+	if s := w.snapshot(id); s.Description != "kept" || s.State != vps.SnapshotAvailable {
+		t.Errorf("the snapshot is %+v", s)
+	}
+	if o, err := w.daemon.Options.Option(ctx, id); err != nil || o.State != vps.OptionActive {
+		t.Errorf("the option is %+v (%v)", o, err)
+	}
+	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id})
+	if err != nil || len(page.Messages) < 6 {
+		t.Errorf("%d messages are left, which are kept for ever (%v)", len(page.Messages), err)
+	}
+	w.write(id, "vda", 0, 'b')
+	w.restore(id)
+	w.delete(id)
+	w.clean(id)
 }
