@@ -36,7 +36,14 @@ func newMortal(t *testing.T, o site.Options) mortal {
 		t.Fatal(err)
 	}
 	point := new(string)
-	o.BinDir, o.Env = dir, func() []string { return []string{"VPSSNAP_FAILPOINT=" + *point} }
+	more := o.Env
+	o.BinDir, o.Env = dir, func() []string {
+		environment := []string{"VPSSNAP_FAILPOINT=" + *point}
+		if more != nil {
+			environment = append(environment, more()...)
+		}
+		return environment
+	}
 	return mortal{openHost(t, o), point}
 }
 

@@ -2,12 +2,16 @@ package site_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"net"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"vpssnapd/api"
 	"vpssnapd/api/client"
+	"vpssnapd/cmd/internal/site"
 	"vpssnapd/hypervisor/lab"
 )
 
@@ -92,47 +96,100 @@ func TestDaemonKilled(t *testing.T) {
 	}
 }
 
-// TestLibvirtdKilled kills libvirtd in the middle of every operation. The
-// daemon finds out from the new one what has become of it (FAULTS row 14).
+// halting is a host whose daemon halts at a failpoint until the test lets it go on.
+type halting struct {
+	mortal
+	halts *net.UnixListener
+}
+
+func newHalting(t *testing.T) halting {
+	t.Helper()
+	halts, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "halts")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { halts.Close() })
+	environment := func() []string { return []string{"VPSSNAP_FAILPOINT_SOCKET=" + halts.Addr().String()} }
+	return halting{newMortal(t, site.Options{Env: environment}), halts}
+}
+
+// at begins an operation, and does something while the daemon halts at that point of it.
+func (h halting) at(point string, begin func() (api.Operation, error), do func()) api.Operation {
+	h.t.Helper()
+	*h.point = point
+	h.restart()
+	*h.point = ""
+	op, err := begin()
+	h.must(err)
+	h.must(h.halts.SetDeadline(time.Now().Add(bootWithin)))
+	conn, err := h.halts.Accept()
+	if err != nil {
+		h.t.Fatalf("the daemon did not come to %s: %v", point, err)
+	}
+	do()
+	_, err = conn.Write([]byte("\n"))
+	h.must(errors.Join(err, conn.Close()))
+	return op
+}
+
+// TestLibvirtdKilled kills libvirtd around every call of every operation that changes
+// something. The daemon finds out from the new one what has become of it (FAULTS row 14).
 func TestLibvirtdKilled(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, "")
+	h := newHalting(t)
 	ctx := t.Context()
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 64 << 20}}}, "running")
 	before := h.look("web1")
-	disturbed := func(op api.Operation, err error) api.Operation {
-		h.must(err)
-		h.moment()
-		h.must(h.Lab.KillLibvirtd())
-		h.must(h.Lab.StartLibvirtd(ctx))
+	disturbed := func(point string, begin func() (api.Operation, error)) api.Operation {
+		op := h.at(point, begin, func() {
+			h.must(h.Lab.KillLibvirtd())
+			h.must(h.Lab.StartLibvirtd(ctx))
+		})
 		op = h.ended(op)
-		t.Logf("%s: %s, %s", op.Kind, op.Status, op.Result)
+		t.Logf("%s, killed at %s: %s, %s", op.Kind, point, op.Status, op.Result)
 		h.reconnected()
 		return op
 	}
-	h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'a', 16<<20))
-	if disturbed(h.Client.Take(ctx, "web1", api.TakeRequest{})).Status == "failed" {
+	for _, points := range []struct{ take, restore, delete string }{
+		{"switch/SwitchToOverlays/before", "stop/SetMetadata/before", "queue/AllowMerge/before"},
+		{"switch/SwitchToOverlays/after", "stop/PowerOff/before", "merge/StartMerge/before"},
+		{"verify/SyncDefinition/before", "stop/PowerOff/after", "merge/StartMerge/after"},
+		{"verify/SyncDefinition/after", "exchange/Exchange/before", "pivot/Suspend/before"},
+		{"metadata/SetMetadata/before", "definition/PointDisks/before", "pivot/Pivot/before"},
+		{"metadata/SetMetadata/after", "start/Start/before", "pivot/Pivot/after"},
+		{"overlays/CreateOverlay/after", "start/Start/after", "settle/PointDisks/before"},
+		{"switch/commit/before", "tidy/SetMetadata/before", "resume/Resume/before"},
+		{"verify/commit/before", "tidy/SetMetadata/after", "unlink/SetMetadata/before"},
+	} {
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'a', 16<<20))
+		take := func() (api.Operation, error) { return h.Client.Take(ctx, "web1", api.TakeRequest{}) }
+		if disturbed("take/"+points.take, take).Status == "failed" {
+			h.clean("web1")
+			h.take("web1", api.TakeRequest{})
+		}
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 16<<20))
+		snapshot, err := h.Client.Snapshot(ctx, "web1")
+		h.must(err)
+		pattern := byte('a')
+		restore := func() (api.Operation, error) {
+			return h.Client.Restore(ctx, "web1", api.RestoreRequest{Confirm: snapshot.ID})
+		}
+		if disturbed("restore/"+points.restore, restore).Status == "failed" {
+			pattern = 'b'
+		}
+		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, pattern, 16<<20))
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
+		disturbed("delete/"+points.delete, func() (api.Operation, error) { return h.Client.Delete(ctx, "web1") })
+		if h.has("web1") {
+			h.delete("web1")
+		}
+		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
+		if got := h.state("web1"); got != "running" {
+			t.Errorf("the VPS is %s", got)
+		}
+		h.same("at the end", "web1", before)
 		h.clean("web1")
-		h.take("web1", api.TakeRequest{})
 	}
-	h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 16<<20))
-	snapshot, err := h.Client.Snapshot(ctx, "web1")
-	h.must(err)
-	pattern := byte('a')
-	if disturbed(h.Client.Restore(ctx, "web1", api.RestoreRequest{Confirm: snapshot.ID})).Status == "failed" {
-		pattern = 'b'
-	}
-	h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, pattern, 16<<20))
-	h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
-	for h.has("web1") {
-		disturbed(h.Client.Delete(ctx, "web1"))
-	}
-	h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
-	if got := h.state("web1"); got != "running" {
-		t.Errorf("the VPS is %s", got)
-	}
-	h.same("at the end", "web1", before)
-	h.clean("web1")
 }
 
 // TestQEMUKilledInMerge kills the guest's QEMU while it merges. The VPS is off
