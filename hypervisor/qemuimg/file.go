@@ -17,13 +17,13 @@ import (
 )
 
 // Stat reads a file's identity and allocation.
-func (i *Images) Stat(_ context.Context, path string) (hypervisor.File, error) {
+func (i *Images) Stat(ctx context.Context, path string) (hypervisor.File, error) {
 	what := fmt.Sprintf("cannot stat %q", path)
 	if err := checkPath(path); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
+	st, err := look(ctx, &i.looks, filepath.Dir(path), func() (st unix.Stat_t, err error) { return st, unix.Stat(path, &st) })
+	if err != nil {
 		return hypervisor.File{}, fileError(what, err)
 	}
 	return hypervisor.File{
@@ -38,14 +38,22 @@ func (i *Images) Stat(_ context.Context, path string) (hypervisor.File, error) {
 }
 
 // Files lists the regular files of a directory. What goes away meanwhile is left out.
-func (i *Images) Files(_ context.Context, dir string) ([]hypervisor.NamedFile, error) {
+func (i *Images) Files(ctx context.Context, dir string) ([]hypervisor.NamedFile, error) {
 	what := fmt.Sprintf("cannot list %q", dir)
 	if err := checkPath(dir); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	entries, err := os.ReadDir(dir)
+	files, err := look(ctx, &i.looks, dir, func() ([]hypervisor.NamedFile, error) { return listRegular(dir) })
 	if err != nil {
 		return nil, fileError(what, err)
+	}
+	return files, nil
+}
+
+func listRegular(dir string) ([]hypervisor.NamedFile, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
 	}
 	var files []hypervisor.NamedFile
 	for _, e := range entries {
@@ -58,22 +66,30 @@ func (i *Images) Files(_ context.Context, dir string) ([]hypervisor.NamedFile, e
 		case err == nil:
 			files = append(files, hypervisor.NamedFile{Name: e.Name(), Inode: st.Ino})
 		case !errors.Is(err, fs.ErrNotExist):
-			return nil, fileError(what, err)
+			return nil, err
 		}
 	}
 	return files, nil
 }
 
 // Space reads the file system that holds dir.
-func (i *Images) Space(_ context.Context, dir string) (hypervisor.Space, error) {
+func (i *Images) Space(ctx context.Context, dir string) (hypervisor.Space, error) {
 	what := fmt.Sprintf("cannot read the space left in %q", dir)
 	if err := checkPath(dir); err != nil {
 		return hypervisor.Space{}, fmt.Errorf("%s: %w", what, err)
 	}
+	space, err := look(ctx, &i.looks, dir, func() (hypervisor.Space, error) { return measure(dir) })
+	if err != nil {
+		return hypervisor.Space{}, fileError(what, err)
+	}
+	return space, nil
+}
+
+func measure(dir string) (hypervisor.Space, error) {
 	var st unix.Stat_t
 	var fsys unix.Statfs_t
 	if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(dir, &fsys)); err != nil {
-		return hypervisor.Space{}, fileError(what, err)
+		return hypervisor.Space{}, err
 	}
 	return hypervisor.Space{
 		Total:  int64(fsys.Blocks) * fsys.Frsize,

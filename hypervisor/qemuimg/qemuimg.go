@@ -45,6 +45,7 @@ const (
 type Images struct {
 	binary   string
 	removals removals
+	looks    looks
 	// Confine is told the process id of every qemu-img that works for long, to
 	// keep it from taking what guests need; nil: nobody is told. A failure of its
 	// own is its own affair: the work is done all the same.

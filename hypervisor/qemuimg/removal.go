@@ -49,8 +49,8 @@ func (i *Images) AwaitRoom(ctx context.Context, dir string) error {
 	if err := checkPath(dir); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	st, err := look(ctx, &i.looks, dir, func() (st unix.Stat_t, err error) { return st, unix.Stat(dir, &st) })
+	if err != nil {
 		return fileError(what, err)
 	}
 	for _, done := range i.removals.on(st.Dev) {
