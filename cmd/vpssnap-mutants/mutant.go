@@ -74,7 +74,7 @@ var mutants = []mutant{
 	{
 		name: "no-directory-sync", rule: "a file is durable only when its directory is", campaign: powercut, layout: "two",
 		edits: []edit{
-			{"hypervisor/qemuimg/file.go", "func syncDirectoryOf(path string) error {", "func syncDirectoryOf(path string) error {\n\tif path != \"\" {\n\t\treturn nil\n\t}"},
+			{"hypervisor/qemuimg/file.go", "func syncEntry(path string) error {", "func syncEntry(path string) error {\n\tif path != \"\" {\n\t\treturn nil\n\t}"},
 			{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{path}"},
 		},
 	},

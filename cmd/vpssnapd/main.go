@@ -108,7 +108,13 @@ it names. SIGHUP reads it anew; what then still needs a restart is in the log.
 
 `)
 	flag.PrintDefaults()
-	fmt.Fprint(os.Stderr, "\nExit codes: 0 stopped on request, rebuilt or usable, 1 it could not start or go on, 2 usage.\n")
+	fmt.Fprint(os.Stderr, `
+Exit codes:
+  0  stopped on request, rebuilt, or the configuration can be used
+  1  it could not start or go on; it says why
+  2  the command line is not valid
+  3  the database is damaged or of a newer version: another start will not help
+`)
 }
 
 // heapGrowth is by how many percent the heap may grow before it is cleaned up: less

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"vpssnapd/hypervisor/durable"
 )
 
 // schemaFile tells packages, before they are installed, which version of the
@@ -21,7 +23,7 @@ func noteSchema(dir string, version int64) error {
 	fresh := path + ".new"
 	err := os.WriteFile(fresh, []byte(text), 0o600)
 	if err == nil {
-		err = errors.Join(syncPath(fresh), os.Rename(fresh, path), syncPath(dir))
+		err = errors.Join(durable.Sync(fresh), os.Rename(fresh, path), durable.Sync(dir))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot note the version of the database in %s: %w", path, err)

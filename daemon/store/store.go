@@ -27,6 +27,7 @@ import (
 	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/work"
+	"vpssnapd/hypervisor/durable"
 )
 
 // FileName is the record's name in the state directory.
@@ -175,21 +176,13 @@ func ensure(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(beginAnew(ctx, db), db.Close(), syncPath(fresh)); err != nil {
+	if err := errors.Join(beginAnew(ctx, db), db.Close(), durable.Sync(fresh)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, path); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(path))
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return durable.SyncEntry(path)
 }
 
 // createPrivate makes the file before SQLite would, which would make it world-readable.
@@ -216,7 +209,7 @@ func MoveAside(path string, now time.Time) ([]string, error) {
 		}
 		moved = append(moved, to)
 	}
-	return moved, syncPath(filepath.Dir(path))
+	return moved, durable.SyncEntry(path)
 }
 
 // Empty says that nothing worth keeping is recorded.

@@ -9,6 +9,7 @@
 package fake
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,15 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/feed"
 )
 
 var _ hypervisor.Host = (*Host)(nil)
 
 // Host is a fake KVM host and a connection to it.
 type Host struct {
-	dir   string
-	lock  *os.File
-	queue *queue
+	dir    string
+	lock   *os.File
+	events *feed.Feed
+	deaf   context.CancelFunc // ends the delivery of events
 
 	mu        sync.Mutex // one user of lock in this process
 	seen      map[string]glance
@@ -50,11 +53,13 @@ func Open(dir string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open fake host: %w", err)
 	}
-	h := &Host{dir: dir, lock: lock, queue: newQueue()}
+	background, deaf := context.WithCancel(context.Background())
+	h := &Host{dir: dir, lock: lock, events: feed.New(), deaf: deaf}
+	go h.events.Deliver(background)
 	h.faults.connected = true
 	h.faults.free = -1
 	join(h)
-	h.queue.put(hypervisor.Event{Kind: hypervisor.EventConnected})
+	h.events.Put(hypervisor.Event{Kind: hypervisor.EventConnected})
 	return h, nil
 }
 
@@ -66,7 +71,7 @@ func (h *Host) Close() error {
 		h.faults.connected, h.faults.closed = false, true
 		h.faultMu.Unlock()
 		leave(h)
-		h.queue.close()
+		h.deaf()
 	})
 	return nil
 }

@@ -72,7 +72,7 @@ func (h *Host) setConnected(connected bool, kind hypervisor.EventKind) {
 		return
 	}
 	h.faults.connected = connected
-	h.queue.put(hypervisor.Event{Kind: kind})
+	h.events.Put(hypervisor.Event{Kind: kind})
 }
 
 // Cut ends the process that uses this Host, as far as the host can tell: no

@@ -19,6 +19,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/feed"
 )
 
 const (
@@ -48,7 +49,7 @@ type Host struct {
 	profiles  string // AppArmor's
 	log       *slog.Logger
 
-	events *queue
+	events *feed.Feed
 	stop   context.CancelFunc
 	ended  sync.WaitGroup // of what runs in the background
 
@@ -72,10 +73,10 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	h := &Host{
 		Images: c.Images, uri: c.URI, configDir: c.ConfigDir, profiles: profileDir, log: c.Logger,
-		events: newQueue(), stop: stop,
+		events: feed.New(), stop: stop,
 	}
 	tried := make(chan struct{})
-	h.ended.Go(func() { h.events.deliver(background) })
+	h.ended.Go(func() { h.events.Deliver(background) })
 	h.ended.Go(func() { h.keepConnected(background, tried) })
 	late := time.NewTimer(firstAnswer)
 	defer late.Stop()
@@ -109,7 +110,7 @@ func (h *Host) Close() error {
 }
 
 // Events delivers what happens on the host, until Close.
-func (h *Host) Events() <-chan hypervisor.Event { return h.events.out }
+func (h *Host) Events() <-chan hypervisor.Event { return h.events.Events() }
 
 // Info tells versions.
 func (h *Host) Info(ctx context.Context) (hypervisor.Info, error) {

@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/durable"
 )
 
 // switchFlags: QUIESCE is missing on purpose (see Freeze). NO_METADATA leaves no
@@ -198,19 +199,11 @@ func syncDefinition(dir, name string, want *definition) error {
 		return fmt.Errorf("%s does not name the disks' present images", path)
 	}
 	for _, p := range []string{path, dir} {
-		if err := syncPath(p); err != nil {
+		if err := durable.Sync(p); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func syncPath(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(file.Sync(), file.Close())
 }
 
 // SetMetadata stores our XML element in the domain's definition; "" removes it.

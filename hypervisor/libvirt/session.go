@@ -13,6 +13,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/feed"
 )
 
 const (
@@ -100,7 +101,7 @@ func (h *Host) adopt(s *session) {
 	h.mu.Lock()
 	h.session = s
 	h.mu.Unlock()
-	h.events.put(hypervisor.Event{Kind: hypervisor.EventConnected})
+	h.events.Put(hypervisor.Event{Kind: hypervisor.EventConnected})
 }
 
 // serve waits until the session is lost or ctx ends and gives it up.
@@ -108,7 +109,7 @@ func (h *Host) serve(ctx context.Context, s *session) {
 	select {
 	case <-s.lost:
 		h.log.Warn("lost the connection to libvirt", "uri", h.uri)
-		h.events.put(hypervisor.Event{Kind: hypervisor.EventDisconnected})
+		h.events.Put(hypervisor.Event{Kind: hypervisor.EventDisconnected})
 	case <-ctx.Done():
 	}
 	h.mu.Lock()
@@ -160,7 +161,7 @@ func (h *Host) dial() (*session, error) {
 }
 
 // listen makes the connection for the events and watches over it.
-func (s *session) listen(q *queue) (err error) {
+func (s *session) listen(events *feed.Feed) (err error) {
 	if s.events, err = open(s.uri); err != nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func (s *session) listen(q *queue) (err error) {
 		return err
 	}
 	s.undo = append(s.undo, s.events.UnregisterCloseCallback)
-	return s.register(q)
+	return s.register(events)
 }
 
 // open makes one connection.

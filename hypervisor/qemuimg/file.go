@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/durable"
 )
 
 // Stat reads a file's identity and allocation.
@@ -114,7 +115,7 @@ func (i *Images) Exchange(_ context.Context, a, b string) error {
 	case err != nil:
 		return fileError(what, err)
 	}
-	return syncDirectoryOf(a)
+	return syncEntry(a)
 }
 
 // Remove unlinks path if it is still the file with that inode. The directory is
@@ -133,7 +134,7 @@ func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
 	held, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return syncDirectoryOf(path)
+		return syncEntry(path)
 	case err != nil:
 		return fileError(what, err)
 	}
@@ -148,7 +149,7 @@ func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
 	if err := unix.Unlink(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fileError(what, err)
 	}
-	return syncDirectoryOf(path)
+	return syncEntry(path)
 }
 
 // Copy makes dst an exact copy of src. It is meant for small files (UEFI variables).
@@ -190,7 +191,7 @@ func fillCopy(ctx context.Context, from, to *os.File, mode fs.FileMode) error {
 	if err := syncFile(to); err != nil {
 		return err
 	}
-	return syncDirectoryOf(to.Name())
+	return syncEntry(to.Name())
 }
 
 // contextReader reads until its context ends.
@@ -256,7 +257,7 @@ func discard(file *os.File) error {
 	if err := os.Remove(file.Name()); err != nil {
 		return err
 	}
-	return syncDirectoryOf(file.Name())
+	return syncEntry(file.Name())
 }
 
 func syncFile(file *os.File) error {
@@ -266,24 +267,18 @@ func syncFile(file *os.File) error {
 	return nil
 }
 
-// syncPath makes a file's content and its directory entry durable.
-func syncPath(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
+// syncFileAndEntry makes a file's content and its directory entry durable.
+func syncFileAndEntry(path string) error {
+	if err := durable.Sync(path); err != nil {
 		return fileError(fmt.Sprintf("cannot sync %q", path), err)
 	}
-	defer file.Close()
-	if err := syncFile(file); err != nil {
-		return err
-	}
-	return syncDirectoryOf(path)
+	return syncEntry(path)
 }
 
-func syncDirectoryOf(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
+// syncEntry makes the name of path durable, or that it is gone.
+func syncEntry(path string) error {
+	if err := durable.SyncEntry(path); err != nil {
 		return fileError(fmt.Sprintf("cannot sync the directory of %q", path), err)
 	}
-	defer dir.Close()
-	return syncFile(dir)
+	return nil
 }

@@ -51,7 +51,7 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := syncPath(m.Base); err != nil {
+	if err := syncFileAndEntry(m.Base); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if progress != nil {

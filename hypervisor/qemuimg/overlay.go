@@ -115,7 +115,7 @@ func (i *Images) fillOverlay(ctx context.Context, file *os.File, o hypervisor.Ov
 	if err := syncFile(file); err != nil {
 		return hypervisor.File{}, err
 	}
-	if err := syncDirectoryOf(o.Path); err != nil {
+	if err := syncEntry(o.Path); err != nil {
 		return hypervisor.File{}, err
 	}
 	return i.Stat(ctx, o.Path)
@@ -172,5 +172,5 @@ func (i *Images) Rebase(ctx context.Context, overlay, backing, backingFormat str
 	if image.Backing != backing || image.BackingFormat != backingFormat {
 		return fmt.Errorf("%s: it names %q (%s)", what, image.Backing, image.BackingFormat)
 	}
-	return syncPath(overlay)
+	return syncFileAndEntry(overlay)
 }

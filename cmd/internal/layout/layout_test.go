@@ -49,10 +49,12 @@ var ours = []struct {
 	may     []string
 	because string
 }{
-	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
-	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
+	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"}, "an implementation knows the interface, not its user"},
+	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable"}, "an implementation knows the interface, not its user"},
+	{"vpssnapd/hypervisor/durable", nil, "a sync knows nobody's files"},
+	{"vpssnapd/hypervisor/feed", []string{"vpssnapd/hypervisor"}, "it carries the interface's events"},
 	{"vpssnapd/hypervisor/qcow2", nil, "a file format knows nobody's use of it"},
-	{"vpssnapd/hypervisor/fake", []string{"vpssnapd/hypervisor"}, "an implementation knows the interface, not its user"},
+	{"vpssnapd/hypervisor/fake", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"}, "an implementation knows the interface, not its user"},
 	{"vpssnapd/hypervisor/hypervisortest", []string{"vpssnapd/hypervisor"}, "the contract is about the interface"},
 	{"vpssnapd/hypervisor/lab", nil, "the lab must be able to test everything"},
 	{"vpssnapd/hypervisor", nil, "the interface has its own types"},

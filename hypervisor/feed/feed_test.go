@@ -1,4 +1,4 @@
-package libvirt
+package feed
 
 import (
 	"context"
@@ -9,19 +9,19 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// drain fills a queue that nobody reads yet, and then reads it all.
+// drain fills a feed that nobody reads yet, and then reads it all.
 func drain(t *testing.T, events ...hypervisor.Event) []hypervisor.Event {
 	t.Helper()
-	q := newQueue()
+	f := New()
 	for _, e := range events {
-		q.put(e)
+		f.Put(e)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	q.put(hypervisor.Event{Kind: hypervisor.EventJob, Domain: "last"})
-	go q.deliver(ctx)
+	f.Put(hypervisor.Event{Kind: hypervisor.EventJob, Domain: "last"})
+	go f.Deliver(ctx)
 	var got []hypervisor.Event
-	for e := range q.out {
+	for e := range f.Events() {
 		if e.Domain == "last" {
 			cancel()
 			continue
