@@ -56,7 +56,10 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 		OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
 	})
 	d.Operations.Add(c.Kinds...)
-	d.adopter = adoption.New(host, inv, db, d.Operations, whole, func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }, deadline, group, log)
+	d.adopter = adoption.New(
+		host, inv, db, d.Operations, whole, func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }, deadline, group,
+		log,
+	)
 	d.Doctor = doctor.New(host, inv, db, images, d.guests, whole, d.adopter, log)
 
 	c.Webhook.Version = c.Version
@@ -71,8 +74,10 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 
 	d.Tokens = access.New(db, inv, log)
 	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
-	d.Metrics.Count(overview.State{Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
-		Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log})
+	d.Metrics.Count(
+		overview.State{Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
+			Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log},
+	)
 	return d, nil
 }
 

@@ -16,7 +16,9 @@ func TestAnswerAndChangeAreOne(t *testing.T) {
 	w := newWorld(t, nil)
 	id, empty := w.vps("web1", hypervisor.Running), w.vps("web2", hypervisor.Running)
 	w.take(id, vps.TakeRequest{Description: "before"})
-	token, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
+	token, secret, err := w.daemon.Tokens.CreateToken(
+		ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator,
+	)
 	w.must(err)
 	cannot := errors.New("it cannot be kept")
 	call := vps.WithCall(ctx, vps.Call{Client: "c", Key: "k", Record: func(any) ([]byte, error) { return nil, cannot }})

@@ -86,7 +86,10 @@ func TestNoFalseAlarm(t *testing.T) {
 	for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
 		t.Run(string(state), func(t *testing.T) {
 			w := newWorld(t, nil)
-			id := w.vps("web1", state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib}, hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib, Format: "raw"})
+			id := w.vps(
+				"web1", state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib},
+				hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib, Format: "raw"},
+			)
 			w.finds()
 			w.take(id, vps.TakeRequest{})
 			w.write(id, "vda", 0, 'a')
@@ -132,11 +135,13 @@ func TestFilesOfASnapshot(t *testing.T) {
 
 				back := c.do(w, w.disk(id))
 				f := w.finds(c.code)[0]
-				if f.VPSName != "web1" || f.Disk != "vda" || f.Repairable || !strings.Contains(f.Detail, f.Path) || len(f.Remedies) == 0 {
+				if f.VPSName != "web1" || f.Disk != "vda" || f.Repairable || !strings.Contains(f.Detail, f.Path) ||
+					len(f.Remedies) == 0 {
 					t.Errorf("found %+v", f)
 				}
 				s := w.snapshot(id)
-				if s.State != vps.SnapshotBroken || strings.Contains(s.Reason, "/") || !strings.Contains(s.Reason, "disk vda") {
+				if s.State != vps.SnapshotBroken || strings.Contains(s.Reason, "/") ||
+					!strings.Contains(s.Reason, "disk vda") {
 					t.Errorf("the snapshot is %s: %s", s.State, s.Reason)
 				}
 				_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: s.ID}, operator)
@@ -236,7 +241,10 @@ func TestDrift(t *testing.T) {
 		{name: "disk added", state: hypervisor.Off, want: []vps.CheckCode{vps.CheckDiskSetChanged},
 			do: func(w *world, id string) func() {
 				return w.edit(id, func(d *hypervisor.Domain) {
-					d.PersistentDisks = append(d.PersistentDisks, hypervisor.Disk{Target: "vdx", Type: "file", Device: "disk", Format: "raw", Path: "/nowhere"})
+					d.PersistentDisks = append(
+						d.PersistentDisks,
+						hypervisor.Disk{Target: "vdx", Type: "file", Device: "disk", Format: "raw", Path: "/nowhere"},
+					)
 				}, func(d *hypervisor.Domain) { d.PersistentDisks = d.PersistentDisks[:1] })
 			}},
 		{name: "disk moved", state: hypervisor.Off, want: []vps.CheckCode{vps.CheckDiskMoved},
@@ -254,7 +262,11 @@ func TestDrift(t *testing.T) {
 					d.Persistent, d.PersistentDisks, d.Metadata = true, dom.PersistentDisks, dom.Metadata
 				})
 			}},
-		{name: "definition names the base", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckDefinitionNamesBase, vps.CheckMetadataMissing}, repairable: true,
+		{
+			name:       "definition names the base",
+			state:      hypervisor.Running,
+			want:       []vps.CheckCode{vps.CheckDefinitionNamesBase, vps.CheckMetadataMissing},
+			repairable: true,
 			do: func(w *world, id string) func() {
 				w.host.SetHook(func(_ context.Context, point, _ string) error {
 					if point == "PointDisks.before" {
@@ -263,10 +275,17 @@ func TestDrift(t *testing.T) {
 					return nil
 				})
 				w.must(w.host.Redefine(id))
-				w.eventually("the repair at once has failed", func() bool { return strings.Contains(w.log.String(), "definition not put right") })
+				w.eventually(
+					"the repair at once has failed",
+					func() bool { return strings.Contains(w.log.String(), "definition not put right") },
+				)
 				return func() { w.host.SetHook(nil) }
-			}},
-		{name: "definition names the base, which was written", state: hypervisor.Off, want: []vps.CheckCode{vps.CheckDefinitionNamesBase, vps.CheckBaseWritten},
+			},
+		},
+		{
+			name:  "definition names the base, which was written",
+			state: hypervisor.Off,
+			want:  []vps.CheckCode{vps.CheckDefinitionNamesBase, vps.CheckBaseWritten},
 			do: func(w *world, id string) func() {
 				d := w.disk(id)
 				w.must(os.Chtimes(d.Base, time.Time{}, time.Now().Add(time.Second)))
@@ -275,8 +294,13 @@ func TestDrift(t *testing.T) {
 					w.must(os.Chtimes(d.Base, time.Time{}, d.BaseModified))
 					w.repairs()
 				}
-			}},
-		{name: "metadata missing", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckMetadataMissing}, repairable: true,
+			},
+		},
+		{
+			name:       "metadata missing",
+			state:      hypervisor.Running,
+			want:       []vps.CheckCode{vps.CheckMetadataMissing},
+			repairable: true,
 			do: func(w *world, id string) func() {
 				// The end of the take, and the watch over definitions, would put it right.
 				w.host.SetHook(func(_ context.Context, point, _ string) error {
@@ -287,7 +311,8 @@ func TestDrift(t *testing.T) {
 				})
 				w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Metadata = "" }))
 				return func() { w.host.SetHook(nil) }
-			}},
+			},
+		},
 		{name: "orphan", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckOrphanOverlay},
 			do: func(w *world, id string) func() {
 				path := filepath.Join(w.host.ImageDir(), "web9.qcow2.vpssnap-0123456789ab.vda.qcow2")
@@ -308,7 +333,10 @@ func TestDrift(t *testing.T) {
 				w.host.Disconnect()
 				return func() {
 					w.host.Connect()
-					w.eventually("libvirt is read again", func() bool { _, err := w.daemon.Overview.ListVPS(ctx); return err == nil })
+					w.eventually(
+						"libvirt is read again",
+						func() bool { _, err := w.daemon.Overview.ListVPS(ctx); return err == nil },
+					)
 				}
 			}},
 	}
@@ -343,7 +371,9 @@ func TestDrift(t *testing.T) {
 // header writes an overlay's header anew, with another size.
 func (w *world) header(d vps.SnapshotDisk, size int64) {
 	w.t.Helper()
-	line, err := json.Marshal(map[string]any{"format": "qcow2", "size": size, "backing": d.Base, "backing_format": d.BaseFormat})
+	line, err := json.Marshal(
+		map[string]any{"format": "qcow2", "size": size, "backing": d.Base, "backing_format": d.BaseFormat},
+	)
 	w.must(err)
 	f, err := os.OpenFile(d.Overlay, os.O_APPEND|os.O_WRONLY, 0)
 	w.must(err)
@@ -367,7 +397,9 @@ func TestForeignOverlay(t *testing.T) {
 			w.take(id, vps.TakeRequest{})
 			d := w.disk(id)
 			top := filepath.Join(filepath.Dir(d.Overlay), "by-hand.qcow2")
-			_, err := w.host.CreateOverlay(ctx, hypervisor.Overlay{Path: top, Base: d.Overlay, BaseFormat: "qcow2", SizeBytes: d.SizeBytes})
+			_, err := w.host.CreateOverlay(
+				ctx, hypervisor.Overlay{Path: top, Base: d.Overlay, BaseFormat: "qcow2", SizeBytes: d.SizeBytes},
+			)
 			w.must(err)
 			w.must(w.host.SwitchToOverlays(ctx, id, []hypervisor.DiskSwitch{{Target: "vda", Overlay: top}}))
 			f := w.finds(vps.CheckForeignSnapshot)[0]
@@ -478,10 +510,13 @@ func TestOldLayerLeft(t *testing.T) {
 	w.host.MergeReadyAfter(0)
 	w.write(id, "vda", 8192, 'c')
 	f := w.finds(vps.CheckUnfinished)[0]
-	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || len(f.Remedies[0].Commands) != 1 || f.Remedies[0].Commands[0].String() != want {
+	if want := "vpssnap delete " + id; len(f.Remedies) != 1 || len(f.Remedies[0].Commands) != 1 ||
+		f.Remedies[0].Commands[0].String() != want {
 		t.Fatalf("found %+v", f)
 	}
-	if _, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator); vps.CodeOf(err) != vps.CodeSnapshotExists {
+	if _, err := w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Replace: true}, operator); vps.CodeOf(
+		err,
+	) != vps.CodeSnapshotExists {
 		t.Errorf("a second replace gives %v", err)
 	}
 	w.restore(id)

@@ -53,7 +53,8 @@ func TestMergeThatIsOutrunIsTold(t *testing.T) {
 	if now.Status != vps.StatusRunning || now.Step != "merge" {
 		t.Errorf("the operation is %s at %s", now.Status, now.Step)
 	}
-	if said := warnings(w, id); len(said) != 1 || !strings.Contains(said[0], "takes longer") || strings.Contains(said[0], "stopped") {
+	if said := warnings(w, id); len(said) != 1 || !strings.Contains(said[0], "takes longer") ||
+		strings.Contains(said[0], "stopped") {
 		t.Errorf("the journal says %q", said)
 	}
 	if speed, err := w.host.MergeSpeed(id, "vda"); err != nil || speed != mib {
@@ -92,7 +93,13 @@ func (s *stops) watch(_ context.Context, point, _ string) error {
 func TestMergeThatIsOutrunIsHelped(t *testing.T) {
 	const longest = 200 * time.Millisecond
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: mib, StalledAfter: time.Millisecond, Help: true, LongestStop: longest}
+		c.Settings.Merge = merge.Policy{
+			Limit:        2,
+			Bandwidth:    mib,
+			StalledAfter: time.Millisecond,
+			Help:         true,
+			LongestStop:  longest,
+		}
 	})
 	id := w.vps("web1", hypervisor.Running)
 	w.host.MergeReadyAfter(40) // looks while it stands still: more than one stop has time for

@@ -106,7 +106,13 @@ var crashCases = []crashCase{
 	{
 		name: "delete outrun",
 		config: func(c *daemon.Config) {
-			c.Settings.Merge = merge.Policy{Limit: 2, Bandwidth: 1 << 20, StalledAfter: time.Millisecond, Help: true, LongestStop: 20 * time.Millisecond}
+			c.Settings.Merge = merge.Policy{
+				Limit:        2,
+				Bandwidth:    1 << 20,
+				StalledAfter: time.Millisecond,
+				Help:         true,
+				LongestStop:  20 * time.Millisecond,
+			}
 		},
 		prepare: func(w *world, id string) {
 			w.write(id, "vda", 0, 'a')
@@ -241,7 +247,10 @@ func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how deat
 		}
 		if how == loseLibvirt {
 			host.Disconnect()
-			w.eventually("the loss is noticed", func() bool { _, err := w.daemon.Overview.ListVPS(context.Background()); return err != nil })
+			w.eventually(
+				"the loss is noticed",
+				func() bool { _, err := w.daemon.Overview.ListVPS(context.Background()); return err != nil },
+			)
 			close(struck)
 			if strings.HasSuffix(at, ".after") {
 				return fmt.Errorf("%w: connection lost", hypervisor.ErrUnavailable)

@@ -136,7 +136,10 @@ var ErrUnusable = errors.New("the database cannot be used")
 func openStore(ctx context.Context, stateDir string, now func() time.Time) (*store.Store, error) {
 	db, err := store.Open(ctx, filepath.Join(stateDir, store.FileName), now)
 	if errors.Is(err, store.ErrDamaged) {
-		err = fmt.Errorf("%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the host's VPSes say", err)
+		err = fmt.Errorf(
+			"%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the host's VPSes say",
+			err,
+		)
 	}
 	if errors.Is(err, store.ErrDamaged) || errors.Is(err, store.ErrNewer) {
 		err = fmt.Errorf("%w: %w", ErrUnusable, err)

@@ -80,7 +80,8 @@ func TestDefinedAnewDuringTheMerge(t *testing.T) {
 			w.must(w.host.Redefine(id))
 			w.eventually("the next boot uses the overlays again", func() bool {
 				d := w.domain(id)
-				return d.PersistentDisks[0].Path == d.Disks[0].Path && d.PersistentDisks[1].Path == d.Disks[1].Path && d.Metadata != ""
+				return d.PersistentDisks[0].Path == d.Disks[0].Path && d.PersistentDisks[1].Path == d.Disks[1].Path &&
+					d.Metadata != ""
 			})
 			w.must(w.host.KillGuest(id))
 			w.done(op, nil)
@@ -103,7 +104,10 @@ func TestDefinedAnewBeforeThePivot(t *testing.T) {
 			for _, d := range w.domain(id).Disks {
 				overlays = append(overlays, hypervisor.DiskSource{Target: d.Target, Path: d.Path, Format: d.Format})
 			}
-			op := w.dieAt("Pivot.before", func() (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) }, func() {})
+			op := w.dieAt(
+				"Pivot.before", func() (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
+				func() {},
+			)
 			w.must(w.host.KillGuest(id))
 			w.must(w.host.Redefine(id))
 			panel, err := fake.Open(w.hostDir)
@@ -287,7 +291,9 @@ func TestOldOverlayDefinedAgain(t *testing.T) {
 						next.Path, next.Format, next.Chain, next.ChainKnown = old.Path, old.Format, nil, false
 						return
 					}
-					next.Chain, next.ChainKnown = append([]hypervisor.Layer{{Path: old.Path, Format: old.Format}}, old.Chain...), true
+					next.Chain, next.ChainKnown = append(
+						[]hypervisor.Layer{{Path: old.Path, Format: old.Format}},
+						old.Chain...), true
 				}))
 			})
 			w.done(begin(w, id))
@@ -374,7 +380,8 @@ func TestResumedInThePivot(t *testing.T) {
 		return hypervisor.ErrUnavailable
 	})
 	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
-	if op.Status != vps.StatusNeedsAttention || op.Error.Code != vps.CodeVPSChanged || !strings.Contains(op.Error.Detail, "resumed") {
+	if op.Status != vps.StatusNeedsAttention || op.Error.Code != vps.CodeVPSChanged ||
+		!strings.Contains(op.Error.Detail, "resumed") {
 		t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
 	}
 	base := w.snapshot(id).Disks[0]
@@ -427,7 +434,11 @@ func TestRanWhileLibvirtWasAway(t *testing.T) {
 			}
 			if op.Status == vps.StatusNeedsAttention {
 				base := w.snapshot(id).Disks[0]
-				w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
+				w.must(
+					w.host.PointDisks(
+						ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}},
+					),
+				)
 				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 				w.done(op, err)
 			}
@@ -485,7 +496,11 @@ func TestRanWhileTheDaemonWasAway(t *testing.T) {
 			}
 			if op.Status == vps.StatusNeedsAttention {
 				base := w.snapshot(id).Disks[0]
-				w.must(w.host.PointDisks(ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}}))
+				w.must(
+					w.host.PointDisks(
+						ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}},
+					),
+				)
 				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
 				w.done(op, err)
 			}
@@ -552,7 +567,8 @@ func TestMergeDenied(t *testing.T) {
 	id := w.readyToDelete()
 	w.host.FailNext("AllowMerge.before", hypervisor.ErrDenied)
 	op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
-	if op.Status != vps.StatusFailed || op.Error == nil || !strings.Contains(op.Error.Detail, "AppArmor") || !strings.Contains(op.Error.Remedy, "shut the VPS down") {
+	if op.Status != vps.StatusFailed || op.Error == nil || !strings.Contains(op.Error.Detail, "AppArmor") ||
+		!strings.Contains(op.Error.Remedy, "shut the VPS down") {
 		t.Fatalf("%s: %+v", op.Status, op.Error)
 	}
 	if s := w.snapshot(id); s.State != vps.SnapshotAvailable {

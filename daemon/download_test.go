@@ -64,7 +64,8 @@ func TestDownload(t *testing.T) {
 	id, want := w.frozen("web1", hypervisor.Running)
 	raw, qcow2 := w.link(id, vps.FormatRaw), w.link(id, "")
 	if raw.Image.SizeBytes != 8*mib || qcow2.Format != vps.FormatQcow2 || qcow2.Image.SizeBytes >= mib || raw.Tag() == qcow2.Tag() ||
-		!strings.HasPrefix(raw.FileName, "web1-vda-") || !strings.HasSuffix(raw.FileName, ".raw") || raw.Image.SHA256 != nil {
+		!strings.HasPrefix(raw.FileName, "web1-vda-") || !strings.HasSuffix(raw.FileName, ".raw") ||
+		raw.Image.SHA256 != nil {
 		t.Errorf("the links are %+v and %+v", raw, qcow2)
 	}
 	c := w.download(raw.Link)
@@ -78,7 +79,10 @@ func TestDownload(t *testing.T) {
 		t.Error("a download outlives the daemon")
 	}
 	w.open()
-	w.eventually("the daemon knows web1", func() bool { _, err := w.daemon.Overview.ShowVPS(context.Background(), id); return err == nil })
+	w.eventually(
+		"the daemon knows web1",
+		func() bool { _, err := w.daemon.Overview.ShowVPS(context.Background(), id); return err == nil },
+	)
 	w.write(id, "vda", 64<<10, 'd')
 	c = w.download(raw.Link)
 	rest := w.all(c, int64(len(half)))
@@ -90,7 +94,8 @@ func TestDownload(t *testing.T) {
 	w.must(c.Close())
 	again, err := w.daemon.Downloads.FindDownload(context.Background(), qcow2.Link)
 	w.must(err)
-	if !bytes.Equal(w.all(w.download(qcow2.Link), 0), image) || again.Tag() != qcow2.Tag() || int64(len(image)) != qcow2.Image.SizeBytes {
+	if !bytes.Equal(w.all(w.download(qcow2.Link), 0), image) || again.Tag() != qcow2.Tag() ||
+		int64(len(image)) != qcow2.Image.SizeBytes {
 		t.Error("the qcow2 image has other bytes after a restart")
 	}
 	for f, whole := range map[vps.ImageFormat][]byte{vps.FormatRaw: want, vps.FormatQcow2: image} {
@@ -108,7 +113,9 @@ func TestSumOfWhatWasDownloadedInParts(t *testing.T) {
 	id, want := w.frozen("web1", hypervisor.Off)
 	w.all(w.download(w.link(id, vps.FormatRaw).Link), 8*mib-5)
 	sum := sha256.Sum256(want)
-	w.eventually("the sum is known", func() bool { return w.link(id, vps.FormatRaw).Image.Sum() == hex.EncodeToString(sum[:]) })
+	w.eventually(
+		"the sum is known", func() bool { return w.link(id, vps.FormatRaw).Image.Sum() == hex.EncodeToString(sum[:]) },
+	)
 }
 
 // TestDownloadsEndBeforeTheSnapshotChanges has a download, a layout and a sum in
@@ -146,18 +153,25 @@ func TestDownloadsEndBeforeTheSnapshotChanges(t *testing.T) {
 					t.Errorf("the operation says %q", op.Result)
 				}
 				codes, _ := refused.Load().([2]vps.Code)
-				if codes[0] != vps.CodeNotFound && codes[0] != vps.CodeOperationInProgress || codes[1] != vps.CodeOperationInProgress {
+				if codes[0] != vps.CodeNotFound && codes[0] != vps.CodeOperationInProgress ||
+					codes[1] != vps.CodeOperationInProgress {
 					t.Errorf("when the merge began, downloads were refused with %q", codes)
 				}
 				rest, err := io.ReadAll(c)
 				if got = append(got, rest...); err == nil || !bytes.Equal(got, want[:len(got)]) {
-					t.Errorf("the download ended with %v after %d bytes, which are those of the snapshot: %v", err, len(got), bytes.Equal(got, want[:len(got)]))
+					t.Errorf(
+						"the download ended with %v after %d bytes, which are those of the snapshot: %v", err, len(got),
+						bytes.Equal(got, want[:len(got)]),
+					)
 				}
 				_, _, err = w.daemon.Downloads.OpenDownload(context.Background(), link.Link)
 				w.refuses(vps.CodeNotFound, err)
-				page, err := w.daemon.Journal.Messages(context.Background(), vps.MessageQuery{VPS: id, Kind: vps.MessageDownload})
+				page, err := w.daemon.Journal.Messages(
+					context.Background(), vps.MessageQuery{VPS: id, Kind: vps.MessageDownload},
+				)
 				w.must(err)
-				if len(page.Messages) != 2 || page.Messages[0].Operation != op.ID || !strings.Contains(page.Messages[0].In(vps.French), "interrompus : 1") {
+				if len(page.Messages) != 2 || page.Messages[0].Operation != op.ID ||
+					!strings.Contains(page.Messages[0].In(vps.French), "interrompus : 1") {
 					t.Errorf("the journal says %+v", page.Messages)
 				}
 				if name == "replace" {
@@ -260,7 +274,10 @@ func TestWhoMayDownload(t *testing.T) {
 		_, err = w.daemon.Downloads.MakeDownload(ctx, id, r, operator)
 		w.refuses(vps.CodeInvalid, err)
 	}
-	two := w.vps("two", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib}, hypervisor.Disk{Target: "vdb", SizeBytes: mib})
+	two := w.vps(
+		"two", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib},
+		hypervisor.Disk{Target: "vdb", SizeBytes: mib},
+	)
 	w.take(two, vps.TakeRequest{})
 	_, err = w.daemon.Downloads.MakeDownload(ctx, two, vps.DownloadRequest{}, operator)
 	w.refuses(vps.CodeInvalid, err)

@@ -46,7 +46,8 @@ func TestBroken(t *testing.T) {
 			w.must(c.break_(w, file, snapshot))
 			w.close()
 			w.open() // the host is reviewed at each connection
-			if reason := w.awaits(id, vps.SnapshotBroken); !strings.Contains(reason, c.reason) || strings.Contains(reason, dir) {
+			if reason := w.awaits(id, vps.SnapshotBroken); !strings.Contains(reason, c.reason) ||
+				strings.Contains(reason, dir) {
 				t.Errorf("the reason is %q", reason)
 			}
 			_, err := w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)

@@ -68,12 +68,15 @@ func TestEventsOfALife(t *testing.T) {
 	_, err := w.daemon.Snapshots.DescribeSnapshot(ctx, id, "renamed", operator)
 	w.must(err)
 	w.restore(id)
-	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.HasPrefix(got, "snapshot.changed ") || !strings.Contains(got, "snapshot.restoring") || !strings.HasSuffix(got, "snapshot.available operation.succeeded message") {
+	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.HasPrefix(got, "snapshot.changed ") ||
+		!strings.Contains(got, "snapshot.restoring") ||
+		!strings.HasSuffix(got, "snapshot.available operation.succeeded message") {
 		t.Errorf("a restore told %s", got)
 	}
 	last = w.lastEvent()
 	w.delete(id)
-	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.Contains(got, "snapshot.deleting") || !strings.Contains(got, "snapshot.gone") {
+	if got := strings.Join(typesOf(w.heard(last)), " "); !strings.Contains(got, "snapshot.deleting") ||
+		!strings.Contains(got, "snapshot.gone") {
 		t.Errorf("a delete told %s", got)
 	}
 }
@@ -123,7 +126,8 @@ func TestListenersAreWoken(t *testing.T) {
 				if err == nil && len(next.Events) == 0 {
 					err = fmt.Errorf("woken for nothing")
 				}
-				if err != nil || slices.ContainsFunc(next.Events, func(e vps.Event) bool { return e.Type == vps.EventSnapshotAvailable }) {
+				if err != nil ||
+					slices.ContainsFunc(next.Events, func(e vps.Event) bool { return e.Type == vps.EventSnapshotAvailable }) {
 					heard <- err
 					return
 				}

@@ -34,7 +34,10 @@ func (w *world) restoreOfGone(id string) (op vps.Operation, dom hypervisor.Domai
 	if op.Status != vps.StatusNeedsAttention {
 		w.t.Fatalf("the restore is %s", op.Status)
 	}
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually(
+		"the VPS is gone",
+		func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound },
+	)
 	return op, dom
 }
 
@@ -68,7 +71,9 @@ func TestParkedAndGone(t *testing.T) {
 			_, err := w.daemon.Snapshots.Delete(ctx, id, vps.Actor{Name: "panel", Way: vps.WayPanel})
 			w.refuses(vps.CodeNotFound, err)
 			w.delete(id)
-			if op, err := w.daemon.Operations.Operation(ctx, op.ID); err != nil || op.Status != vps.StatusFailed || op.Error == nil || op.EndedAt == nil {
+			if op, err := w.daemon.Operations.Operation(ctx, op.ID); err != nil || op.Status != vps.StatusFailed ||
+				op.Error == nil ||
+				op.EndedAt == nil {
 				t.Errorf("the restore is %+v, %v", op, err)
 			}
 			if now := w.files(); !slices.Equal(now, files) {
@@ -95,7 +100,10 @@ func TestGivenUpAndBack(t *testing.T) {
 	dom, err := w.host.Domain(ctx, id)
 	w.must(err)
 	w.must(w.host.Undefine(id))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually(
+		"the VPS is gone",
+		func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound },
+	)
 	w.delete(id)
 	w.finds(vps.CheckVPSGone, vps.CheckOrphanOverlay)
 	w.must(w.host.DefineAgain(dom))
@@ -122,7 +130,10 @@ func TestStorageAway(t *testing.T) {
 	dom, err := w.host.Domain(ctx, id)
 	w.must(err)
 	w.must(w.host.Undefine(id))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually(
+		"the VPS is gone",
+		func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, id); return vps.CodeOf(err) == vps.CodeNotFound },
+	)
 	base, overlay := w.aside(disk.Base), w.aside(disk.Overlay)
 	w.repairs(vps.CheckVPSGone, vps.CheckMissingBase, vps.CheckMissingOverlay)
 	base()
@@ -140,10 +151,18 @@ func TestStorageAway(t *testing.T) {
 // overlay away from a disk that still writes to it.
 func TestGiveUpWithOtherDisks(t *testing.T) {
 	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib}, hypervisor.Disk{Target: "vdb", SizeBytes: mib})
+	id := w.vps(
+		"web1", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib},
+		hypervisor.Disk{Target: "vdb", SizeBytes: mib},
+	)
 	w.take(id, vps.TakeRequest{})
 	overlay := w.snapshot(id).Disks[1].Overlay
-	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Disks[0].Path += ".elsewhere"; d.PersistentDisks[0].Path += ".elsewhere" }))
+	w.must(
+		w.host.Edit(
+			id,
+			func(d *hypervisor.Domain) { d.Disks[0].Path += ".elsewhere"; d.PersistentDisks[0].Path += ".elsewhere" },
+		),
+	)
 	for _, f := range w.finds(vps.CheckDiskMoved) {
 		lines := fmt.Sprint(f.Remedies[1].Commands)
 		if !strings.Contains(lines, "blockcommit "+id+" vdb --top "+overlay) || strings.Contains(lines, "[mv") {

@@ -67,7 +67,10 @@ func TestHeadersAreRemembered(t *testing.T) {
 
 	plain, err := os.ReadFile(other)
 	w.must(err)
-	w.vps("clone", hypervisor.Off, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}})
+	w.vps(
+		"clone", hypervisor.Off,
+		hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}},
+	)
 	linked, err := os.ReadFile(w.image("clone"))
 	w.must(err)
 	w.must(os.WriteFile(w.image("clone"), plain, 0o600))
@@ -121,7 +124,10 @@ func TestUnansweredIsNotUnshared(t *testing.T) {
 	id := w.vps("web1", hypervisor.Running)
 	base := w.image("web1")
 	w.take(id, vps.TakeRequest{})
-	w.vps("clone", hypervisor.Off, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}})
+	w.vps(
+		"clone", hypervisor.Off,
+		hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}},
+	)
 	asked.late[w.image("clone")] = 1
 	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)

@@ -53,7 +53,10 @@ func TestStatusAndHealth(t *testing.T) {
 	}
 	w.must(w.daemon.Overview.Health(ctx))
 	w.host.Disconnect()
-	w.eventually("the status tells of libvirt", func() bool { return strings.Contains(w.daemon.Overview.Status(ctx), "libvirt does not answer") })
+	w.eventually(
+		"the status tells of libvirt",
+		func() bool { return strings.Contains(w.daemon.Overview.Status(ctx), "libvirt does not answer") },
+	)
 	within, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	w.must(w.daemon.Overview.Health(within))

@@ -157,7 +157,15 @@ func (h *history) effects(op vps.Operation, asked act) []act {
 func (h *history) order(id string, acts []act) {
 	var list []porcupine.Operation
 	for _, a := range acts {
-		list = append(list, porcupine.Operation{ClientId: a.client, Input: a.step, Call: int64(a.call), Return: int64(max(a.call, a.returned))})
+		list = append(
+			list,
+			porcupine.Operation{
+				ClientId: a.client,
+				Input:    a.step,
+				Call:     int64(a.call),
+				Return:   int64(max(a.call, a.returned)),
+			},
+		)
 	}
 	result, info := porcupine.CheckOperationsVerbose(model, list, checkLimit)
 	switch result {

@@ -90,11 +90,23 @@ type act struct {
 }
 
 func makeHistory(t *testing.T, seed uint64) tally {
-	h := &history{world: newWorld(t, nil), began: time.Now(), stop: make(chan struct{}), acts: map[string][]act{}, ended: map[string]time.Duration{},
-		watched: map[string]bool{}, parked: map[string]bool{}, cancels: map[string][]bool{}, written: map[string]*[cells]byte{}}
+	h := &history{
+		world:   newWorld(t, nil),
+		began:   time.Now(),
+		stop:    make(chan struct{}),
+		acts:    map[string][]act{},
+		ended:   map[string]time.Duration{},
+		watched: map[string]bool{},
+		parked:  map[string]bool{},
+		cancels: map[string][]bool{},
+		written: map[string]*[cells]byte{},
+	}
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for i := range 2 + rng.IntN(2) {
-		id := h.vps(fmt.Sprintf("web%d", i+1), hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib}, hypervisor.Disk{Target: "vdb", SizeBytes: mib, Format: "raw"})
+		id := h.vps(
+			fmt.Sprintf("web%d", i+1), hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: mib},
+			hypervisor.Disk{Target: "vdb", SizeBytes: mib, Format: "raw"},
+		)
 		h.vpses = append(h.vpses, id)
 		h.written[id] = &[cells]byte{}
 	}
@@ -311,7 +323,15 @@ func (h *history) read(id string, a act, cell int) {
 
 // request asks for an operation and returns its id, "" when there is none.
 func (h *history) request(id string, a act, rng *rand.Rand) string {
-	kinds := []vps.Kind{vps.KindTake, vps.KindTake, vps.KindTake, vps.KindRestore, vps.KindRestore, vps.KindUndoRestore, vps.KindDelete}
+	kinds := []vps.Kind{
+		vps.KindTake,
+		vps.KindTake,
+		vps.KindTake,
+		vps.KindRestore,
+		vps.KindRestore,
+		vps.KindUndoRestore,
+		vps.KindDelete,
+	}
 	kind := kinds[rng.IntN(len(kinds))]
 	a.what, a.replace = string(kind), kind == vps.KindTake && rng.IntN(3) == 0
 	return h.ask(id, a)

@@ -94,7 +94,8 @@ func TestKindOfOnesOwn(t *testing.T) {
 	})
 	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{VPS: id, Kind: vps.MessageOperationSucceeded, Limit: 1})
 	w.must(err)
-	if m := page.Messages[0]; m.In(vps.English) != "The operation is done (nap): well rested." || !strings.HasPrefix(m.In(vps.French), "L'opération est terminée (nap)") {
+	if m := page.Messages[0]; m.In(vps.English) != "The operation is done (nap): well rested." ||
+		!strings.HasPrefix(m.In(vps.French), "L'opération est terminée (nap)") {
 		t.Errorf("the message is %q, in French %q", m.In(vps.English), m.In(vps.French))
 	}
 	if got := w.overREST("/v1/operations/" + op.ID); got["kind"] != "nap" || got["status"] != "succeeded" {
@@ -105,9 +106,13 @@ func TestKindOfOnesOwn(t *testing.T) {
 // overREST reads something with a token that may.
 func (w *world) overREST(path string) (answer map[string]any) {
 	w.t.Helper()
-	_, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "reader", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
+	_, secret, err := w.daemon.Tokens.CreateToken(
+		ctx, vps.TokenRequest{Name: "reader", Scopes: []vps.Scope{vps.ScopeRead}}, operator,
+	)
 	w.must(err)
-	s := server.New(server.Config{Services: daemontest.Services(w.daemon), PerSecond: 1000, Logger: slog.New(slog.DiscardHandler)})
+	s := server.New(
+		server.Config{Services: daemontest.Services(w.daemon), PerSecond: 1000, Logger: slog.New(slog.DiscardHandler)},
+	)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	w.must(err)
 	served := make(chan error, 1)

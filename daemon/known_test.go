@@ -18,7 +18,10 @@ func TestNameGivenAway(t *testing.T) {
 	w.take(old, vps.TakeRequest{})
 	disk := w.disk(old)
 	w.must(w.host.Undefine(old))
-	w.eventually("the VPS is gone", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, old); return vps.CodeOf(err) == vps.CodeNotFound })
+	w.eventually(
+		"the VPS is gone",
+		func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, old); return vps.CodeOf(err) == vps.CodeNotFound },
+	)
 	f := w.finds(vps.CheckVPSGone)[0]
 	if f.VPSName != "web1" || f.VPS != old || f.Repairable {
 		t.Errorf("found %+v", f)
@@ -102,7 +105,9 @@ func TestNamesOutliveTheDaemon(t *testing.T) {
 	w := newWorld(t, nil)
 	gone, renamed := w.vps("gone", hypervisor.Off), w.vps("before", hypervisor.Off)
 	w.must(w.host.Edit(renamed, func(d *hypervisor.Domain) { d.Name = "after" }))
-	w.eventually("the new name is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, "after"); return err == nil })
+	w.eventually(
+		"the new name is known", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, "after"); return err == nil },
+	)
 	w.vps("before", hypervisor.Off, hypervisor.Disk{Target: "vda", Path: "/nowhere/at-all", SizeBytes: 1})
 	w.close()
 	w.must(w.host.Undefine(gone))

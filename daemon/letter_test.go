@@ -59,7 +59,13 @@ func mailerTo(t *testing.T, s *mailtest.Server) *mail.Mailer {
 }
 
 func orderOf(end *time.Time) vps.OptionOrder {
-	return vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: end, ContactEmail: "jeanne@example.net", Locale: "fr"}
+	return vps.OptionOrder{
+		State:        vps.OptionActive,
+		OrderRef:     "A-1",
+		EndsAt:       end,
+		ContactEmail: "jeanne@example.net",
+		Locale:       "fr",
+	}
 }
 
 // restart opens the daemon anew at a later time.

@@ -24,7 +24,10 @@ func life(t *testing.T, state hypervisor.State, n int) {
 	w := newWorld(t, nil)
 	var disks []hypervisor.Disk
 	for i := range n {
-		disks = append(disks, hypervisor.Disk{Target: fmt.Sprintf("vd%c", 'a'+i), SizeBytes: 8 * mib, Format: []string{"qcow2", "raw"}[i%2]})
+		disks = append(
+			disks,
+			hypervisor.Disk{Target: fmt.Sprintf("vd%c", 'a'+i), SizeBytes: 8 * mib, Format: []string{"qcow2", "raw"}[i%2]},
+		)
 	}
 	id := w.vps("web1", state, disks...)
 	all := func(do func(target string)) {
@@ -37,7 +40,9 @@ func life(t *testing.T, state hypervisor.State, n int) {
 	op := w.take(id, vps.TakeRequest{Description: "before the upgrade"})
 	want := map[hypervisor.State]vps.Consistency{
 		hypervisor.Running: vps.ConsistencyFilesystem, hypervisor.Paused: vps.ConsistencyCrash, hypervisor.Off: vps.ConsistencyOffline}[state]
-	if s := w.snapshot(id); s.State != vps.SnapshotAvailable || s.Consistency != want || s.Description != "before the upgrade" || s.SizeBytes != int64(n)*8*mib {
+	if s := w.snapshot(id); s.State != vps.SnapshotAvailable || s.Consistency != want ||
+		s.Description != "before the upgrade" ||
+		s.SizeBytes != int64(n)*8*mib {
 		t.Errorf("snapshot after %s: %+v", op.Result, s)
 	}
 	w.standsAs(id, state)

@@ -66,7 +66,9 @@ func TestMetricsOfALife(t *testing.T) {
 		{"vpssnap_merges_limit", nil, 2},
 		{"vpssnap_guests_owed", []string{"kind=thaw"}, 0},
 	} {
-		w.eventually(c.name+" is told", func() bool { got, ok := w.measured(c.name, c.labels...); return ok && got == c.want })
+		w.eventually(
+			c.name+" is told", func() bool { got, ok := w.measured(c.name, c.labels...); return ok && got == c.want },
+		)
 	}
 	for _, name := range []string{"vpssnap_database_bytes", "vpssnap_events_total", "vpssnap_database_commits_total"} {
 		if got, ok := w.measured(name); !ok || got <= 0 {
@@ -158,7 +160,8 @@ func TestAlertsAndDashboardAreWellFormed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range rules.Groups[0].Rules {
-		if r.Alert == "" || r.Expr == "" || r.Labels["severity"] == "" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
+		if r.Alert == "" || r.Expr == "" || r.Labels["severity"] == "" || r.Annotations["summary"] == "" ||
+			r.Annotations["description"] == "" {
 			t.Errorf("the rule %+v lacks something", r)
 		}
 	}

@@ -160,7 +160,9 @@ func TestMigratedBack(t *testing.T) {
 	w.open()
 	w.adopted(id)
 	after := w.snapshot(id)
-	if after.ID != before.ID || after.Description != "kept" || !after.CreatedAt.Equal(before.CreatedAt) || after.UndoUntil == nil || !after.UndoUntil.Equal(*before.UndoUntil) {
+	if after.ID != before.ID || after.Description != "kept" || !after.CreatedAt.Equal(before.CreatedAt) ||
+		after.UndoUntil == nil ||
+		!after.UndoUntil.Equal(*before.UndoUntil) {
 		t.Errorf("the snapshot was %+v and is %+v", before, after)
 	}
 	w.activate(id)

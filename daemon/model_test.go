@@ -210,6 +210,12 @@ func (v customerView) cancelOption(s step) (customerView, bool) {
 
 // definite are the refusals that a request may meet here; any other says that it
 // is not known what came of it.
-var definite = []vps.Code{vps.CodeOperationInProgress, vps.CodeOptionRequired, vps.CodeSnapshotExists, vps.CodeConfirmationRequired, vps.CodeNotFound}
+var definite = []vps.Code{
+	vps.CodeOperationInProgress,
+	vps.CodeOptionRequired,
+	vps.CodeSnapshotExists,
+	vps.CodeConfirmationRequired,
+	vps.CodeNotFound,
+}
 
 func isDefinite(err error) bool { return slices.Contains(definite, vps.CodeOf(err)) }

@@ -34,7 +34,19 @@ func (w *world) keepCopy() (putBack func()) {
 }
 
 // readings are the calls that change nothing; a request makes no other.
-var readings = []string{"Info", "List", "Domain", "Glance", "MergeJob", "PingAgent", "Inspect", "Unused", "Stat", "Files", "Space"}
+var readings = []string{
+	"Info",
+	"List",
+	"Domain",
+	"Glance",
+	"MergeJob",
+	"PingAgent",
+	"Inspect",
+	"Unused",
+	"Stat",
+	"Files",
+	"Space",
+}
 
 // killedAtEffect kills the daemon after its nth effect on the host.
 func (w *world) killedAtEffect(nth int, begin func() (vps.Operation, error)) (reached bool) {
@@ -146,7 +158,8 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 	w.must(func() error { _, err := w.daemon.Doctor.Repair(ctx, operator); return err }())
 	then, err := w.host.Domain(ctx, id)
 	w.must(err)
-	if then.State != now.State || then.PersistentDisks[0].Path != now.PersistentDisks[0].Path || then.Disks[0].Path != now.Disks[0].Path {
+	if then.State != now.State || then.PersistentDisks[0].Path != now.PersistentDisks[0].Path ||
+		then.Disks[0].Path != now.Disks[0].Path {
 		t.Errorf("%s at %d, another=%v: the VPS was %+v and is %+v", kind, nth, another, now, then)
 	}
 	if left := w.files(); !slices.Equal(left, files) {
@@ -165,7 +178,9 @@ func oldCopyAt(t *testing.T, kind vps.Kind, state hypervisor.State, nth int, ano
 func TestOldCopyBringsNothingBack(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
-	token, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "lost", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator)
+	token, secret, err := w.daemon.Tokens.CreateToken(
+		ctx, vps.TokenRequest{Name: "lost", Scopes: []vps.Scope{vps.ScopeAdmin}}, operator,
+	)
 	w.must(err)
 	inCopy := w.lastEvent() - 1
 	w.close()

@@ -106,7 +106,13 @@ func TestOptionLife(t *testing.T) {
 func TestOrdersMayBeSentAgain(t *testing.T) {
 	w, id, now := newcomer(t)
 	end := now.Add(time.Hour + 123) // finer than is stored
-	order := vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: &end, ContactEmail: "a@example.org", Locale: "fr"}
+	order := vps.OptionOrder{
+		State:        vps.OptionActive,
+		OrderRef:     "A-1",
+		EndsAt:       &end,
+		ContactEmail: "a@example.org",
+		Locale:       "fr",
+	}
 	first := w.put(id, order, vps.OptionActive)
 	same := func(what string, state vps.OptionState) {
 		t.Helper()
@@ -146,7 +152,10 @@ func TestRenewal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, id, now := newcomer(t)
-			first := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: after(now, time.Hour)}, vps.OptionActive)
+			first := w.put(
+				id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", EndsAt: after(now, time.Hour)},
+				vps.OptionActive,
+			)
 			w.take(id, vps.TakeRequest{})
 			w.setClock(now.Add(2 * time.Hour))
 			w.becomes(id, vps.OptionGrace)
@@ -316,7 +325,8 @@ func TestOptionOutlivesItsVPS(t *testing.T) {
 		t.Errorf("at the first look the option is %+v, %v", o, err) // it may be defined anew just now
 	}
 	w.setClock(w.option(id).GraceUntil.Add(time.Hour))
-	if o, err := w.daemon.Options.CancelOption(ctx, id, false, orders); err != nil || w.option(id).State != vps.OptionReleased { // it looks, too
+	if o, err := w.daemon.Options.CancelOption(ctx, id, false, orders); err != nil ||
+		w.option(id).State != vps.OptionReleased { // it looks, too
 		t.Errorf("at the second look the option is %+v, %v", o, err)
 	}
 	if n := strings.Count(w.log.String(), "ended option not deleted"); n != 1 {
@@ -391,7 +401,9 @@ func TestExpiryThatFindsTheVPSBusy(t *testing.T) {
 	})
 	var both sync.WaitGroup
 	both.Go(func() {
-		op, err := w.daemon.Snapshots.Restore(context.WithValue(ctx, asker{}, true), id, vps.RestoreRequest{Confirm: snap.ID}, operator)
+		op, err := w.daemon.Snapshots.Restore(
+			context.WithValue(ctx, asker{}, true), id, vps.RestoreRequest{Confirm: snap.ID}, operator,
+		)
 		if err != nil {
 			t.Errorf("the restore %s: %v", op.ID, err)
 		}
@@ -415,9 +427,15 @@ func TestOptionHistory(t *testing.T) {
 	w, id, now := newcomer(t)
 	price := vps.Price{Amount: 499, Currency: "CHF", Period: vps.PeriodYear}
 	w.put(id, vps.OptionOrder{State: vps.OptionOrdered, OrderRef: "A-1", ContactEmail: "jo@example.org"}, vps.OptionOrdered)
-	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", Price: &price, EndsAt: after(now, time.Hour)}, vps.OptionActive)
+	w.put(
+		id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1", Price: &price, EndsAt: after(now, time.Hour)},
+		vps.OptionActive,
+	)
 	w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-1"}, vps.OptionActive) // changes nothing
-	first := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-2", EndsAt: after(now, 2*time.Hour), Locale: "fr"}, vps.OptionActive)
+	first := w.put(
+		id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-2", EndsAt: after(now, 2*time.Hour), Locale: "fr"},
+		vps.OptionActive,
+	)
 	_, err := w.daemon.Options.CancelOption(ctx, id, true, operator)
 	w.must(err)
 	second := w.put(id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "A-3"}, vps.OptionActive)

@@ -123,7 +123,8 @@ func TestOutboxTriesAgain(t *testing.T) {
 	p.answers(nil)
 	w.eventually("it is delivered", func() bool { w.later(10 * time.Second); return w.waiting() == 0 })
 	got := p.to("a")
-	if len(got) != 2 || got[0].ID != got[1].ID || got[1].Attempts != 1 || got[1].LastError != "no" || string(got[1].Payload) != "to a" {
+	if len(got) != 2 || got[0].ID != got[1].ID || got[1].Attempts != 1 || got[1].LastError != "no" ||
+		string(got[1].Payload) != "to a" {
 		t.Errorf("sent: %+v", got)
 	}
 }
@@ -184,7 +185,8 @@ func TestOutboxGivesUp(t *testing.T) {
 	}
 	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
 	w.must(err)
-	if len(page.Messages) != 1 || page.Messages[0].VPS != "" || page.Messages[0].Phrase != vps.PhraseMailGivenUp || !strings.Contains(page.Messages[0].Detail, "no") {
+	if len(page.Messages) != 1 || page.Messages[0].VPS != "" || page.Messages[0].Phrase != vps.PhraseMailGivenUp ||
+		!strings.Contains(page.Messages[0].Detail, "no") {
 		t.Errorf("the journal says %+v", page.Messages)
 	}
 }

@@ -133,10 +133,49 @@ func undone(t *testing.T) {
 // TestEveryEffectHasPoints: a method that is new in hypervisor.Host must be
 // entered here as a reading or as an effect with points.
 func TestEveryEffectHasPoints(t *testing.T) {
-	reads := []string{"Info", "List", "Domain", "Glance", "Events", "PingAgent", "MergeJob", "Inspect", "Unused", "Export", "Extents", "SameAsBase", "AwaitRoom", "Files", "Stat", "Space", "Close"}
-	effects := []string{"Freeze", "Thaw", "SwitchToOverlays", "AllowMerge", "StartMerge", "SetMergeSpeed", "Pivot", "AbortMerge", "PointDisks", "SyncDefinition",
-		"SetMetadata", "Suspend", "Resume", "PowerOff", "Start", "RemoveManagedSave", "CreateOverlay", "Copy", "MergeOffline",
-		"Rebase", "Exchange", "Remove"}
+	reads := []string{
+		"Info",
+		"List",
+		"Domain",
+		"Glance",
+		"Events",
+		"PingAgent",
+		"MergeJob",
+		"Inspect",
+		"Unused",
+		"Export",
+		"Extents",
+		"SameAsBase",
+		"AwaitRoom",
+		"Files",
+		"Stat",
+		"Space",
+		"Close",
+	}
+	effects := []string{
+		"Freeze",
+		"Thaw",
+		"SwitchToOverlays",
+		"AllowMerge",
+		"StartMerge",
+		"SetMergeSpeed",
+		"Pivot",
+		"AbortMerge",
+		"PointDisks",
+		"SyncDefinition",
+		"SetMetadata",
+		"Suspend",
+		"Resume",
+		"PowerOff",
+		"Start",
+		"RemoveManagedSave",
+		"CreateOverlay",
+		"Copy",
+		"MergeOffline",
+		"Rebase",
+		"Exchange",
+		"Remove",
+	}
 	host := reflect.TypeFor[hypervisor.Host]()
 	for i := range host.NumMethod() {
 		if name := host.Method(i).Name; !slices.Contains(reads, name) && !slices.Contains(effects, name) {

@@ -23,7 +23,9 @@ func (w *world) rebuild() (daemon.Rebuilt, error) {
 	host, err := fake.Open(w.hostDir)
 	w.must(err)
 	defer host.Close()
-	return daemon.Rebuild(ctx, daemon.Config{Host: host, StateDir: w.stateDir, Logger: slog.New(slog.NewTextHandler(w.log, nil))})
+	return daemon.Rebuild(
+		ctx, daemon.Config{Host: host, StateDir: w.stateDir, Logger: slog.New(slog.NewTextHandler(w.log, nil))},
+	)
 }
 
 // loseRecord ends the daemon and removes the database.
@@ -48,7 +50,16 @@ func TestRebuild(t *testing.T) {
 		t.Run(string(state), func(t *testing.T) {
 			w := newWorld(t, nil)
 			two := []hypervisor.Disk{{Target: "vda", SizeBytes: 8 * mib}, {Target: "vdb", SizeBytes: 8 * mib, Format: "raw"}}
-			fresh, undone, replaced := w.vps("fresh", state, two...), w.vps("restored", state, two...), w.vps("replaced", state, two...)
+			fresh, undone, replaced := w.vps(
+				"fresh",
+				state,
+				two...), w.vps(
+				"restored",
+				state,
+				two...), w.vps(
+				"replaced",
+				state,
+				two...)
 			w.vps("none", state)
 			for _, id := range []string{fresh, undone, replaced} {
 				w.write(id, "vdb", 0, 'a')
@@ -75,7 +86,8 @@ func TestRebuild(t *testing.T) {
 			for id, old := range want {
 				s := w.snapshot(id)
 				if s.State != vps.SnapshotAvailable || s.ID != old.ID || !s.CreatedAt.Equal(old.CreatedAt) || s.Description != old.Description ||
-					s.Consistency != old.Consistency || s.SizeBytes != old.SizeBytes || !reflect.DeepEqual(s.UndoUntil, old.UndoUntil) {
+					s.Consistency != old.Consistency || s.SizeBytes != old.SizeBytes ||
+					!reflect.DeepEqual(s.UndoUntil, old.UndoUntil) {
 					t.Errorf("the snapshot was %+v and is %+v", old, s)
 				}
 				if _, err := w.daemon.Options.Option(ctx, id); vps.CodeOf(err) != vps.CodeNotFound {
@@ -276,7 +288,10 @@ func TestLostInTheMiddle(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, nil)
-			id := w.vps("web1", c.state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib}, hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib})
+			id := w.vps(
+				"web1", c.state, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib},
+				hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib},
+			)
 			pattern := byte('b')
 			if c.name != "take, switched" {
 				w.write(id, "vda", 0, 'a')

@@ -45,8 +45,10 @@ func (d *Daemon) awaitHost(ctx context.Context) {
 // the disks of a VPS that has another snapshot by now. No token of it is believed.
 // All else is compared with the host, whose word counts.
 func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
-	d.logger.Error("the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create",
-		vps.LogEvent(vps.LogDatabaseOld), "operations", len(ops))
+	d.logger.Error(
+		"the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create",
+		vps.LogEvent(vps.LogDatabaseOld), "operations", len(ops),
+	)
 	why := func(op vps.Operation) *vps.Error {
 		return vps.Errorf(vps.CodeVPSChanged, "the record of %s is an old copy: this operation has probably ended since, and going on with it could cost data", op.VPSName).
 			WithRemedy("stop vpssnapd, move its database away (vpssnapd.db*), and make a new one from the host (vpssnapd rebuild); only if the database is the right one after all, resume the operation")

@@ -56,7 +56,12 @@ func TestSettingsChangeWhileItWorks(t *testing.T) {
 // a VPS keeps its option, its snapshot and its name.
 func TestRetention(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) {
-		c.Settings.Retention = store.Retention{Operations: 24 * time.Hour, Snapshots: 24 * time.Hour, OptionHistory: 24 * time.Hour, Events: 24 * time.Hour}
+		c.Settings.Retention = store.Retention{
+			Operations:    24 * time.Hour,
+			Snapshots:     24 * time.Hour,
+			OptionHistory: 24 * time.Hour,
+			Events:        24 * time.Hour,
+		}
 	})
 	w.setClock(time.Now())
 	id := w.vps("web1", hypervisor.Running)

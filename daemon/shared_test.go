@@ -23,7 +23,10 @@ func TestImageWithTwoNames(t *testing.T) {
 			other, err := w.host.Define("web2", hypervisor.Disk{Target: "vda", Path: twin, SizeBytes: 8 * mib})
 			w.must(err)
 			known := func() {
-				w.eventually("the daemon knows web2", func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, other); return err == nil })
+				w.eventually(
+					"the daemon knows web2",
+					func() bool { _, err := w.daemon.Overview.ShowVPS(ctx, other); return err == nil },
+				)
 			}
 			known()
 			_, err = w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)

@@ -178,7 +178,10 @@ func TestDeadMountHidesNoOther(t *testing.T) {
 	}
 	w.host.SetFree(1 << 20)
 	w.daemon.LookAtSpace(ctx)
-	w.eventually("the log tells of the other file system", func() bool { return strings.Contains(w.log.String(), "space.critical") })
+	w.eventually(
+		"the log tells of the other file system",
+		func() bool { return strings.Contains(w.log.String(), "space.critical") },
+	)
 	if n := strings.Count(w.log.String(), `msg="space is not watched" directory=/mnt/dead`); n != 1 {
 		t.Errorf("the log names the dead mount %d times", n)
 	}
@@ -189,7 +192,9 @@ func TestDeadMountHidesNoOther(t *testing.T) {
 	}
 	report, err := w.daemon.Doctor.Checks(ctx)
 	w.must(err)
-	named := slices.ContainsFunc(report.Findings, func(f vps.Finding) bool { return f.Code == vps.CheckUnreachable && f.Path == "/mnt/dead" })
+	named := slices.ContainsFunc(
+		report.Findings, func(f vps.Finding) bool { return f.Code == vps.CheckUnreachable && f.Path == "/mnt/dead" },
+	)
 	if !named {
 		t.Errorf("doctor finds %+v", report.Findings)
 	}

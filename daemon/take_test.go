@@ -210,8 +210,13 @@ func TestLateThawDoesNotSpoilTheNextFreeze(t *testing.T) {
 // out, and that is said.
 func TestDiskThatIsLeftOut(t *testing.T) {
 	w := newWorld(t, nil)
-	id := w.vps("web1", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib}, hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib})
-	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Disks[1].SnapshotNo, d.PersistentDisks[1].SnapshotNo = true, true }))
+	id := w.vps(
+		"web1", hypervisor.Running, hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib},
+		hypervisor.Disk{Target: "vdb", SizeBytes: 8 * mib},
+	)
+	w.must(
+		w.host.Edit(id, func(d *hypervisor.Domain) { d.Disks[1].SnapshotNo, d.PersistentDisks[1].SnapshotNo = true, true }),
+	)
 	w.take(id, vps.TakeRequest{})
 	if disks := w.snapshot(id).Disks; len(disks) != 1 || disks[0].Target != "vda" {
 		t.Errorf("the snapshot covers %+v", disks)

@@ -10,7 +10,9 @@ import (
 // TestUseIsNotedBesideTheCall: calls never wait for it, however many come.
 func TestUseIsNotedBesideTheCall(t *testing.T) {
 	w := newWorld(t, nil)
-	_, secret, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator)
+	_, secret, err := w.daemon.Tokens.CreateToken(
+		ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}}, operator,
+	)
 	w.must(err)
 	for range 1000 { // more than the queue holds
 		_, err = w.daemon.Tokens.Authenticate(ctx, secret)
@@ -26,7 +28,9 @@ func TestUseIsNotedBesideTheCall(t *testing.T) {
 func TestTokenIsBoundToTheVPS(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.vps("web1", hypervisor.Running)
-	token, _, err := w.daemon.Tokens.CreateToken(ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}, VPS: []string{"web1", id}}, operator)
+	token, _, err := w.daemon.Tokens.CreateToken(
+		ctx, vps.TokenRequest{Name: "a", Scopes: []vps.Scope{vps.ScopeRead}, VPS: []string{"web1", id}}, operator,
+	)
 	w.must(err)
 	if len(token.VPS) != 1 || token.VPS[0] != id {
 		t.Fatalf("bound to %v", token.VPS)

@@ -55,7 +55,10 @@ func newHooks(t *testing.T) (*world, *panels) {
 	roots := x509.NewCertPool()
 	roots.AddCert(p.serve.Certificate())
 	return newWorld(t, func(c *daemon.Config) {
-		c.Webhook = webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+		c.Webhook = webhook.Config{
+			Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
+			TLS:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		}
 		c.WebhookBody = func(e vps.Event, _ string) ([]byte, error) { return json.Marshal(e) }
 	}), p
 }
@@ -141,7 +144,8 @@ func TestWebhooksOfALife(t *testing.T) {
 		}
 	}
 	got := p.at("/some")
-	if told(got) != "operation.succeeded" || got[0].Operation.ID != op.ID || got[0].Operation.Kind != vps.KindTake || got[0].VPSName != "web1" {
+	if told(got) != "operation.succeeded" || got[0].Operation.ID != op.ID || got[0].Operation.Kind != vps.KindTake ||
+		got[0].VPSName != "web1" {
 		t.Errorf("who wants some is told %+v", got)
 	}
 	now := w.webhook(some.ID)
@@ -294,7 +298,8 @@ func TestWebhookGivenUp(t *testing.T) {
 	w.eventually("it is given up", func() bool { w.later(2 * time.Hour); return w.waiting() == 0 })
 	page, err := w.daemon.Journal.Messages(ctx, vps.MessageQuery{Kind: vps.MessageWarning})
 	w.must(err)
-	if len(page.Messages) != 1 || page.Messages[0].Phrase != vps.PhraseWebhookGivenUp || !strings.Contains(page.Messages[0].Detail, hook.ID) ||
+	if len(page.Messages) != 1 || page.Messages[0].Phrase != vps.PhraseWebhookGivenUp ||
+		!strings.Contains(page.Messages[0].Detail, hook.ID) ||
 		strings.Contains(page.Messages[0].Text, hook.ID) {
 		t.Errorf("the journal says %+v", page.Messages)
 	}

@@ -67,8 +67,15 @@ func (w *world) tryOpen() error {
 	}
 	c := daemon.Config{
 		Host: host, StateDir: w.stateDir, Version: "test",
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}, Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}, Download: download.Policy{AtOnce: 3}},
-		Logger:   slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
+		Settings: daemon.Settings{
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
+			Notify:   notify.Policy{Grace: time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: time.Second},
+			Merge:    merge.Policy{Limit: 2},
+			Download: download.Policy{AtOnce: 3},
+		},
+		Logger: slog.New(slog.NewTextHandler(w.log, nil)), Now: w.now,
 	}
 	if w.config != nil {
 		w.config(&c)
@@ -142,7 +149,9 @@ func (w *world) vps(name string, state hypervisor.State, disks ...hypervisor.Dis
 
 func (w *world) activate(id string) {
 	w.t.Helper()
-	_, err := w.daemon.Options.PutOption(context.Background(), id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
+	_, err := w.daemon.Options.PutOption(
+		context.Background(), id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator,
+	)
 	w.must(err)
 }
 
@@ -183,7 +192,9 @@ func (w *world) take(id string, r vps.TakeRequest) vps.Operation {
 
 func (w *world) restore(id string) vps.Operation {
 	w.t.Helper()
-	return w.done(w.daemon.Snapshots.Restore(context.Background(), id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator))
+	return w.done(
+		w.daemon.Snapshots.Restore(context.Background(), id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator),
+	)
 }
 
 func (w *world) delete(id string) vps.Operation {

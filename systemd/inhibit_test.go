@@ -90,10 +90,15 @@ func TestNothingIsBegunInAShutdown(t *testing.T) {
 // than its own context: in a stop of the daemon nothing waited for logind may hang.
 func TestLogindThatDoesNotAnswer(t *testing.T) {
 	asked, answer := make(chan struct{}), make(chan *os.File)
-	i := &Inhibitor{log: slog.New(slog.DiscardHandler), within: time.Hour, missed: time.Now(), open: func(string) (*os.File, error) {
-		asked <- struct{}{}
-		return <-answer, nil
-	}}
+	i := &Inhibitor{
+		log:    slog.New(slog.DiscardHandler),
+		within: time.Hour,
+		missed: time.Now(),
+		open: func(string) (*os.File, error) {
+			asked <- struct{}{}
+			return <-answer, nil
+		},
+	}
 	before := i.Hold(t.Context(), "restore of web1") // logind is not asked so soon again
 	i.missed = time.Time{}
 	begun := make(chan func())

@@ -40,13 +40,16 @@ type line struct {
 
 func newStoryteller(journal slog.Handler) *storyteller {
 	s := &storyteller{journal: journal, line: &line{}}
-	s.text = slog.NewTextHandler(s.line, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		switch a.Key {
-		case slog.TimeKey, slog.LevelKey, slog.MessageKey, vps.LogEventKey, "vps_uuid":
-			return slog.Attr{} // the journal shows them by itself, or they help to search only
-		}
-		return a
-	}})
+	s.text = slog.NewTextHandler(
+		s.line,
+		&slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			switch a.Key {
+			case slog.TimeKey, slog.LevelKey, slog.MessageKey, vps.LogEventKey, "vps_uuid":
+				return slog.Attr{} // the journal shows them by itself, or they help to search only
+			}
+			return a
+		}},
+	)
 	return s
 }
 

@@ -90,7 +90,8 @@ func writeToJournal() error {
 	}
 	op := vps.Operation{ID: "op-1", VPS: "d4a1", VPSName: "web1"}
 	Logger(slog.LevelInfo).Error("operation waits for an operator", vps.LogEvent(vps.EventOperationNeedsAttention),
-		vps.LogAttr(op.VPS, op.VPSName), "operation", op.ID, "step", "pivot", "took", 1500*time.Millisecond, "error", "two\nlines")
+		vps.LogAttr(op.VPS, op.VPSName),
+		"operation", op.ID, "step", "pivot", "took", 1500*time.Millisecond, "error", "two\nlines")
 	text := make([]byte, 1<<16)
 	if err := journald.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err

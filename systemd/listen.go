@@ -27,7 +27,10 @@ func Listeners() (map[string]net.Listener, error) {
 		case err != nil:
 			err = fmt.Errorf("cannot use the socket %q that systemd passes: %w", name, err)
 		case name != SocketUnix && name != SocketTCP:
-			err = errors.Join(fmt.Errorf("systemd passes a socket %q: FileDescriptorName= must be %s or %s", name, SocketUnix, SocketTCP), l.Close())
+			err = errors.Join(
+				fmt.Errorf("systemd passes a socket %q: FileDescriptorName= must be %s or %s", name, SocketUnix, SocketTCP),
+				l.Close(),
+			)
 		case passed[name] != nil:
 			err = errors.Join(fmt.Errorf("systemd passes two sockets %q: one is enough", name), l.Close())
 		default:

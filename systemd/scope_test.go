@@ -25,10 +25,18 @@ func TestScopeIsAskedForAsDocumented(t *testing.T) {
 	if err := startScope(t.Context(), &m, 4711, 20); err != nil {
 		t.Fatal(err)
 	}
-	if got := dbus.SignatureOf(m.args...).String(); m.method != "org.freedesktop.systemd1.Manager.StartTransientUnit" || got != "ssa(sv)a(sa(sv))" {
+	if got := dbus.SignatureOf(m.args...).String(); m.method != "org.freedesktop.systemd1.Manager.StartTransientUnit" ||
+		got != "ssa(sv)a(sa(sv))" {
 		t.Errorf("%s(%s)", m.method, got)
 	}
-	types := map[string]string{"Description": "s", "Slice": "s", "PIDs": "au", "CPUWeight": "t", "IOWeight": "t", "CollectMode": "s"}
+	types := map[string]string{
+		"Description": "s",
+		"Slice":       "s",
+		"PIDs":        "au",
+		"CPUWeight":   "t",
+		"IOWeight":    "t",
+		"CollectMode": "s",
+	}
 	properties, _ := m.args[2].([]property)
 	for _, p := range properties {
 		if got := p.Value.Signature().String(); got != types[p.Name] {

@@ -17,7 +17,10 @@ const exposureAtMost = "20"
 // TestSandbox holds the unit to its exposure, and to a reason for all that is left open.
 func TestSandbox(t *testing.T) {
 	analyze := func(args ...string) []byte {
-		cmd := exec.CommandContext(t.Context(), "systemd-analyze", append([]string{"security", "--offline=true", "--no-pager"}, args...)...)
+		cmd := exec.CommandContext(
+			t.Context(),
+			"systemd-analyze",
+			append([]string{"security", "--offline=true", "--no-pager"}, args...)...)
 		var said bytes.Buffer
 		cmd.Stderr = &said
 		out, err := cmd.Output()
@@ -151,7 +154,8 @@ func TestCatalogue(t *testing.T) {
 		}
 	}
 	journalctl := func(args ...string) string {
-		out, err := exec.CommandContext(t.Context(), "journalctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "journalctl", append([]string{"--root=" + root}, args...)...).
+			CombinedOutput()
 		if err != nil {
 			t.Errorf("journalctl %v: %v\n%s", args, err, out)
 		}

@@ -23,7 +23,9 @@ func Ended(op api.Operation) bool {
 
 // Await returns op when it has ended. seen is called with every answer, at
 // least once per interval; it may be nil.
-func (c *Client) Await(ctx context.Context, op api.Operation, interval time.Duration, seen func(api.Operation)) (api.Operation, error) {
+func (c *Client) Await(
+	ctx context.Context, op api.Operation, interval time.Duration, seen func(api.Operation),
+) (api.Operation, error) {
 	lost := time.Time{}
 	for {
 		if seen != nil {

@@ -34,7 +34,13 @@ func serve(t *testing.T, socket string, host *daemontest.Host) (stop func()) {
 	check(t, err)
 	group, err := daemontest.OwnGroup()
 	check(t, err)
-	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), OperatorGroup: group, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := server.New(
+		server.Config{
+			Services:      daemontest.Services(host.Daemon),
+			OperatorGroup: group,
+			Logger:        slog.New(slog.NewTextHandler(io.Discard, nil)),
+		},
+	)
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeUnix(l) }()
 	return func() {
@@ -58,7 +64,8 @@ func TestRefusalBecomesAnError(t *testing.T) {
 	c := unix(t, daemontest.New(t))
 	_, err := c.Take(t.Context(), "web2", api.TakeRequest{})
 	var e *client.Error
-	if !errors.As(err, &e) || e.Code != api.CodeOptionRequired || e.Status != 402 || e.Detail == "" || e.Remedy == "" || e.RequestID == "" {
+	if !errors.As(err, &e) || e.Code != api.CodeOptionRequired || e.Status != 402 || e.Detail == "" || e.Remedy == "" ||
+		e.RequestID == "" {
 		t.Errorf("%+v", err)
 	}
 	if client.CodeOf(err) != api.CodeOptionRequired || client.CodeOf(errors.New("x")) != "" {

@@ -19,7 +19,10 @@ func TestFollowGoesOn(t *testing.T) {
 	var mu sync.Mutex
 	var asked []string
 	frame := func(w http.ResponseWriter, id int) {
-		fmt.Fprintf(w, "id: %d\nevent: message\ndata: {\"id\":\"%d\",\"at\":\"2026-03-01T12:00:00Z\",\"type\":\"message\"}\n\n", id, id)
+		fmt.Fprintf(
+			w, "id: %d\nevent: message\ndata: {\"id\":\"%d\",\"at\":\"2026-03-01T12:00:00Z\",\"type\":\"message\"}\n\n",
+			id, id,
+		)
 	}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
@@ -81,16 +84,22 @@ func TestFollowEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	silent := func(error) { t.Error("it tried again") }
-	if err := c.Follow(t.Context(), api.ListenEventsParams{}, nil, silent); client.CodeOf(err) != api.CodeHypervisorUnavailable {
+	if err := c.Follow(t.Context(), api.ListenEventsParams{}, nil, silent); client.CodeOf(
+		err,
+	) != api.CodeHypervisorUnavailable {
 		t.Errorf("a daemon that is not ready: %v", err)
 	}
 	status = http.StatusOK
 	enough := errors.New("enough")
-	if err := c.Follow(t.Context(), api.ListenEventsParams{}, func(client.Frame) error { return enough }, silent); !errors.Is(err, enough) {
+	if err := c.Follow(t.Context(), api.ListenEventsParams{}, func(client.Frame) error { return enough }, silent); !errors.Is(
+		err, enough,
+	) {
 		t.Errorf("a listener who has enough: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := c.Follow(ctx, api.ListenEventsParams{}, func(client.Frame) error { cancel(); return nil }, silent); !errors.Is(err, context.Canceled) {
+	if err := c.Follow(ctx, api.ListenEventsParams{}, func(client.Frame) error { cancel(); return nil }, silent); !errors.Is(
+		err, context.Canceled,
+	) {
 		t.Errorf("a listener who was told to end: %v", err)
 	}
 	s.Close()

@@ -96,7 +96,13 @@ var unnumbered = regexp.MustCompile(`"request_id":"[A-Z2-7]+",`)
 // every call, by name and by id, and also while libvirt is away.
 func TestAnotherCustomersVPS(t *testing.T) {
 	w := newWholeSite(t)
-	bound := w.token(vps.TokenRequest{Name: "bound", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption}, VPS: []string{"web1"}})
+	bound := w.token(
+		vps.TokenRequest{
+			Name:   "bound",
+			Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption},
+			VPS:    []string{"web1"},
+		},
+	)
 	theirs := w.ended(w.call(w.admin, "POST", "/v1/vps/web2/snapshot", ""))
 	before := w.operations()
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)
@@ -105,21 +111,34 @@ func TestAnotherCustomersVPS(t *testing.T) {
 		tried := 0
 		for path, item := range spec.Paths.Map() {
 			for method, op := range item.Operations() {
-				if op.Parameters.GetByInAndName("query", "vps") != nil || item.Parameters.GetByInAndName("query", "vps") != nil {
+				if op.Parameters.GetByInAndName("query", "vps") != nil ||
+					item.Parameters.GetByInAndName("query", "vps") != nil {
 					path += "?vps={vps}"
 				}
-				if need := op.Extensions["x-scope"]; !strings.Contains(path, "{vps}") && !strings.Contains(path, "/operations/{id}") || need == "admin" {
+				if need := op.Extensions["x-scope"]; !strings.Contains(path, "{vps}") &&
+					!strings.Contains(path, "/operations/{id}") ||
+					need == "admin" {
 					continue
 				}
 				tried++
 				body := bodies[op.OperationID]
 				call := func(ref, id string) answer {
-					return w.call(bound, method, strings.NewReplacer("{vps}", ref, "{id}", id, "{download}", "dl-0123456789ab").Replace(path), body)
+					return w.call(
+						bound, method,
+						strings.NewReplacer("{vps}", ref, "{id}", id, "{download}", "dl-0123456789ab").Replace(path),
+						body,
+					)
 				}
 				for own, unknown := range map[string]string{"web2": "web9", w.web2: "99999999-9999-4999-8999-999999999999"} {
 					want, got := call(unknown, "op-99"), call(own, theirs.ID)
-					if got.StatusCode != want.StatusCode || unnumbered.ReplaceAllString(got.body, "") != unnumbered.ReplaceAllString(want.body, "") || got.StatusCode < 400 || when == "" && got.StatusCode != 404 {
-						t.Errorf("%s %s of %s%s: %s %s\nan unknown one: %s %s", method, path, own, when, got.Status, got.body, want.Status, want.body)
+					if got.StatusCode != want.StatusCode ||
+						unnumbered.ReplaceAllString(got.body, "") != unnumbered.ReplaceAllString(want.body, "") ||
+						got.StatusCode < 400 ||
+						when == "" && got.StatusCode != 404 {
+						t.Errorf(
+							"%s %s of %s%s: %s %s\nan unknown one: %s %s", method, path, own, when, got.Status,
+							got.body, want.Status, want.body,
+						)
 					}
 				}
 			}
@@ -141,7 +160,8 @@ func TestAnotherCustomersVPS(t *testing.T) {
 		t.Errorf("%d operations were begun", after-before)
 	}
 	for _, path := range []string{"/v1/vps", "/v1/operations", "/v1/messages"} {
-		if got := w.call(bound, "GET", path, ""); got.StatusCode != 200 || strings.Contains(got.body, w.web2) || strings.Contains(got.body, "web2") {
+		if got := w.call(bound, "GET", path, ""); got.StatusCode != 200 || strings.Contains(got.body, w.web2) ||
+			strings.Contains(got.body, "web2") {
 			t.Errorf("%s: %s %s", path, got.Status, got.body)
 		}
 	}
@@ -180,7 +200,8 @@ func TestHostPathsAreForOperators(t *testing.T) {
 	s.host.FillUp() // a message has the path of what there was no room for
 	s.ended(s.call("panel", http.MethodPost, "/v1/vps/web1/snapshot", ""))
 	for _, path := range []string{"/v1/vps", "/v1/vps/web3", "/v1/vps/web3/snapshot", "/v1/messages", "/v1/vps/web3/messages"} {
-		if got := s.call("read", http.MethodGet, path, ""); strings.Contains(got.body, s.host.ImageDir()) || got.StatusCode != 200 {
+		if got := s.call("read", http.MethodGet, path, ""); strings.Contains(got.body, s.host.ImageDir()) ||
+			got.StatusCode != 200 {
 			t.Errorf("%s for a customer: %s %s", path, got.Status, got.body)
 		}
 	}

@@ -137,7 +137,8 @@ func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	// The request is complete. From here on the connection may be silent, as
 	// in a long wait for an operation.
-	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil &&
+		!errors.Is(err, http.ErrNotSupported) {
 		return nil, err
 	}
 	return body, nil

@@ -59,8 +59,16 @@ func newCaller(f *testing.F) *caller {
 	}
 	return &caller{w: w, spec: spec, judge: newJudge(f), web: web, tokens: map[string]string{
 		"none": "", "wrong": "vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA", "admin": w.admin, "read": w.read, "panel": w.panel,
-		"shop":  w.token(vps.TokenRequest{Name: "shop", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeOption}, Way: vps.WayOrder}),
-		"bound": w.token(vps.TokenRequest{Name: "bound", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption}, VPS: []string{"web1"}}),
+		"shop": w.token(
+			vps.TokenRequest{Name: "shop", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeOption}, Way: vps.WayOrder},
+		),
+		"bound": w.token(
+			vps.TokenRequest{
+				Name:   "bound",
+				Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption},
+				VPS:    []string{"web1"},
+			},
+		),
 	}}
 }
 
@@ -76,7 +84,9 @@ func (c *caller) text(s *openapi3.Schema) string {
 	if len(s.Enum) > 0 {
 		return fmt.Sprint(s.Enum[c.random.IntN(len(s.Enum))])
 	}
-	fit := slices.DeleteFunc(slices.Clone(texts), func(t string) bool { return s.VisitJSON(t, openapi3.EnableFormatValidation()) != nil })
+	fit := slices.DeleteFunc(
+		slices.Clone(texts), func(t string) bool { return s.VisitJSON(t, openapi3.EnableFormatValidation()) != nil },
+	)
 	if len(fit) == 0 {
 		return c.pick(texts)
 	}
@@ -210,7 +220,9 @@ func (c *caller) body(t *testing.T, op *openapi3.Operation) (body []byte, kind s
 	case 1:
 		return bytes.Repeat(body, 70<<10/(len(body)+1)+1), "application/json"
 	case 2:
-		return body, c.pick([]string{"text/plain", "application/json; charset=latin1", "application/xml", "multipart/form-data"})
+		return body, c.pick(
+			[]string{"text/plain", "application/json; charset=latin1", "application/xml", "multipart/form-data"},
+		)
 	case 3:
 		return []byte("{\"description\":\"a\xff\"}"), "application/json"
 	}
@@ -241,7 +253,9 @@ func (c *caller) answered(t *testing.T, r *http.Request, role string) {
 		}
 	}
 	for _, inside := range []string{"goroutine ", ".go:", "runtime error", "sqlite", "panic", c.w.stateDir} {
-		if bytes.Contains(body, []byte(inside)) && !strings.Contains(r.URL.Path, "/metrics") && !strings.Contains(r.URL.Path, "/openapi.yaml") && r.URL.Path != "/docs" {
+		if bytes.Contains(body, []byte(inside)) && !strings.Contains(r.URL.Path, "/metrics") &&
+			!strings.Contains(r.URL.Path, "/openapi.yaml") &&
+			r.URL.Path != "/docs" {
 			t.Errorf("%s: it shows %q: %s", what, inside, body)
 		}
 	}
@@ -279,7 +293,9 @@ func FuzzContract(f *testing.F) {
 		one, as := calls[int(call)%len(calls)], roles[int(role)%len(roles)]
 		c.random = rand.New(rand.NewPCG(seed, uint64(call)<<8|uint64(role)))
 		if c.random.IntN(8) == 0 { // an earlier call may have cancelled it
-			_, err := c.w.daemon.Options.PutOption(t.Context(), c.w.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
+			_, err := c.w.daemon.Options.PutOption(
+				t.Context(), c.w.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder},
+			)
 			check(t, err)
 		}
 		c.answered(t, c.request(t, one[0], one[1], as), as)

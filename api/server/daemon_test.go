@@ -56,7 +56,9 @@ func newWholeSite(t testing.TB) *wholeSite {
 	t.Cleanup(func() { check(t, errors.Join(w.daemon.Close(), w.host.Close())) })
 	w.serve(t)
 	for _, id := range []string{w.web1, w.web2} {
-		_, err := w.daemon.Options.PutOption(t.Context(), id, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder})
+		_, err := w.daemon.Options.PutOption(
+			t.Context(), id, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Way: vps.WayOrder},
+		)
 		check(t, err)
 	}
 	w.admin = w.token(vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}})
@@ -72,9 +74,19 @@ func (w *wholeSite) open(t testing.TB) {
 	check(t, err)
 	w.daemon, err = daemon.Open(context.Background(), daemon.Config{
 		Host: host, StateDir: w.stateDir, Version: "test",
-		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}, Download: download.Policy{AtOnce: 3}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}}},
-		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
-		Webhook: webhook.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, AllowHTTP: true}, WebhookBody: server.WebhookBody,
+		Settings: daemon.Settings{
+			Notify:   notify.Policy{Grace: time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: time.Second},
+			Merge:    merge.Policy{Limit: 2},
+			Download: download.Policy{AtOnce: 3},
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Currency: "EUR", Period: vps.PeriodMonth}},
+		},
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
+		Webhook: webhook.Config{
+			Allow:     []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+			AllowHTTP: true,
+		}, WebhookBody: server.WebhookBody,
 	})
 	check(t, err)
 	w.host = host
@@ -82,8 +94,11 @@ func (w *wholeSite) open(t testing.TB) {
 
 func (w *wholeSite) serve(t testing.TB) {
 	t.Helper()
-	w.site = serveSite(t, server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit,
-		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	w.site = serveSite(
+		t,
+		server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit,
+			Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+	)
 }
 
 // restart ends the daemon and starts it again, with a server of its own.

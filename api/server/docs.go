@@ -97,13 +97,22 @@ func docsOf(spec *openapi3.T) docs {
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Components.Schemas)) {
 		schema := spec.Components.Schemas[name].Value
-		d.Types = append(d.Types, docsType{Name: name, Description: schema.Description, Enum: schema.Enum, Fields: fieldsOf(schema)})
+		d.Types = append(
+			d.Types, docsType{Name: name, Description: schema.Description, Enum: schema.Enum, Fields: fieldsOf(schema)},
+		)
 	}
 	return d
 }
 
 func callOf(r route, item *openapi3.PathItem, op *openapi3.Operation) docsCall {
-	c := docsCall{ID: op.OperationID, Method: r.method, Path: r.path, Summary: op.Summary, Description: op.Description, Scope: string(r.need)}
+	c := docsCall{
+		ID:          op.OperationID,
+		Method:      r.method,
+		Path:        r.path,
+		Summary:     op.Summary,
+		Description: op.Description,
+		Scope:       string(r.need),
+	}
 	for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 		c.Parameters = append(c.Parameters, docsField{Name: p.Value.Name, In: p.Value.In, Description: p.Value.Description,
 			Required: p.Value.Required, Type: refOf(p.Value.Schema)})
@@ -121,7 +130,13 @@ func callOf(r route, item *openapi3.PathItem, op *openapi3.Operation) docsCall {
 	for _, status := range slices.Sorted(maps.Keys(responses)) {
 		answer := responses[status].Value
 		for kind, media := range answer.Content {
-			body := docsBody{Status: status, Media: kind, Description: strings.TrimSpace(*answer.Description), Type: refOf(media.Schema), Example: exampleOf(media)}
+			body := docsBody{
+				Status:      status,
+				Media:       kind,
+				Description: strings.TrimSpace(*answer.Description),
+				Type:        refOf(media.Schema),
+				Example:     exampleOf(media),
+			}
 			if status == "default" {
 				body.Status, body.Example = "of an error", ""
 			}
@@ -230,7 +245,8 @@ type docsHTML []byte
 
 func (d docsHTML) VisitShowDocsResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	w.Header().
+		Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	w.WriteHeader(http.StatusOK)
 	_, err := w.Write(d)
 	return err

@@ -90,7 +90,8 @@ func unknownFields(t *testing.T, what string, schema *openapi3.Schema, value any
 func TestDocs(t *testing.T) {
 	s := newSite(t)
 	got := s.call("", http.MethodGet, "/docs", "")
-	if got.StatusCode != http.StatusOK || !strings.HasPrefix(got.Header.Get("Content-Type"), "text/html") || !strings.Contains(got.Header.Get("Content-Security-Policy"), "default-src 'none'") {
+	if got.StatusCode != http.StatusOK || !strings.HasPrefix(got.Header.Get("Content-Type"), "text/html") ||
+		!strings.Contains(got.Header.Get("Content-Security-Policy"), "default-src 'none'") {
 		t.Fatalf("the page is %s, %v", got.Status, got.Header)
 	}
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)

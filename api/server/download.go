@@ -49,7 +49,9 @@ func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject
 	if err != nil {
 		return nil, err
 	}
-	d, err := h.services.Downloads.MakeDownload(ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor)
+	d, err := h.services.Downloads.MakeDownload(
+		ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +103,9 @@ func wireDownloadLink(d vps.Download) api.DownloadLink {
 		SizeBytes: d.Image.SizeBytes, CreatedAt: d.CreatedAt.UTC(), ExpiresAt: d.ExpiresAt.UTC()}
 }
 
-func (h *handlers) DescribeDownload(ctx context.Context, r DescribeDownloadRequestObject) (DescribeDownloadResponseObject, error) {
+func (h *handlers) DescribeDownload(
+	ctx context.Context, r DescribeDownloadRequestObject,
+) (DescribeDownloadResponseObject, error) {
 	d, err := h.services.Downloads.FindDownload(ctx, r.Link)
 	if err != nil {
 		return nil, err

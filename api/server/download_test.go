@@ -24,23 +24,30 @@ func TestDownloadOverHTTP(t *testing.T) {
 	w := newWholeSite(t)
 	check(t, w.host.Write(w.web1, "vda", 512<<10, 'x', 100_000))
 	w.ended(w.call(w.panel, "POST", "/v1/vps/web1/snapshot", ""))
-	browser := w.token(vps.TokenRequest{Name: "browser", Scopes: []vps.Scope{vps.ScopeSnapshot}, VPS: []string{"web1"}, Expire: time.Minute})
+	browser := w.token(
+		vps.TokenRequest{Name: "browser", Scopes: []vps.Scope{vps.ScopeSnapshot}, VPS: []string{"web1"}, Expire: time.Minute},
+	)
 	d := decode[api.Download](t, w.call(browser, "POST", "/v1/vps/web1/snapshot/download", `{"disk":"vda","format":"raw"}`))
 	want, err := w.host.Read(w.web1, "vda", 0, 1<<20)
 	check(t, err)
-	if d.SizeBytes != 1<<20 || d.Disk != "vda" || d.ExpiresAt.Sub(d.CreatedAt) != 24*time.Hour || !strings.HasPrefix(d.URL, "/v1/downloads/"+d.ID) || d.Sha256 != "" {
+	if d.SizeBytes != 1<<20 || d.Disk != "vda" || d.ExpiresAt.Sub(d.CreatedAt) != 24*time.Hour ||
+		!strings.HasPrefix(d.URL, "/v1/downloads/"+d.ID) ||
+		d.Sha256 != "" {
 		t.Errorf("the link is %+v", d)
 	}
 	whole := w.call("", "GET", d.URL, "")
-	if whole.StatusCode != 200 || whole.body != string(want) || whole.Header.Get("ETag") != d.Etag || whole.Header.Get("Accept-Ranges") != "bytes" ||
-		whole.Header.Get("Content-Disposition") != "attachment; filename="+d.FileName || whole.Header.Get("Cache-Control") != "no-store" {
+	if whole.StatusCode != 200 || whole.body != string(want) || whole.Header.Get("ETag") != d.Etag ||
+		whole.Header.Get("Accept-Ranges") != "bytes" ||
+		whole.Header.Get("Content-Disposition") != "attachment; filename="+d.FileName ||
+		whole.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("the whole: %s %v", whole.Status, whole.Header)
 	}
 	again := decode[api.Download](t, w.call(w.panel, "POST", "/v1/vps/web1/snapshot/download", `{"format":"raw"}`))
 	head := w.call("", "HEAD", d.URL, "")
 	sum, err := hex.DecodeString(again.Sha256)
 	check(t, err)
-	if head.StatusCode != 200 || head.ContentLength != 1<<20 || head.Header.Get("Repr-Digest") != "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":" {
+	if head.StatusCode != 200 || head.ContentLength != 1<<20 ||
+		head.Header.Get("Repr-Digest") != "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":" {
 		t.Errorf("its headers: %s %v", head.Status, head.Header)
 	}
 	for name, c := range map[string]struct {

@@ -230,14 +230,27 @@ func (s *eventStream) end(err error) error {
 }
 
 func wireEvent(e vps.Event, r reader) api.Event {
-	w := api.Event{ID: strconv.FormatInt(e.ID, 10), At: e.At.UTC(), Type: api.EventType(e.Type), VPS: e.VPS, VPSName: e.VPSName}
+	w := api.Event{
+		ID:      strconv.FormatInt(e.ID, 10),
+		At:      e.At.UTC(),
+		Type:    api.EventType(e.Type),
+		VPS:     e.VPS,
+		VPSName: e.VPSName,
+	}
 	if e.Operation != nil {
 		o := *e.Operation
 		if !r.operator {
 			o = o.In(r.in)
 		}
-		w.Operation = &api.OperationEvent{ID: o.ID, Kind: api.OperationKind(o.Kind), Status: api.OperationStatus(o.Status), Step: o.Step,
-			SnapshotID: o.SnapshotID, Actor: wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay}), Result: o.Result}
+		w.Operation = &api.OperationEvent{
+			ID:         o.ID,
+			Kind:       api.OperationKind(o.Kind),
+			Status:     api.OperationStatus(o.Status),
+			Step:       o.Step,
+			SnapshotID: o.SnapshotID,
+			Actor:      wireActor(vps.Actor{Name: o.ActorName, Way: o.ActorWay}),
+			Result:     o.Result,
+		}
 		if o.Code != "" {
 			w.Operation.Error = &api.Failure{Code: api.Code(o.Code), Detail: o.Detail, Remedy: o.Remedy}
 		}
@@ -251,13 +264,24 @@ func wireEvent(e vps.Event, r reader) api.Event {
 		if !r.operator {
 			s = s.In(r.in)
 		}
-		w.Snapshot = &api.SnapshotEvent{ID: s.ID, State: api.SnapshotState(s.State), Reason: s.Reason, Description: s.Description, UndoUntil: utc(s.UndoUntil)}
+		w.Snapshot = &api.SnapshotEvent{
+			ID:          s.ID,
+			State:       api.SnapshotState(s.State),
+			Reason:      s.Reason,
+			Description: s.Description,
+			UndoUntil:   utc(s.UndoUntil),
+		}
 	}
 	if m := e.Message; m != nil {
 		w.Message = &api.MessageEvent{ID: m.ID, Kind: api.MessageKind(m.Kind), OperationID: m.Operation, Text: m.In(r.in)}
 	}
 	if s := e.Space; s != nil {
-		w.Space = &api.SpaceEvent{Level: api.SpaceEventLevel(s.Level), TotalBytes: s.TotalBytes, FreeBytes: s.FreeBytes, FullInSeconds: s.FullInSeconds}
+		w.Space = &api.SpaceEvent{
+			Level:         api.SpaceEventLevel(s.Level),
+			TotalBytes:    s.TotalBytes,
+			FreeBytes:     s.FreeBytes,
+			FullInSeconds: s.FullInSeconds,
+		}
 		if r.operator {
 			w.Space.Path = s.Path
 		}

@@ -101,10 +101,28 @@ func TestListenersSeeWhatTheyMay(t *testing.T) {
 	check(t, err)
 	check(t, host.Order("web2", "two"))
 	check(t, host.Restart(func(h *fake.Host) { h.SetFree(15 << 30) })) // space.warning, and its message
-	check(t, daemontest.Eventually("the space is told of", func() bool { return strings.Contains(host.Log(), "event=space.warning") }))
-	s := serveHost(t, host, server.Config{Services: daemontest.Services(host.Daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit})
+	check(
+		t,
+		daemontest.Eventually(
+			"the space is told of", func() bool { return strings.Contains(host.Log(), "event=space.warning") },
+		),
+	)
+	s := serveHost(
+		t, host,
+		server.Config{Services: daemontest.Services(host.Daemon), OperatorGroup: ownGroup(t), PerSecond: noLimit},
+	)
 	after := fmt.Sprintf("?after=%d", before)
-	bound, byID, reader, admin := s.listen("bound", after), s.listen("bound-to-3", after), s.listen("read", after), s.listen("admin", after)
+	bound, byID, reader, admin := s.listen(
+		"bound", after,
+	), s.listen(
+		"bound-to-3",
+		after,
+	), s.listen(
+		"read", after,
+	), s.listen(
+		"admin",
+		after,
+	)
 	typed, single := s.listen("read", after+"&type=space.warning,space.ok"), s.listen("read", after+"&vps=web3")
 	for _, l := range []*listener{bound, byID, reader, admin, typed, single} {
 		l.frame() // it listens now
@@ -146,7 +164,10 @@ func TestListenerGoesOnWhereItWas(t *testing.T) {
 	l := s.listen("read", "?after="+id(7), "Last-Event-ID", id(100))
 	for want := int64(101); want <= 250; want++ {
 		e := l.next()
-		if right := want%2 == 0 && e.Message != nil || want%2 == 1 && e.Option != nil && e.Option.OrderRef == strconv.FormatInt(want, 10); e.ID != id(want) || !right {
+		if right := want%2 == 0 && e.Message != nil || want%2 == 1 && e.Option != nil && e.Option.OrderRef == strconv.FormatInt(want, 10); e.ID != id(
+			want,
+		) ||
+			!right {
 			t.Fatalf("event %+v instead of %d", e, want)
 		}
 	}
@@ -240,7 +261,10 @@ func (flood) Events(context.Context, int64) (vps.EventPage, error) {
 	long := &vps.MessageEvent{ID: 1, Kind: vps.MessageWarning, Text: strings.Repeat("x", 100_000)}
 	page := vps.EventPage{Changed: make(chan struct{})}
 	for id := range int64(100) {
-		page.Events = append(page.Events, vps.Event{ID: id + 1, Type: vps.EventMessage, VPS: daemontest.Web1, EventData: vps.EventData{Message: long}})
+		page.Events = append(
+			page.Events,
+			vps.Event{ID: id + 1, Type: vps.EventMessage, VPS: daemontest.Web1, EventData: vps.EventData{Message: long}},
+		)
 	}
 	return page, nil
 }
@@ -310,11 +334,20 @@ func BenchmarkListeners(b *testing.B) {
 	host := daemontest.New(b)
 	after, err := host.LastEvent()
 	check(b, err)
-	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"})
+	s := server.New(
+		server.Config{
+			Services:  daemontest.Services(host.Daemon),
+			PerSecond: noLimit,
+			Logger:    slog.New(slog.DiscardHandler),
+			Version:   "1.0",
+		},
+	)
 	var seen, ended sync.WaitGroup
 	ctx := b.Context()
 	for range listeners {
-		r := httptest.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("/v1/events?after=%d&type=message", after), http.NoBody)
+		r := httptest.NewRequestWithContext(
+			ctx, http.MethodGet, fmt.Sprintf("/v1/events?after=%d&type=message", after), http.NoBody,
+		)
 		r.Header.Set("Authorization", "Bearer "+host.Secret("read"))
 		ended.Go(func() { s.Handler().ServeHTTP(discard{httptest.NewRecorder(), &seen}, r) })
 	}

@@ -81,7 +81,10 @@ func (j *judge) judgeAnswer(t *testing.T, r *http.Request, status int, header ht
 	in := &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route},
 		Status:                 status, Header: header,
-		Options: &openapi3filter.Options{ExcludeResponseBody: !strings.Contains(header.Get("Content-Type"), "json"), IncludeResponseStatus: true},
+		Options: &openapi3filter.Options{
+			ExcludeResponseBody:   !strings.Contains(header.Get("Content-Type"), "json"),
+			IncludeResponseStatus: true,
+		},
 	}
 	in.SetBodyBytes(body)
 	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
@@ -129,16 +132,35 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("POST /v1/vps/web1/snapshot" + typed + body(`{"description":"x","quiesce":"never","replace":true}`)))
 	f.Add([]byte("POST /v1/vps/web3/snapshot/restore" + typed + body(`{"confirm":"abcdef012345","power_after":"off"}`)))
 	f.Add([]byte("PATCH /v1/vps/web3/snapshot" + typed + body("{\"description\":\"a\xff\"}")))
-	f.Add([]byte("PUT /v1/vps/web2/option" + typed + body(`{"state":"active","order_ref":"A-7","locale":"fr","ends_at":"2027-01-01T00:00:00+01:00"}`)))
+	f.Add(
+		[]byte(
+			"PUT /v1/vps/web2/option" + typed + body(
+				`{"state":"active","order_ref":"A-7","locale":"fr","ends_at":"2027-01-01T00:00:00+01:00"}`,
+			),
+		),
+	)
 	f.Add([]byte("DELETE /v1/vps/web3/option?now=true" + head + "\r\n"))
 	f.Add([]byte("POST /v1/operations/op-1/cancel" + head + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"))
-	f.Add([]byte("POST /v1/tokens" + head + "Idempotency-Key: a\r\nContent-Type: application/json\r\n" + body(`{"name":"jo","scopes":["read"],"vps":["web1"],"expires_in_seconds":60}`)))
-	f.Add([]byte("PATCH /v1/vps/web3/snapshot" + head + "If-Match: \"a\", W/\"b\"\r\nIdempotency-Key: \r\nContent-Type: application/json\r\n" + body(`{"description":""}`)))
+	f.Add(
+		[]byte(
+			"POST /v1/tokens" + head + "Idempotency-Key: a\r\nContent-Type: application/json\r\n" + body(
+				`{"name":"jo","scopes":["read"],"vps":["web1"],"expires_in_seconds":60}`,
+			),
+		),
+	)
+	f.Add(
+		[]byte(
+			"PATCH /v1/vps/web3/snapshot" + head + "If-Match: \"a\", W/\"b\"\r\nIdempotency-Key: \r\nContent-Type: application/json\r\n" + body(
+				`{"description":""}`,
+			),
+		),
+	)
 	f.Add([]byte("OPTIONS * HTTP/1.0\r\n\r\n"))
 	f.Add([]byte("CONNECT web1:1 HTTP/1.1\r\nHost: web1\r\n\r\n"))
 	j := newJudge(f)
 	host := daemontest.New(f)
-	h := server.New(server.Config{Services: daemontest.Services(host.Daemon), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).Handler()
+	h := server.New(server.Config{Services: daemontest.Services(host.Daemon), PerSecond: noLimit, Logger: slog.New(slog.DiscardHandler), Version: "1.0"}).
+		Handler()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		// A request names its token by the role.
 		for _, role := range []string{"admin", "bound"} {
@@ -156,7 +178,10 @@ func FuzzRequest(f *testing.F) {
 var calls = []struct{ method, path string }{
 	{"GET", "/v1/vps"}, {"GET", "/v1/vps/web1"}, {"GET", "/v1/offers"},
 	{"GET", "/v1/vps/web1/option"}, {"PUT", "/v1/vps/web1/option"}, {"DELETE", "/v1/vps/web1/option"},
-	{"POST", "/v1/vps/web1/snapshot"}, {"GET", "/v1/vps/web1/snapshot"}, {"PATCH", "/v1/vps/web1/snapshot"}, {"DELETE", "/v1/vps/web1/snapshot"},
+	{
+		"POST",
+		"/v1/vps/web1/snapshot",
+	}, {"GET", "/v1/vps/web1/snapshot"}, {"PATCH", "/v1/vps/web1/snapshot"}, {"DELETE", "/v1/vps/web1/snapshot"},
 	{"POST", "/v1/vps/web1/snapshot/restore"}, {"POST", "/v1/vps/web1/snapshot/undo-restore"},
 	{"GET", "/v1/vps/web1/messages"}, {"GET", "/v1/messages"}, {"GET", "/v1/operations"},
 	{"GET", "/v1/operations/{last}"}, {"POST", "/v1/operations/{last}/cancel"}, {"POST", "/v1/operations/{last}/resume"},
@@ -176,9 +201,15 @@ func FuzzCall(f *testing.F) {
 		f.Fatalf("no call %s %s", method, path)
 		return 0
 	}
-	f.Add(index("PUT", "/v1/vps/web1/option"), "", `{"state":"active","order_ref":"A-7","price":{"amount":499,"currency":"CHF","period":"year"},"contact_email":"a@b.example","locale":"fr"}`)
+	f.Add(
+		index("PUT", "/v1/vps/web1/option"), "",
+		`{"state":"active","order_ref":"A-7","price":{"amount":499,"currency":"CHF","period":"year"},"contact_email":"a@b.example","locale":"fr"}`,
+	)
 	f.Add(index("PUT", "/v1/vps/web1/option"), "", `{"state":"ordered","ends_at":"9999-12-31T23:59:59Z"}`)
-	f.Add(index("POST", "/v1/vps/web1/snapshot"), "", `{"description":"before ' OR 1=1 -- \u202e","quiesce":"require","replace":true}`)
+	f.Add(
+		index("POST", "/v1/vps/web1/snapshot"), "",
+		`{"description":"before ' OR 1=1 -- \u202e","quiesce":"require","replace":true}`,
+	)
 	f.Add(index("POST", "/v1/vps/web1/snapshot/restore"), "", `{"confirm":"{snapshot}","power_after":"off"}`)
 	f.Add(index("POST", "/v1/vps/web1/snapshot/undo-restore"), "", "")
 	f.Add(index("PATCH", "/v1/vps/web1/snapshot"), "", `{"description":"\u0000"}`)
@@ -190,7 +221,10 @@ func FuzzCall(f *testing.F) {
 	s := newFuzzSite(f)
 	f.Fuzz(func(t *testing.T, call uint8, query, body string) {
 		c := calls[int(call)%len(calls)]
-		r := httptest.NewRequest(c.method, strings.ReplaceAll(c.path, "{last}", s.lastOperation(t)), strings.NewReader(strings.ReplaceAll(body, "{snapshot}", s.snapshotID())))
+		r := httptest.NewRequest(
+			c.method, strings.ReplaceAll(c.path, "{last}", s.lastOperation(t)),
+			strings.NewReader(strings.ReplaceAll(body, "{snapshot}", s.snapshotID())),
+		)
 		r.URL.RawQuery = query
 		r.Header.Set("Authorization", "Bearer "+s.secret)
 		if body != "" {
@@ -232,7 +266,9 @@ func newFuzzSite(f *testing.F) *fuzzSite {
 	check(f, err)
 	f.Cleanup(func() { check(f, errors.Join(d.Close(), host.Close())) })
 	s := server.New(server.Config{Services: daemontest.Services(d), PerSecond: noLimit, Logger: log, Version: "1.0"})
-	_, secret, err := d.Tokens.CreateToken(context.Background(), vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}}, vps.Actor{})
+	_, secret, err := d.Tokens.CreateToken(
+		context.Background(), vps.TokenRequest{Name: "admin", Scopes: []vps.Scope{vps.ScopeAdmin}}, vps.Actor{},
+	)
 	check(f, err)
 	return &fuzzSite{daemon: d, host: host, handler: s.Handler(), id: id, secret: secret}
 }

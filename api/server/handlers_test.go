@@ -28,7 +28,8 @@ func TestTakeIsFollowedToItsEnd(t *testing.T) {
 	if got.StatusCode != 202 || got.Header.Get("Location") != "/v1/operations/"+op.ID {
 		t.Fatalf("take: %s, Location %q", got.Status, got.Header.Get("Location"))
 	}
-	if op.Kind != api.OperationKindTake || op.Status != api.OperationStatusPending || !op.Cancellable || op.VPSName != "web1" {
+	if op.Kind != api.OperationKindTake || op.Status != api.OperationStatusPending || !op.Cancellable ||
+		op.VPSName != "web1" {
 		t.Errorf("the operation: %+v", op)
 	}
 	var seen []api.OperationStatus
@@ -39,17 +40,20 @@ func TestTakeIsFollowedToItsEnd(t *testing.T) {
 			release()
 		}
 	}
-	if want := []api.OperationStatus{"running", "succeeded"}; !slices.Equal(seen, want) || op.Progress.Percent != 100 || op.Cancellable {
+	if want := []api.OperationStatus{"running", "succeeded"}; !slices.Equal(seen, want) || op.Progress.Percent != 100 ||
+		op.Cancellable {
 		t.Errorf("seen %v, at last %+v", seen, op)
 	}
 	v := decode[api.VPS](t, s.operator(http.MethodGet, "/v1/vps/web1", ""))
 	if v.Snapshot == nil || v.Snapshot.Description != "before" || v.Operation != nil {
 		t.Errorf("the VPS: %+v", v)
 	}
-	if got := s.operator(http.MethodPost, "/v1/vps/web1/snapshot", ""); got.StatusCode != 409 || got.problem(t).Code != api.CodeSnapshotExists {
+	if got := s.operator(http.MethodPost, "/v1/vps/web1/snapshot", ""); got.StatusCode != 409 ||
+		got.problem(t).Code != api.CodeSnapshotExists {
 		t.Errorf("a second take: %s", got.Status)
 	}
-	if got := s.operator(http.MethodPost, "/v1/vps/web2/snapshot", "{}"); got.StatusCode != 402 || got.problem(t).Remedy == "" {
+	if got := s.operator(http.MethodPost, "/v1/vps/web2/snapshot", "{}"); got.StatusCode != 402 ||
+		got.problem(t).Remedy == "" {
 		t.Errorf("without option: %s %s", got.Status, got.body)
 	}
 }
@@ -58,10 +62,12 @@ func TestRestoreWantsToBeConfirmed(t *testing.T) {
 	s := newSite(t)
 	const path = "/v1/vps/web3/snapshot/restore"
 	got := s.operator(http.MethodPost, path, "")
-	if p := got.problem(t); got.StatusCode != 422 || p.Code != api.CodeConfirmationRequired || !strings.Contains(p.Detail, "is taken back") {
+	if p := got.problem(t); got.StatusCode != 422 || p.Code != api.CodeConfirmationRequired ||
+		!strings.Contains(p.Detail, "is taken back") {
 		t.Errorf("unconfirmed: %s %s", got.Status, got.body)
 	}
-	if got := s.operator(http.MethodPost, path, `{"confirm":"another"}`); got.StatusCode != 422 || !strings.Contains(got.problem(t).Detail, "another snapshot") {
+	if got := s.operator(http.MethodPost, path, `{"confirm":"another"}`); got.StatusCode != 422 ||
+		!strings.Contains(got.problem(t).Detail, "another snapshot") {
 		t.Errorf("another snapshot confirmed: %s", got.Status)
 	}
 	if got := s.operator(http.MethodPost, path, `{"confirm":"`+s.snapshot().ID+`","power_after":"off"}`); got.StatusCode != 202 {
@@ -104,7 +110,10 @@ func TestOrderAndCancel(t *testing.T) {
 		`"contact_email":"o'neil+vps@example.com","locale":"fr","ends_at":"2027-01-01T00:00:00+01:00"}`
 	o := decode[api.Option](t, s.call("option", http.MethodPut, path, body))
 	ends := time.Date(2026, 12, 31, 23, 0, 0, 0, time.UTC)
-	if o.State != "active" || o.OrderRef != "A-7" || o.Price.Amount != 499 || o.ContactEmail == "" || o.Locale != "fr" || o.EndsAt == nil || !o.EndsAt.Equal(ends) || o.EndsAt.Location() != time.UTC {
+	if o.State != "active" || o.OrderRef != "A-7" || o.Price.Amount != 499 || o.ContactEmail == "" || o.Locale != "fr" ||
+		o.EndsAt == nil ||
+		!o.EndsAt.Equal(ends) ||
+		o.EndsAt.Location() != time.UTC {
 		t.Errorf("the option: %+v", o)
 	}
 	if o := decode[api.Option](t, s.call("option", http.MethodDelete, path, "")); o.State != "grace" || o.GraceUntil == nil {
@@ -132,7 +141,9 @@ func TestPaging(t *testing.T) {
 		}
 		path = "/v1/messages?limit=1&cursor=" + page.Next
 	}
-	if newestFirst := slices.IsSortedFunc(seen, func(a, b int64) int { return cmp.Compare(b, a) }); len(seen) < 3 || !newestFirst || !slices.Equal(seen, want) {
+	if newestFirst := slices.IsSortedFunc(seen, func(a, b int64) int { return cmp.Compare(b, a) }); len(seen) < 3 ||
+		!newestFirst ||
+		!slices.Equal(seen, want) {
 		t.Errorf("read %v, want %v", seen, want)
 	}
 	empty := s.call("read", http.MethodGet, "/v1/operations?vps=web2", "")
@@ -208,7 +219,8 @@ func TestParkedOperationIsResumedByOperators(t *testing.T) {
 
 func TestOpenPages(t *testing.T) {
 	s := newSite(t)
-	if got := s.call("", http.MethodGet, "/openapi.yaml", ""); got.body != string(api.Spec) || got.Header.Get("Content-Type") != "application/yaml" {
+	if got := s.call("", http.MethodGet, "/openapi.yaml", ""); got.body != string(api.Spec) ||
+		got.Header.Get("Content-Type") != "application/yaml" {
 		t.Errorf("/openapi.yaml: %s, %s", got.Status, got.Header.Get("Content-Type"))
 	}
 	if got := s.call("", http.MethodGet, "/healthz", ""); strings.TrimSpace(got.body) != `{"status":"ok"}` {
@@ -279,7 +291,8 @@ func TestOperationInFrench(t *testing.T) {
 		one := decode[api.Operation](t, read(c.role, "/v1/operations/"+op.ID, c.language))
 		all := decode[api.OperationList](t, read(c.role, "/v1/operations?vps=web3", c.language)).Operations
 		for _, got := range append(all, one) {
-			if got.ID == op.ID && (got.Error == nil || (got.Error.Detail == french) != c.french || got.Error.Code != api.CodeVPSChanged || got.Error.Remedy == "") {
+			if got.ID == op.ID &&
+				(got.Error == nil || (got.Error.Detail == french) != c.french || got.Error.Code != api.CodeVPSChanged || got.Error.Remedy == "") {
 				t.Errorf("%s, %q: %+v", c.role, c.language, got.Error)
 			}
 			operator := c.role == "admin"
@@ -309,7 +322,18 @@ func (s stored) Host(ctx context.Context) (vps.Host, error) {
 // TestMetrics: operators and admin tokens see the figures, nobody else does.
 func TestMetrics(t *testing.T) {
 	s := newSiteAround(t, func(d *server.Services) {
-		d.Overview = stored{d.Overview, vps.Storage{Path: "/srv/a b\"c", TotalBytes: 1000, FreeBytes: 400, HeadroomBytes: 300, OverlayBytes: 50, Level: vps.SpaceWarning, FullInSeconds: 7200}}
+		d.Overview = stored{
+			d.Overview,
+			vps.Storage{
+				Path:          "/srv/a b\"c",
+				TotalBytes:    1000,
+				FreeBytes:     400,
+				HeadroomBytes: 300,
+				OverlayBytes:  50,
+				Level:         vps.SpaceWarning,
+				FullInSeconds: 7200,
+			},
+		}
 	})
 	real, err := s.host.Daemon.Overview.Host(t.Context())
 	check(t, err)

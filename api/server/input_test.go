@@ -63,7 +63,9 @@ func (s *site) raw(line, rest string) answer {
 	check(s.t, err)
 	defer conn.Close()
 	check(s.t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-	_, err = fmt.Fprintf(conn, "%s\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: close\r\n%s\r\n", line, s.secret("admin"), rest)
+	_, err = fmt.Fprintf(
+		conn, "%s\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: close\r\n%s\r\n", line, s.secret("admin"), rest,
+	)
 	check(s.t, err)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	check(s.t, err)
@@ -94,17 +96,59 @@ func TestBadBodies(t *testing.T) {
 		{"not UTF-8", "PATCH", "/v1/vps/web3/snapshot", "{\"description\":\"\xff\"}", 400},
 		{"deep", "POST", "/v1/vps/web1/snapshot", strings.Repeat("[", 30000), 400},
 		{"deep and closed", "POST", "/v1/vps/web1/snapshot", strings.Repeat("[", 9000) + strings.Repeat("]", 9000), 400},
-		{"a field twice", "POST", "/v1/vps/web3/snapshot/restore", `{"confirm":"abcdef012345","confirm":"abcdef012345"}`, 400},
-		{"a field twice, escaped", "POST", "/v1/vps/web3/snapshot/restore", `{"confirm":"abcdef012345","c\u006fnfirm":"abcdef012345"}`, 400},
-		{"a field twice further in", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1,"currency":"EUR","period":"month","amount":0}}`, 400},
+		{
+			"a field twice",
+			"POST",
+			"/v1/vps/web3/snapshot/restore",
+			`{"confirm":"abcdef012345","confirm":"abcdef012345"}`,
+			400,
+		},
+		{
+			"a field twice, escaped",
+			"POST",
+			"/v1/vps/web3/snapshot/restore",
+			`{"confirm":"abcdef012345","c\u006fnfirm":"abcdef012345"}`,
+			400,
+		},
+		{
+			"a field twice further in",
+			"PUT",
+			"/v1/vps/web1/option",
+			`{"state":"active","price":{"amount":1,"currency":"EUR","period":"month","amount":0}}`,
+			400,
+		},
 		{"a day that there is not", "PUT", "/v1/vps/web1/option", `{"state":"active","ends_at":"2027-02-30T00:00:00Z"}`, 400},
 		{"body where none belongs", "DELETE", "/v1/vps/web3/snapshot", `{"confirm":"x"}`, 400},
 		{"grace by order", "PUT", "/v1/vps/web1/option", `{"state":"grace"}`, 400},
 		{"no state", "PUT", "/v1/vps/web1/option", `{}`, 400},
-		{"currency", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1,"currency":"euro","period":"month"}}`, 400},
-		{"negative price", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":-1,"currency":"EUR","period":"month"}}`, 400},
-		{"price with a surplus", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1,"currency":"EUR","period":"month","tax":1}}`, 400},
-		{"fraction", "PUT", "/v1/vps/web1/option", `{"state":"active","price":{"amount":1.5,"currency":"EUR","period":"month"}}`, 400},
+		{
+			"currency",
+			"PUT",
+			"/v1/vps/web1/option",
+			`{"state":"active","price":{"amount":1,"currency":"euro","period":"month"}}`,
+			400,
+		},
+		{
+			"negative price",
+			"PUT",
+			"/v1/vps/web1/option",
+			`{"state":"active","price":{"amount":-1,"currency":"EUR","period":"month"}}`,
+			400,
+		},
+		{
+			"price with a surplus",
+			"PUT",
+			"/v1/vps/web1/option",
+			`{"state":"active","price":{"amount":1,"currency":"EUR","period":"month","tax":1}}`,
+			400,
+		},
+		{
+			"fraction",
+			"PUT",
+			"/v1/vps/web1/option",
+			`{"state":"active","price":{"amount":1.5,"currency":"EUR","period":"month"}}`,
+			400,
+		},
 		{"mail header", "PUT", "/v1/vps/web1/option", `{"state":"active","contact_email":"a@b.c\r\nBcc: d@e.f"}`, 400},
 		{"locale", "PUT", "/v1/vps/web1/option", `{"state":"active","locale":"../../fr"}`, 400},
 		{"date", "PUT", "/v1/vps/web1/option", `{"state":"active","ends_at":"tomorrow"}`, 400},
@@ -189,7 +233,11 @@ func TestLargeBody(t *testing.T) {
 		conn, err := net.Dial("tcp", s.tcp)
 		check(t, err)
 		check(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-		_, err = fmt.Fprintf(conn, "POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n%s\r\n", s.secret("admin"), line)
+		_, err = fmt.Fprintf(
+			conn,
+			"POST /v1/vps/web1/snapshot HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n%s\r\n",
+			s.secret("admin"), line,
+		)
 		check(t, err)
 		go send(conn, length < 0)
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -307,7 +355,8 @@ func TestInsideErrorsStayInside(t *testing.T) {
 		daemon.fail(err)
 		got := s.call("read", http.MethodGet, "/v1/vps/web1", "")
 		p := got.problem(t)
-		if strings.Contains(got.body, "secret") || got.StatusCode < 500 || p.RequestID == "" || p.RequestID != got.Header.Get("X-Request-Id") {
+		if strings.Contains(got.body, "secret") || got.StatusCode < 500 || p.RequestID == "" ||
+			p.RequestID != got.Header.Get("X-Request-Id") {
 			t.Errorf("%s: %s %s", name, got.Status, got.body)
 		}
 		if log := s.log.String(); !strings.Contains(log, "secret.db") || !strings.Contains(log, p.RequestID) {
@@ -336,7 +385,8 @@ func TestPanic(t *testing.T) {
 		t.Errorf("%s %s", got.Status, got.body)
 	}
 	log := s.log.String()
-	if !strings.Contains(log, "server_test.panicking.Host") || strings.Contains(log, "goroutine") || strings.Contains(log, ".go:") {
+	if !strings.Contains(log, "server_test.panicking.Host") || strings.Contains(log, "goroutine") ||
+		strings.Contains(log, ".go:") {
 		t.Errorf("the log: %s", log)
 	}
 	if got := s.call("admin", http.MethodGet, "/v1/vps", ""); got.StatusCode != 200 {
@@ -391,7 +441,9 @@ func TestOddInput(t *testing.T) {
 			t.Errorf("%s: %s %v %s", name, got.Status, got.Header, got.body)
 		}
 	}
-	if got := s.with("read", "GET", "/v1/vps/nobody", "", "Accept-Language", "ja", "Accept-Language", "fr;q=0.5"); got.Header.Get("Content-Language") != "fr" {
+	if got := s.with("read", "GET", "/v1/vps/nobody", "", "Accept-Language", "ja", "Accept-Language", "fr;q=0.5"); got.Header.Get(
+		"Content-Language",
+	) != "fr" {
 		t.Errorf("the second of two languages: %v", got.Header)
 	}
 }

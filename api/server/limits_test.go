@@ -49,7 +49,10 @@ func (s *site) pipeline(request string, n int) (map[int]int, error) {
 func TestHundredThousandGuesses(t *testing.T) {
 	s := newSite(t)
 	s.stopClock()
-	count, err := s.pipeline("GET /v1/vps HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA\r\n\r\n", 100_000)
+	count, err := s.pipeline(
+		"GET /v1/vps HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA\r\n\r\n",
+		100_000,
+	)
 	check(t, err)
 	if count[401] != 20 || count[401]+count[429] != 100_000 {
 		t.Errorf("%v: not 20 were looked at", count)
@@ -131,7 +134,14 @@ func TestCallsPerSecond(t *testing.T) {
 
 // Behind a proxy it is for whom the proxy asks that counts, as far as the proxy says so.
 func TestProxy(t *testing.T) {
-	s := newSiteWith(t, server.Config{OperatorGroup: ownGroup(t), PerSecond: 1, Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	s := newSiteWith(
+		t,
+		server.Config{
+			OperatorGroup: ownGroup(t),
+			PerSecond:     1,
+			Proxies:       []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		},
+	)
 	s.stopClock()
 	from := func(forwarded string) answer {
 		return s.with("", "GET", "/healthz", "", "X-Forwarded-For", forwarded)

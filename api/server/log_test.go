@@ -42,7 +42,8 @@ func TestLogHasRequestAndOperation(t *testing.T) {
 		t.Errorf("operation %s, the log has %+v", op.ID, l)
 	}
 	refused := s.call("read", http.MethodPost, "/v1/vps/web1/snapshot", "")
-	if l := s.line(refused.Header.Get("X-Request-Id")); l.Status != http.StatusForbidden || l.Operation != "" || l.Actor != "read" {
+	if l := s.line(refused.Header.Get("X-Request-Id")); l.Status != http.StatusForbidden || l.Operation != "" ||
+		l.Actor != "read" {
 		t.Errorf("of a refused call the log has %+v", l)
 	}
 }

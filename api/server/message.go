@@ -14,7 +14,9 @@ type Journal interface {
 	Events(ctx context.Context, after int64) (vps.EventPage, error)
 }
 
-func (h *handlers) ListVPSMessages(ctx context.Context, r ListVPSMessagesRequestObject) (ListVPSMessagesResponseObject, error) {
+func (h *handlers) ListVPSMessages(
+	ctx context.Context, r ListVPSMessagesRequestObject,
+) (ListVPSMessagesResponseObject, error) {
 	id, err := h.find(ctx, r.VPS)
 	if err != nil {
 		return nil, err
@@ -38,7 +40,14 @@ func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesPa
 	if err != nil {
 		return api.MessageList{}, err
 	}
-	q := vps.MessageQuery{VPS: id, Kind: vps.MessageKind(value(p.Kind)), Since: value(p.Since), Until: value(p.Until), Before: before, Limit: limit(p.Limit)}
+	q := vps.MessageQuery{
+		VPS:    id,
+		Kind:   vps.MessageKind(value(p.Kind)),
+		Since:  value(p.Since),
+		Until:  value(p.Until),
+		Before: before,
+		Limit:  limit(p.Limit),
+	}
 	mine := callerOf(ctx).sees
 	reader := readerOf(ctx)
 	list := api.MessageList{Messages: []api.Message{}}

@@ -61,7 +61,9 @@ func hostFigures(registry *prometheus.Registry, host vps.Host) {
 var alarms = map[vps.SpaceLevel]float64{vps.SpaceOK: 0, vps.SpaceWarning: 1, vps.SpaceCritical: 2}
 
 func storageFigures(registry *prometheus.Registry, storage []vps.Storage) {
-	size := gauges(registry, "vpssnap_storage_size_bytes", "Size of the file system that holds this directory of disks.", "path")
+	size := gauges(
+		registry, "vpssnap_storage_size_bytes", "Size of the file system that holds this directory of disks.", "path",
+	)
 	free := gauges(registry, "vpssnap_storage_free_bytes", "Free bytes of that file system.", "path")
 	headroom := gauges(registry, "vpssnap_storage_headroom_bytes", "Takes are refused when less is free.", "path")
 	overlays := gauges(registry, "vpssnap_storage_overlay_bytes", "Bytes allocated by snapshots.", "path")

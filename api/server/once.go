@@ -96,7 +96,12 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 		if keys := r.Header.Values(headerKey); len(keys) > 1 || len(keys) == 1 && keys[0] == "" {
 			return invalid("a call has one Idempotency-Key, of 1 to 255 characters, or none")
 		}
-		call := vps.Call{Match: match, Client: callerOf(r.Context()).id, Key: r.Header.Get(headerKey), Record: readerOf(r.Context()).keep}
+		call := vps.Call{
+			Match:  match,
+			Client: callerOf(r.Context()).id,
+			Key:    r.Header.Get(headerKey),
+			Record: readerOf(r.Context()).keep,
+		}
 		if call.Key == "" {
 			c.SetRequest(r.WithContext(vps.WithCall(r.Context(), call)))
 			return next(c)

@@ -94,14 +94,18 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 	if op := w.ended(cancelled); op.Status != "cancelled" {
 		t.Errorf("the take is %s", op.Status)
 	}
-	if again := w.with(w.admin, "POST", "/v1/operations/"+op.ID+"/cancel", "", keyHeader, "cancelOperation"); !same(cancelled, again) {
+	if again := w.with(w.admin, "POST", "/v1/operations/"+op.ID+"/cancel", "", keyHeader, "cancelOperation"); !same(
+		cancelled, again,
+	) {
 		t.Errorf("after its end: %s %s", again.Status, again.body)
 	}
 	w.host.SetHook(nil)
 	twice("cancelOption", "DELETE", option+"?now=true", "", 200)
 
 	token := decode[api.NewToken](t, twice("createToken", "POST", "/v1/tokens", `{"name":"jo","scopes":["read"]}`, 201))
-	again := decode[api.NewToken](t, w.with(w.admin, "POST", "/v1/tokens", `{"name":"jo","scopes":["read"]}`, keyHeader, "createToken"))
+	again := decode[api.NewToken](
+		t, w.with(w.admin, "POST", "/v1/tokens", `{"name":"jo","scopes":["read"]}`, keyHeader, "createToken"),
+	)
 	if again.Token.ID != token.Token.ID || again.Secret == token.Secret {
 		t.Errorf("made %+v, then %+v", token, again)
 	}
@@ -116,7 +120,8 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 	}
 
 	hook := decode[api.NewWebhook](t, twice("createWebhook", "POST", "/v1/webhooks", `{"url":"https://127.0.0.1:1/"}`, 201))
-	if all := decode[api.WebhookList](t, w.call(w.admin, "GET", "/v1/webhooks", "")).Webhooks; len(all) != 1 || hook.Secret == "" {
+	if all := decode[api.WebhookList](t, w.call(w.admin, "GET", "/v1/webhooks", "")).Webhooks; len(all) != 1 ||
+		hook.Secret == "" {
 		t.Errorf("one call twice made %+v", all)
 	}
 	twice("testWebhook", "POST", "/v1/webhooks/"+hook.Webhook.ID+"/test", "", 200)
@@ -163,7 +168,8 @@ func TestOneKeyManyTimesIsOneOperation(t *testing.T) {
 		t.Errorf("another token with the key: %s", got.Status)
 	}
 	for name, body := range map[string]string{"another body": `{"description":"y"}`, "no body": ""} {
-		if got := w.with(w.panel, "POST", path, body, keyHeader, "k"); got.StatusCode != 422 || got.problem(t).Code != api.CodeInvalid {
+		if got := w.with(w.panel, "POST", path, body, keyHeader, "k"); got.StatusCode != 422 ||
+			got.problem(t).Code != api.CodeInvalid {
 			t.Errorf("%s: %s", name, got.Status)
 		}
 	}
@@ -224,7 +230,9 @@ func TestIfMatch(t *testing.T) {
 			t.Errorf("%s: ETag %s, then %s, and nothing was changed", c.name, seen, again)
 		}
 		first := w.with(w.admin, c.method, c.path, c.body, "If-Match", `"other", `+seen)
-		if now := w.call(w.read, "GET", c.path, "").Header.Get("ETag"); first.StatusCode != 200 || first.Header.Get("ETag") != now || now == seen {
+		if now := w.call(w.read, "GET", c.path, "").Header.Get("ETag"); first.StatusCode != 200 ||
+			first.Header.Get("ETag") != now ||
+			now == seen {
 			t.Errorf("%s: %s, ETag %s, then %s", c.name, first.Status, first.Header.Get("ETag"), now)
 		}
 		for _, match := range []string{seen, `W/` + first.Header.Get("ETag"), `"*"`, `""`} {

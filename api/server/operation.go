@@ -95,7 +95,9 @@ func (h *handlers) await(ctx context.Context, id string, limit time.Duration) er
 	return err
 }
 
-func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequestObject) (CancelOperationResponseObject, error) {
+func (h *handlers) CancelOperation(
+	ctx context.Context, r CancelOperationRequestObject,
+) (CancelOperationResponseObject, error) {
 	if _, err := h.operation(ctx, r.ID); err != nil {
 		return nil, err
 	}
@@ -103,7 +105,9 @@ func (h *handlers) CancelOperation(ctx context.Context, r CancelOperationRequest
 	return CancelOperation202JSONResponse{accepted(ctx, op)}, err
 }
 
-func (h *handlers) ResumeOperation(ctx context.Context, r ResumeOperationRequestObject) (ResumeOperationResponseObject, error) {
+func (h *handlers) ResumeOperation(
+	ctx context.Context, r ResumeOperationRequestObject,
+) (ResumeOperationResponseObject, error) {
 	if _, err := h.operation(ctx, r.ID); err != nil {
 		return nil, err
 	}

@@ -64,10 +64,15 @@ func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return CancelOption200JSONResponse{Body: wireOption(o), Headers: CancelOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
+	return CancelOption200JSONResponse{
+		Body:    wireOption(o),
+		Headers: CancelOption200ResponseHeaders{ETag: etag(o.Version())},
+	}, nil
 }
 
-func (h *handlers) ListOptionHistory(ctx context.Context, r ListOptionHistoryRequestObject) (ListOptionHistoryResponseObject, error) {
+func (h *handlers) ListOptionHistory(
+	ctx context.Context, r ListOptionHistoryRequestObject,
+) (ListOptionHistoryResponseObject, error) {
 	id, err := h.find(ctx, r.VPS)
 	if err != nil {
 		return nil, err
@@ -88,5 +93,12 @@ func (h *handlers) ListOptionHistory(ctx context.Context, r ListOptionHistoryReq
 }
 
 func wireChange(c vps.OptionChange) api.OptionChange {
-	return api.OptionChange{ID: c.ID, At: c.At.UTC(), Option: c.Option, State: api.OptionState(c.State), Actor: wireActor(c.Actor), Note: c.Note}
+	return api.OptionChange{
+		ID:     c.ID,
+		At:     c.At.UTC(),
+		Option: c.Option,
+		State:  api.OptionState(c.State),
+		Actor:  wireActor(c.Actor),
+		Note:   c.Note,
+	}
 }

@@ -30,7 +30,12 @@ func (h *handlers) RepairHost(ctx context.Context, _ RepairHostRequestObject) (R
 }
 
 func wireReport(r vps.Report) api.Report {
-	w := api.Report{At: r.At.UTC(), VPSCount: r.VPSCount, SnapshotCount: r.SnapshotCount, Findings: each(r.Findings, wireFinding)}
+	w := api.Report{
+		At:            r.At.UTC(),
+		VPSCount:      r.VPSCount,
+		SnapshotCount: r.SnapshotCount,
+		Findings:      each(r.Findings, wireFinding),
+	}
 	if len(r.Repairs) > 0 {
 		w.Repairs = each(r.Repairs, wireRepair)
 	}

@@ -14,7 +14,9 @@ import (
 // What was found is for operators: it names host paths.
 func TestChecksAndRepair(t *testing.T) {
 	s := newSite(t)
-	if r := decode[api.Report](t, s.operator(http.MethodGet, "/v1/host/checks", "")); len(r.Findings) != 0 || r.VPSCount != 3 || r.SnapshotCount != 1 {
+	if r := decode[api.Report](t, s.operator(http.MethodGet, "/v1/host/checks", "")); len(r.Findings) != 0 ||
+		r.VPSCount != 3 ||
+		r.SnapshotCount != 1 {
 		t.Errorf("with nothing wrong: %+v", r)
 	}
 	id, err := s.host.AddVPS("it's")
@@ -29,7 +31,9 @@ func TestChecksAndRepair(t *testing.T) {
 	f := decode[api.Report](t, s.call("admin", http.MethodGet, "/v1/host/checks", "")).Findings[0]
 	quoted := "'" + strings.Replace(base, "'", `'\''`, 1)
 	if f.Code != "missing_base" || f.VPS != id || f.VPSName != "it's" || f.Disk != "vda" || f.Path != base || f.SnapshotID != snap.ID ||
-		f.OperationID != "" || !strings.Contains(f.Detail, base) || f.Repairable || f.Remedies[0].Commands[0] != "mv -nT -- "+quoted+".x' "+quoted+"'" {
+		f.OperationID != "" || !strings.Contains(f.Detail, base) ||
+		f.Repairable ||
+		f.Remedies[0].Commands[0] != "mv -nT -- "+quoted+".x' "+quoted+"'" {
 		t.Errorf("on the wire: %+v", f)
 	}
 	for _, role := range []string{"read", "snapshot", "option", "bound"} {
@@ -47,7 +51,8 @@ func TestChecksAndRepair(t *testing.T) {
 	}
 	s.host.ParkNext(daemontest.Web3)
 	op := s.ended(s.operator(http.MethodDelete, "/v1/vps/web3/snapshot", ""))
-	if f := decode[api.Report](t, s.operator(http.MethodGet, "/v1/host/checks", "")).Findings[1]; f.Code != "operation_parked" || f.OperationID != op.ID {
+	if f := decode[api.Report](t, s.operator(http.MethodGet, "/v1/host/checks", "")).Findings[1]; f.Code != "operation_parked" ||
+		f.OperationID != op.ID {
 		t.Errorf("of a parked operation: %+v", f)
 	}
 }
@@ -65,7 +70,8 @@ func TestNameGivenAway(t *testing.T) {
 			if got.StatusCode != http.StatusNotFound || got.body != unknown.body {
 				t.Errorf("%s for a customer who has web1: %s %s", path, got.Status, got.body)
 			}
-			if got := s.call("admin", http.MethodGet, path, ""); got.StatusCode != http.StatusConflict || got.problem(t).Code != api.CodeVPSChanged {
+			if got := s.call("admin", http.MethodGet, path, ""); got.StatusCode != http.StatusConflict ||
+				got.problem(t).Code != api.CodeVPSChanged {
 				t.Errorf("%s for an operator: %s", path, got.Status)
 			}
 		}

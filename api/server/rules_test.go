@@ -18,9 +18,13 @@ func TestTheDaemonKeepsTheRulesOfTheAPI(t *testing.T) {
 	check(t, err)
 	words := []string{
 		"a", "before the upgrade", "é日本\U0001F600", "a\nb", "a\x00b", "\x7f", "\x1b[2J", "\u202e", "EUR", "eur", "EURO", "fr", "de-CH", "f", "fr_FR",
-		"fr-" + strings.Repeat("abcdefgh-", 4) + "ab", "zh-Hans-CN", "jo@example.com", "jo", "a@b@c", "a b@c", "jo@", "\"jo\"@x", "month", "year", "once", "week",
+		"fr-" + strings.Repeat(
+			"abcdefgh-", 4,
+		) + "ab", "zh-Hans-CN", "jo@example.com", "jo", "a@b@c", "a b@c", "jo@", "\"jo\"@x", "month", "year", "once", "week",
 		"prefer", "require", "never", "maybe", "previous", "running", "off", "on", "ordered", "active", "grace", "../..",
-		strings.Repeat("é", 128), strings.Repeat("é", 129), strings.Repeat("x", 254), strings.Repeat("x", 500), strings.Repeat("x", 501),
+		strings.Repeat(
+			"é", 128,
+		), strings.Repeat("é", 129), strings.Repeat("x", 254), strings.Repeat("x", 500), strings.Repeat("x", 501),
 		strings.Repeat("x", 250) + "@b.c", strings.Repeat("x", 251) + "@b.c",
 	}
 	price := func(amount int64, currency string, period vps.Period) vps.OptionOrder {
@@ -45,12 +49,24 @@ func TestTheDaemonKeepsTheRulesOfTheAPI(t *testing.T) {
 		agree("RestoreRequest", `{"power_after":`+q+`}`, vps.RestoreRequest{PowerAfter: vps.PowerAfter(w)}.Check())
 		agree("OptionOrder", `{"state":`+q+`}`, vps.OptionOrder{State: vps.OptionState(w)}.Check())
 		agree("OptionOrder", `{"state":"active","order_ref":`+q+`}`, vps.OptionOrder{State: "active", OrderRef: w}.Check())
-		agree("OptionOrder", `{"state":"active","contact_email":`+q+`}`, vps.OptionOrder{State: "active", ContactEmail: w}.Check())
+		agree(
+			"OptionOrder", `{"state":"active","contact_email":`+q+`}`,
+			vps.OptionOrder{State: "active", ContactEmail: w}.Check(),
+		)
 		agree("OptionOrder", `{"state":"active","locale":`+q+`}`, vps.OptionOrder{State: "active", Locale: w}.Check())
-		agree("OptionOrder", `{"state":"active","price":{"amount":1,"currency":`+q+`,"period":"month"}}`, price(1, w, "month").Check())
-		agree("OptionOrder", `{"state":"active","price":{"amount":1,"currency":"EUR","period":`+q+`}}`, price(1, "EUR", vps.Period(w)).Check())
+		agree(
+			"OptionOrder", `{"state":"active","price":{"amount":1,"currency":`+q+`,"period":"month"}}`,
+			price(1, w, "month").Check(),
+		)
+		agree(
+			"OptionOrder", `{"state":"active","price":{"amount":1,"currency":"EUR","period":`+q+`}}`,
+			price(1, "EUR", vps.Period(w)).Check(),
+		)
 	}
 	for text, amount := range map[string]int64{"-1": -1, "0": 0, "1000000000000": 1e12, "1000000000001": 1e12 + 1} {
-		agree("OptionOrder", `{"state":"active","price":{"amount":`+text+`,"currency":"EUR","period":"once"}}`, price(amount, "EUR", "once").Check())
+		agree(
+			"OptionOrder", `{"state":"active","price":{"amount":`+text+`,"currency":"EUR","period":"once"}}`,
+			price(amount, "EUR", "once").Check(),
+		)
 	}
 }

@@ -76,7 +76,13 @@ func New(cfg Config) *Server {
 		stopWaiting:   stop,
 		drain:         newDrain(),
 	}
-	s.handlers = &handlers{services: cfg.Services, closing: closing, heartbeat: heartbeat, slowReader: slowReader, slowDownload: slowDownload}
+	s.handlers = &handlers{
+		services:     cfg.Services,
+		closing:      closing,
+		heartbeat:    heartbeat,
+		slowReader:   slowReader,
+		slowDownload: slowDownload,
+	}
 	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
 	s.unix.ConnContext = withPeer

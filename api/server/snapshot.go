@@ -26,10 +26,15 @@ func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject
 	if err != nil {
 		return nil, err
 	}
-	return ShowSnapshot200JSONResponse{Body: readerOf(ctx).snapshot(s), Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
+	return ShowSnapshot200JSONResponse{
+		Body:    readerOf(ctx).snapshot(s),
+		Headers: ShowSnapshot200ResponseHeaders{ETag: etag(s.Version())},
+	}, nil
 }
 
-func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotRequestObject) (DescribeSnapshotResponseObject, error) {
+func (h *handlers) DescribeSnapshot(
+	ctx context.Context, r DescribeSnapshotRequestObject,
+) (DescribeSnapshotResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {
 		return nil, err
@@ -38,7 +43,10 @@ func (h *handlers) DescribeSnapshot(ctx context.Context, r DescribeSnapshotReque
 	if err != nil {
 		return nil, err
 	}
-	return DescribeSnapshot200JSONResponse{Body: readerOf(ctx).snapshot(s), Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())}}, nil
+	return DescribeSnapshot200JSONResponse{
+		Body:    readerOf(ctx).snapshot(s),
+		Headers: DescribeSnapshot200ResponseHeaders{ETag: etag(s.Version())},
+	}, nil
 }
 
 func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject) (TakeSnapshotResponseObject, error) {
@@ -56,7 +64,9 @@ func (h *handlers) TakeSnapshot(ctx context.Context, r TakeSnapshotRequestObject
 	return TakeSnapshot202JSONResponse{done}, err
 }
 
-func (h *handlers) RestoreSnapshot(ctx context.Context, r RestoreSnapshotRequestObject) (RestoreSnapshotResponseObject, error) {
+func (h *handlers) RestoreSnapshot(
+	ctx context.Context, r RestoreSnapshotRequestObject,
+) (RestoreSnapshotResponseObject, error) {
 	var b api.RestoreRequest
 	if r.Body != nil {
 		b = *r.Body
@@ -85,7 +95,9 @@ func (h *handlers) DeleteSnapshot(ctx context.Context, r DeleteSnapshotRequestOb
 }
 
 // begin starts long work on the VPS behind ref and answers with the operation.
-func (h *handlers) begin(ctx context.Context, ref string, start func(id string, a vps.Actor) (vps.Operation, error)) (AcceptedJSONResponse, error) {
+func (h *handlers) begin(
+	ctx context.Context, ref string, start func(id string, a vps.Actor) (vps.Operation, error),
+) (AcceptedJSONResponse, error) {
 	id, err := h.resolve(ctx, ref)
 	if err != nil {
 		return AcceptedJSONResponse{}, err

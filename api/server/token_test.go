@@ -21,13 +21,17 @@ import (
 
 func TestTokenFromItsMakingToItsEnd(t *testing.T) {
 	w := newWholeSite(t)
-	got := w.operator("POST", "/v1/tokens", `{"name":"shop","scopes":["read","option"],"way":"order","vps":["web1"],"expires_in_seconds":7200}`)
+	got := w.operator(
+		"POST", "/v1/tokens",
+		`{"name":"shop","scopes":["read","option"],"way":"order","vps":["web1"],"expires_in_seconds":7200}`,
+	)
 	made := decode[api.NewToken](t, got)
 	if got.StatusCode != 201 || made.Token.Way != "order" || !slices.Equal(made.Token.VPS, []string{w.web1}) ||
 		made.Token.ExpiresAt == nil || made.Token.LastUsedAt != nil {
 		t.Fatalf("%s %s", got.Status, got.body)
 	}
-	if got := w.call(made.Secret, "GET", "/v1/vps", ""); got.StatusCode != 200 || !strings.Contains(got.body, w.web1) || strings.Contains(got.body, w.web2) {
+	if got := w.call(made.Secret, "GET", "/v1/vps", ""); got.StatusCode != 200 || !strings.Contains(got.body, w.web1) ||
+		strings.Contains(got.body, w.web2) {
 		t.Errorf("it sees %s %s", got.Status, got.body)
 	}
 	find := func() api.Token {
@@ -91,7 +95,9 @@ func TestSecretsAreNotKept(t *testing.T) {
 	w.ended(w.call(w.admin, "POST", "/v1/vps/web1/snapshot", ""))
 	link := decode[api.Download](t, w.with(w.admin, "POST", "/v1/vps/web1/snapshot/download", "", keyHeader, "l"))
 	_, signature, _ := strings.Cut(link.URL, ".")
-	hook := decode[api.NewWebhook](t, w.with(w.admin, "POST", "/v1/webhooks", `{"url":"https://panel.example.net/"}`, keyHeader, "m"))
+	hook := decode[api.NewWebhook](
+		t, w.with(w.admin, "POST", "/v1/webhooks", `{"url":"https://panel.example.net/"}`, keyHeader, "m"),
+	)
 	// The daemon signs with a webhook's secret: that is in the webhook's own record.
 	for text, want := range map[string]int{secret: 0, signature: 0, hook.Secret: 1, link.ID: -1} {
 		if n := w.onDisk(text); want >= 0 && n > want || want < 0 && n == 0 {
@@ -141,14 +147,26 @@ func TestTokensThatAreRefused(t *testing.T) {
 // A panel's token makes tokens for browsers, and none that is more than itself.
 func TestTokenForABrowser(t *testing.T) {
 	w := newWholeSite(t)
-	bound := w.token(vps.TokenRequest{Name: "bound", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot}, VPS: []string{"web1"}, Expire: 30 * time.Minute})
-	got := w.call(w.panel, "POST", "/v1/tokens", `{"name":"jo","scopes":["read","snapshot"],"vps":["web1"],"expires_in_seconds":900}`)
+	bound := w.token(
+		vps.TokenRequest{
+			Name:   "bound",
+			Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot},
+			VPS:    []string{"web1"},
+			Expire: 30 * time.Minute,
+		},
+	)
+	got := w.call(
+		w.panel, "POST", "/v1/tokens",
+		`{"name":"jo","scopes":["read","snapshot"],"vps":["web1"],"expires_in_seconds":900}`,
+	)
 	jo := decode[api.NewToken](t, got)
-	if got.StatusCode != 201 || jo.Token.Name != "panel/jo" || jo.Token.Parent == "" || jo.Token.ExpiresAt.Sub(jo.Token.CreatedAt) != 15*time.Minute {
+	if got.StatusCode != 201 || jo.Token.Name != "panel/jo" || jo.Token.Parent == "" ||
+		jo.Token.ExpiresAt.Sub(jo.Token.CreatedAt) != 15*time.Minute {
 		t.Fatalf("%s %s", got.Status, got.body)
 	}
 	op := w.ended(w.call(jo.Secret, "POST", "/v1/vps/web1/snapshot", ""))
-	if done, err := w.daemon.Operations.Operation(t.Context(), op.ID); err != nil || done.Actor != (vps.Actor{Name: "panel/jo", Way: vps.WayPanel}) {
+	if done, err := w.daemon.Operations.Operation(t.Context(), op.ID); err != nil ||
+		done.Actor != (vps.Actor{Name: "panel/jo", Way: vps.WayPanel}) {
 		t.Errorf("the take is by %+v (%v)", done.Actor, err)
 	}
 	unknown := w.call(bound, "POST", "/v1/tokens", `{"name":"a","scopes":["read"],"vps":["web9"]}`)
@@ -192,14 +210,26 @@ func TestEveryCallByEveryRole(t *testing.T) {
 	spec, err := openapi3.NewLoader().LoadFromData(api.Spec)
 	check(t, err)
 	w := newWholeSite(t)
-	foreign := serveSite(t, server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: outsiders(t), PerSecond: noLimit})
-	roles := map[string]string{"no token": "", "wrong token": "vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA", "admin": w.admin}
+	foreign := serveSite(
+		t, server.Config{Services: daemontest.Services(w.daemon), OperatorGroup: outsiders(t), PerSecond: noLimit},
+	)
+	roles := map[string]string{
+		"no token":    "",
+		"wrong token": "vpssnap_000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAA",
+		"admin":       w.admin,
+	}
 	for _, s := range []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot, vps.ScopeOption} {
 		roles[string(s)] = w.token(vps.TokenRequest{Name: "all-" + string(s), Scopes: []vps.Scope{s}})
-		roles[string(s)+" bound to it"] = w.token(vps.TokenRequest{Name: "web1-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web1}})
-		roles[string(s)+" bound to another"] = w.token(vps.TokenRequest{Name: "web2-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web2}})
+		roles[string(s)+" bound to it"] = w.token(
+			vps.TokenRequest{Name: "web1-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web1}},
+		)
+		roles[string(s)+" bound to another"] = w.token(
+			vps.TokenRequest{Name: "web2-" + string(s), Scopes: []vps.Scope{s}, VPS: []string{w.web2}},
+		)
 	}
-	fill := strings.NewReplacer("{vps}", w.web1, "{token}", "tok-000000000000", "{download}", "dl-000000000000", "{webhook}", "wh-000000000000")
+	fill := strings.NewReplacer(
+		"{vps}", w.web1, "{token}", "tok-000000000000", "{download}", "dl-000000000000", "{webhook}", "wh-000000000000",
+	)
 	n := 0
 	for path, item := range spec.Paths.Map() {
 		for method, op := range item.Operations() {
@@ -212,10 +242,14 @@ func TestEveryCallByEveryRole(t *testing.T) {
 				}
 				// Each from an address of its own, so that the wrong tokens are not too many for one.
 				got := w.with(secret, method, at, bodies[op.OperationID], "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n%250))
-				w.judgeRole(fmt.Sprintf("%s %s by %s", method, path, role), got, need, role, strings.Contains(path, "{vps}") || strings.Contains(path, "/operations/{id}"))
+				w.judgeRole(
+					fmt.Sprintf("%s %s by %s", method, path, role), got, need, role,
+					strings.Contains(path, "{vps}") || strings.Contains(path, "/operations/{id}"),
+				)
 			}
 			at := strings.ReplaceAll(fill.Replace(path), "{id}", "op-404")
-			if got := w.operator(method, at, bodies[op.OperationID]); got.StatusCode == 401 || got.StatusCode == 403 || got.StatusCode >= 500 {
+			if got := w.operator(method, at, bodies[op.OperationID]); got.StatusCode == 401 || got.StatusCode == 403 ||
+				got.StatusCode >= 500 {
 				t.Errorf("%s %s by an operator on the socket: %s", method, path, got.Status)
 			}
 			if got := foreign.stranger(method, at, bodies[op.OperationID]); (got.StatusCode == 403 || path == "/metrics" && got.StatusCode == 404) != (need != "none") {

@@ -19,7 +19,9 @@ import (
 
 // ofTheHost is what only an operator is told: commands, programs and files of the
 // host, and how a snapshot is made of them.
-var ofTheHost = regexp.MustCompile(`virsh|qemu-img|libvirt|QEMU|systemctl|journalctl|dmesg|AppArmor|SELinux|\bvpssnap [a-z]|doctor|overlay|backing|/(etc|var|srv|proc|run|dev)/`)
+var ofTheHost = regexp.MustCompile(
+	`virsh|qemu-img|libvirt|QEMU|systemctl|journalctl|dmesg|AppArmor|SELinux|\bvpssnap [a-z]|doctor|overlay|backing|/(etc|var|srv|proc|run|dev)/`,
+)
 
 // said are the texts in the source of the daemon and of the API that tell of the host.
 func said(t *testing.T) []string {
@@ -27,7 +29,9 @@ func said(t *testing.T) []string {
 	var texts []string
 	for _, dir := range []string{"../../daemon", "."} {
 		check(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".gen.go") || strings.Contains(path, "daemontest") {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") ||
+				strings.HasSuffix(path, ".gen.go") ||
+				strings.Contains(path, "daemontest") {
 				return err
 			}
 			file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
@@ -66,11 +70,13 @@ func TestOnlyOperatorsAreToldOfTheHost(t *testing.T) {
 		daemon.fail(refused)
 		for _, language := range []string{"en", "fr"} {
 			p := s.with("panel", http.MethodGet, "/v1/vps/web1", "", "Accept-Language", language).problem(t)
-			if told := p.Title + p.Detail + p.Remedy; ofTheHost.MatchString(told) || p.Detail == "" || p.Code != api.CodeVPSChanged {
+			if told := p.Title + p.Detail + p.Remedy; ofTheHost.MatchString(told) || p.Detail == "" ||
+				p.Code != api.CodeVPSChanged {
 				t.Errorf("a panel is told in %s: %s; %s", language, p.Detail, p.Remedy)
 			}
 		}
-		if p := s.operator(http.MethodGet, "/v1/vps/web1", "").problem(t); p.Detail != refused.Detail || p.Remedy != refused.Remedy {
+		if p := s.operator(http.MethodGet, "/v1/vps/web1", "").problem(t); p.Detail != refused.Detail ||
+			p.Remedy != refused.Remedy {
 			t.Errorf("an operator is told: %s; %s", p.Detail, p.Remedy)
 		}
 	}
@@ -106,7 +112,8 @@ func TestRefusalsOfAWholeDaemon(t *testing.T) {
 			for _, language := range []string{"en", "fr"} {
 				p := w.with(w.panel, c.method, path, "", "Accept-Language", language).problem(t)
 				shown := w.with(w.panel, http.MethodGet, "/v1/vps/"+c.vps, "", "Accept-Language", language)
-				if texts[p.Detail] = true; ofTheHost.MatchString(p.Title+p.Detail+p.Remedy) || p.Code != told.Code || p.Detail == "" {
+				if texts[p.Detail] = true; ofTheHost.MatchString(p.Title+p.Detail+p.Remedy) || p.Code != told.Code ||
+					p.Detail == "" {
 					t.Errorf("a panel is told in %s: %s; %s", language, p.Detail, p.Remedy)
 				}
 				v := decode[api.VPS](t, shown)
@@ -142,11 +149,13 @@ func TestRefusalsInFrench(t *testing.T) {
 	} {
 		got := w.with(c.token, c.method, c.path, c.body, "Accept-Language", "fr-FR, en;q=0.5")
 		p := got.problem(t)
-		if p.Title != c.title || !strings.Contains(p.Detail, c.detail) || !strings.HasPrefix(p.Remedy, c.remedy) || got.Header.Get("Content-Language") != "fr" {
+		if p.Title != c.title || !strings.Contains(p.Detail, c.detail) || !strings.HasPrefix(p.Remedy, c.remedy) ||
+			got.Header.Get("Content-Language") != "fr" {
 			t.Errorf("%s %s is refused with %+v (%s)", c.method, c.path, p, got.Header.Get("Content-Language"))
 		}
 		english := w.with(c.token, c.method, c.path, c.body, "Accept-Language", "de")
-		if e := english.problem(t); e.Code != p.Code || e.Title == p.Title || e.Detail == p.Detail || english.Header.Get("Content-Language") != "en" {
+		if e := english.problem(t); e.Code != p.Code || e.Title == p.Title || e.Detail == p.Detail ||
+			english.Header.Get("Content-Language") != "en" {
 			t.Errorf("%s %s is refused in English with %+v", c.method, c.path, e)
 		}
 	}

@@ -66,8 +66,17 @@ func wireWebhook(w vps.Webhook) api.Webhook {
 	for _, t := range w.Types {
 		types = append(types, api.WebhookEventType(t))
 	}
-	return api.Webhook{ID: w.ID, URL: w.URL, Types: types, CreatedAt: w.CreatedAt.UTC(), Disabled: w.DisabledAt != nil, Waiting: w.Waiting,
-		DeliveredAt: utc(w.DeliveredAt), FailedAt: utc(w.FailedAt), LastError: w.LastError}
+	return api.Webhook{
+		ID:          w.ID,
+		URL:         w.URL,
+		Types:       types,
+		CreatedAt:   w.CreatedAt.UTC(),
+		Disabled:    w.DisabledAt != nil,
+		Waiting:     w.Waiting,
+		DeliveredAt: utc(w.DeliveredAt),
+		FailedAt:    utc(w.FailedAt),
+		LastError:   w.LastError,
+	}
 }
 
 // wireNewWebhook is for who makes it: the only answer with the secret.
@@ -83,8 +92,12 @@ func wireWebhookTest(r vps.WebhookTest) api.WebhookTest {
 // of the host: it gets no paths.
 func WebhookBody(e vps.Event, host string) ([]byte, error) {
 	w := wireEvent(e, reader{in: vps.English})
-	m := api.WebhookMessage{Type: string(e.Type), Timestamp: w.At, Data: api.WebhookData{Host: host, VPS: w.VPS, VPSName: w.VPSName,
-		Operation: w.Operation, Option: w.Option, Snapshot: w.Snapshot, Space: w.Space}}
+	m := api.WebhookMessage{
+		Type:      string(e.Type),
+		Timestamp: w.At,
+		Data: api.WebhookData{Host: host, VPS: w.VPS, VPSName: w.VPSName,
+			Operation: w.Operation, Option: w.Option, Snapshot: w.Snapshot, Space: w.Space},
+	}
 	if e.ID > 0 {
 		m.Data.EventID = strconv.FormatInt(e.ID, 10)
 	}

@@ -24,9 +24,28 @@ func TestWebhookMessages(t *testing.T) {
 	check(t, err)
 	until := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	data := map[string]vps.EventData{
-		"operation": {Operation: &vps.OperationEvent{ID: "op-1", Kind: vps.KindTake, Status: vps.StatusFailed, Step: "switch", ActorName: "jo",
-			ActorWay: vps.WayPanel, Code: vps.CodeInternal, Detail: "no", Remedy: "wait"}},
-		"option":   {Option: &vps.OptionEvent{ID: "opt-1", State: vps.OptionGrace, GraceUntil: &until, ActorName: "jo", ActorWay: vps.WayOrder}},
+		"operation": {
+			Operation: &vps.OperationEvent{
+				ID:        "op-1",
+				Kind:      vps.KindTake,
+				Status:    vps.StatusFailed,
+				Step:      "switch",
+				ActorName: "jo",
+				ActorWay:  vps.WayPanel,
+				Code:      vps.CodeInternal,
+				Detail:    "no",
+				Remedy:    "wait",
+			},
+		},
+		"option": {
+			Option: &vps.OptionEvent{
+				ID:         "opt-1",
+				State:      vps.OptionGrace,
+				GraceUntil: &until,
+				ActorName:  "jo",
+				ActorWay:   vps.WayOrder,
+			},
+		},
 		"snapshot": {Snapshot: &vps.SnapshotEvent{ID: "abc", State: vps.SnapshotAvailable, UndoUntil: &until}},
 		"space":    {Space: &vps.SpaceEvent{Level: vps.SpaceCritical, Path: "/srv/images", TotalBytes: 2, FreeBytes: 1}},
 		"webhook":  {},
@@ -43,7 +62,8 @@ func TestWebhookMessages(t *testing.T) {
 		if err := spec.Components.Schemas["WebhookMessage"].Value.VisitJSON(read); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
-		whole := strings.Contains(string(body), `"type":"`+string(e.Type)+`"`) && (family == "webhook" || strings.Contains(string(body), `"`+family+`":{`))
+		whole := strings.Contains(string(body), `"type":"`+string(e.Type)+`"`) &&
+			(family == "webhook" || strings.Contains(string(body), `"`+family+`":{`))
 		if !whole || strings.Contains(string(body), "/srv") {
 			t.Errorf("%s: %s", kind, body)
 		}
@@ -71,7 +91,10 @@ func TestWebhookOverREST(t *testing.T) {
 		got <- message{r.Header, body}
 	}))
 	defer panel.Close()
-	made := decode[api.NewWebhook](t, w.call(w.admin, "POST", "/v1/webhooks", `{"url":"`+panel.URL+`/?key=hunter2","types":["operation.succeeded"]}`))
+	made := decode[api.NewWebhook](
+		t,
+		w.call(w.admin, "POST", "/v1/webhooks", `{"url":"`+panel.URL+`/?key=hunter2","types":["operation.succeeded"]}`),
+	)
 	library, err := standardwebhooks.NewWebhook(made.Secret)
 	check(t, err)
 	tested := w.call(w.admin, "POST", "/v1/webhooks/"+made.Webhook.ID+"/test", "")
@@ -95,7 +118,8 @@ func TestWebhookOverREST(t *testing.T) {
 	}
 	for _, body := range []string{`{}`, `{"url":""}`, `{"url":"ftp://127.0.0.1/"}`, `{"url":"https://10.0.0.1/"}`, `{"url":"https://a.example/","types":[]}`,
 		`{"url":"https://a.example/","types":["message"]}`, `{"url":"https://a.example/","secret":"x"}`, `{"url":["https://a.example/"]}`} {
-		if refused := w.call(w.admin, "POST", "/v1/webhooks", body); refused.StatusCode != 400 || refused.problem(t).Code != api.CodeInvalid {
+		if refused := w.call(w.admin, "POST", "/v1/webhooks", body); refused.StatusCode != 400 ||
+			refused.problem(t).Code != api.CodeInvalid {
 			t.Errorf("%s: %s %s", body, refused.Status, refused.body)
 		}
 	}

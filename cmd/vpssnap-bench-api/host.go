@@ -68,7 +68,11 @@ type host struct {
 }
 
 func openHost(ctx context.Context, vpses, days int) (h *host, err error) {
-	h = &host{served: make(chan error, 1), vpses: vpses, web: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}}
+	h = &host{
+		served: make(chan error, 1),
+		vpses:  vpses,
+		web:    &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}},
+	}
 	if h.dir, err = os.MkdirTemp("", "vpssnap-bench-"); err != nil {
 		return nil, err
 	}
@@ -135,7 +139,13 @@ func (h *host) start(ctx context.Context) (err error) {
 	}
 	h.daemon, err = daemon.Open(ctx, daemon.Config{
 		Host: quickStat{h.fake, files}, StateDir: filepath.Join(h.dir, "state"), Version: "bench", Logger: log,
-		Settings: daemon.Settings{Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: workers}, Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}},
+		Settings: daemon.Settings{
+			Notify:   notify.Policy{Grace: time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: time.Second},
+			Merge:    merge.Policy{Limit: workers},
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
+		},
 	})
 	if err != nil {
 		return err
@@ -280,7 +290,11 @@ func usage() (time.Duration, int64) {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
 		return 0, 0
 	}
-	return time.Duration(r.Utime.Nano() + r.Stime.Nano()), int64(mem.HeapAlloc + mem.StackInuse) //nolint:gosec // far below the limit
+	return time.Duration(
+			r.Utime.Nano() + r.Stime.Nano(),
+		), int64(
+			mem.HeapAlloc + mem.StackInuse,
+		) //nolint:gosec // far below the limit
 }
 
 // listen tells what listeners cost: nobody and everybody, at rest and at work.

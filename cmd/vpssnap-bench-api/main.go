@@ -122,8 +122,11 @@ func firstOf(errs ...error) error {
 }
 
 func (r results) print(w io.Writer) {
-	fmt.Fprintf(w, "%d VPSes on a fake host, %d of them with a snapshot, and a take a day of each for %d days; %d operations ran meanwhile\n\n",
-		r.VPS, r.Snapshots, r.Days, r.Operations)
+	fmt.Fprintf(
+		w,
+		"%d VPSes on a fake host, %d of them with a snapshot, and a take a day of each for %d days; %d operations ran meanwhile\n\n",
+		r.VPS, r.Snapshots, r.Days, r.Operations,
+	)
 	t := table.NewWriter()
 	t.SetOutputMirror(w)
 	t.AppendHeader(table.Row{"call", "answer", "n", "p50", "p99", "max"})
@@ -137,7 +140,15 @@ func (r results) print(w io.Writer) {
 	l.SetOutputMirror(w)
 	l.AppendHeader(table.Row{"listeners", "while", "of one core", "memory", "events received"})
 	for _, c := range r.Listeners {
-		l.AppendRow(table.Row{c.Listeners, c.Doing, fmt.Sprintf("%.2f %%", c.CPU), humanize.IBytes(uint64(max(c.Memory, 0))), c.Events})
+		l.AppendRow(
+			table.Row{
+				c.Listeners,
+				c.Doing,
+				fmt.Sprintf("%.2f %%", c.CPU),
+				humanize.IBytes(uint64(max(c.Memory, 0))),
+				c.Events,
+			},
+		)
 	}
 	l.Render()
 }

@@ -141,7 +141,9 @@ func (b *bench) writes(ctx context.Context) error {
 }
 
 // writeInto writes into one kind of overlay, or into the base itself.
-func (b *bench) writeInto(ctx context.Context, kind, base string, block, count, step int64) (seconds float64, grown int64, err error) {
+func (b *bench) writeInto(
+	ctx context.Context, kind, base string, block, count, step int64,
+) (seconds float64, grown int64, err error) {
 	if kind == "none" {
 		seconds, err = b.write(ctx, base, "raw", block, count, step)
 		return seconds, 0, err

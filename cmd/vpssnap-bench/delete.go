@@ -29,7 +29,13 @@ func (b *bench) changes() []change {
 	}
 	all := []change{
 		{what: "nothing written", size: gib},
-		{what: fmt.Sprintf("%d blocks of 4 KiB scattered", scattered), size: scatteredOver, block: 4096, blocks: scattered, step: scatteredStep},
+		{
+			what:   fmt.Sprintf("%d blocks of 4 KiB scattered", scattered),
+			size:   scatteredOver,
+			block:  4096,
+			blocks: scattered,
+			step:   scatteredStep,
+		},
 		inRow(256 * mib),
 		inRow(gib),
 	}
@@ -54,7 +60,9 @@ func (c change) atBest(l limits) float64 {
 }
 
 // eachChange measures the deletion of every change, of a VPS whose disk is full.
-func (b *bench) eachChange(ctx context.Context, on bool, contests func(name string, base lab.DiskUse, c change) []contest) error {
+func (b *bench) eachChange(
+	ctx context.Context, on bool, contests func(name string, base lab.DiskUse, c change) []contest,
+) error {
 	for _, c := range b.changes() {
 		what := "delete, off, " + c.what
 		if on {
@@ -121,7 +129,10 @@ func (b *bench) deletesOff(ctx context.Context) error {
 					return 0, err
 				}
 				return timed(func() error {
-					_, err := b.tool(ctx, "qemu-img", append(append([]string{"commit", "-q", "-f", "qcow2", "-d"}, args...), overlay)...)
+					_, err := b.tool(
+						ctx,
+						"qemu-img",
+						append(append([]string{"commit", "-q", "-f", "qcow2", "-d"}, args...), overlay)...)
 					return err
 				})
 			}
@@ -162,7 +173,9 @@ func (b *bench) deletesOn(ctx context.Context) error {
 			if err := b.overlay(ctx, overlay, base.Path, c.size, true); err != nil {
 				return err
 			}
-			return b.virshSnapshot(ctx, name, "--reuse-external", "--diskspec", base.Target+",snapshot=external,file="+overlay)
+			return b.virshSnapshot(
+				ctx, name, "--reuse-external", "--diskspec", base.Target+",snapshot=external,file="+overlay,
+			)
 		}
 		return []contest{
 			{with: "virsh blockcommit", ours: ours, theirs: theirs(b.virshTake)},

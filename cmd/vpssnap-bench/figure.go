@@ -92,10 +92,22 @@ func (b *bench) show() error {
 		if f.Limit > 0 {
 			best = f.Ours / f.Limit
 		}
-		t.AppendRow(table.Row{f.What, number(f.Ours, f.Unit), number(f.Theirs, f.Unit), number(f.Ratio, ""), number(f.Limit, f.Unit), number(best, ""), f.With})
+		t.AppendRow(
+			table.Row{
+				f.What,
+				number(f.Ours, f.Unit),
+				number(f.Theirs, f.Unit),
+				number(f.Ratio, ""),
+				number(f.Limit, f.Unit),
+				number(best, ""),
+				f.With,
+			},
+		)
 	}
-	fmt.Fprintf(b.out, "\n%s, %s\ndisk: writes %.0f MB/s, %.0f direct 4 KiB writes/s (32 at a time), write and fsync %.2f ms\n",
-		r.When.Format(time.DateOnly), r.Machine, r.Limits.SequentialMB, r.Limits.ScatteredPerSecond, r.Limits.FsyncMS)
+	fmt.Fprintf(
+		b.out, "\n%s, %s\ndisk: writes %.0f MB/s, %.0f direct 4 KiB writes/s (32 at a time), write and fsync %.2f ms\n",
+		r.When.Format(time.DateOnly), r.Machine, r.Limits.SequentialMB, r.Limits.ScatteredPerSecond, r.Limits.FsyncMS,
+	)
 	t.Render()
 	if b.options.json == "" {
 		return nil

@@ -78,7 +78,10 @@ func (b *bench) freezes(ctx context.Context) error {
 // dd writes in the guest, past its page cache, and returns the seconds it takes, by
 // the guest's own clock.
 func (b *bench) dd(ctx context.Context, block string, count int) (float64, error) {
-	command := fmt.Sprintf("read a x </proc/uptime; dd if=/dev/zero of=/dev/vdb bs=%s count=%d oflag=direct conv=notrunc 2>/dev/null && read b x </proc/uptime && echo $a $b", block, count)
+	command := fmt.Sprintf(
+		"read a x </proc/uptime; dd if=/dev/zero of=/dev/vdb bs=%s count=%d oflag=direct conv=notrunc 2>/dev/null && read b x </proc/uptime && echo $a $b",
+		block, count,
+	)
 	out, _, err := b.Lab.GuestExec(ctx, guest, "sh", "-c", command)
 	if err != nil {
 		return 0, err

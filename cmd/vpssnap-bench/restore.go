@@ -87,7 +87,15 @@ func (b *bench) timeOff(ctx context.Context, name string, work func() error) (fl
 	if err != nil {
 		return 0, err
 	}
-	host, err := libvirt.Open(ctx, libvirt.Config{URI: b.Lab.URI(), ConfigDir: filepath.Join(b.Lab.ConfigDir(), "qemu"), Images: images, Logger: slog.New(slog.DiscardHandler)})
+	host, err := libvirt.Open(
+		ctx,
+		libvirt.Config{
+			URI:       b.Lab.URI(),
+			ConfigDir: filepath.Join(b.Lab.ConfigDir(), "qemu"),
+			Images:    images,
+			Logger:    slog.New(slog.DiscardHandler),
+		},
+	)
 	if err != nil {
 		return 0, err
 	}

@@ -54,7 +54,12 @@ func (b *bench) another(ctx context.Context, i int) error {
 	if i >= mostRunning {
 		format = "qcow2"
 	}
-	spec := lab.Spec{Name: name, MemoryMiB: 16, Halt: true, Disks: []lab.DiskSpec{{Target: "vda", Format: format, SizeBytes: 16 * mib}}}
+	spec := lab.Spec{
+		Name:      name,
+		MemoryMiB: 16,
+		Halt:      true,
+		Disks:     []lab.DiskSpec{{Target: "vda", Format: format, SizeBytes: 16 * mib}},
+	}
 	if err := b.define(ctx, spec); err != nil || i >= mostRunning {
 		return err
 	}
@@ -153,7 +158,10 @@ func (b *bench) allAtOnce(ctx context.Context, n, running int, note func(what, u
 		what := fmt.Sprintf("%d VPSes, %d on: %s of all at once", n, running, c.what)
 		ours, theirs := took[i], took[i+2]
 		b.note(what, "s", []float64{ours}, []float64{theirs}, c.with, 0)
-		b.note(what+", for each", "s", []float64{ours / float64(running)}, []float64{theirs / float64(running)}, "the same", 0)
+		b.note(
+			what+", for each", "s", []float64{ours / float64(running)}, []float64{theirs / float64(running)},
+			"the same", 0,
+		)
 	}
 	return nil
 }

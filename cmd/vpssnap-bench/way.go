@@ -136,7 +136,9 @@ func (b *bench) virshTake(ctx context.Context, name string) error {
 }
 
 func (b *bench) virshSnapshot(ctx context.Context, name string, besides ...string) error {
-	_, err := b.Lab.Virsh(ctx, append([]string{"snapshot-create-as", name, "bench", "--disk-only", "--atomic", "--no-metadata"}, besides...)...)
+	_, err := b.Lab.Virsh(
+		ctx,
+		append([]string{"snapshot-create-as", name, "bench", "--disk-only", "--atomic", "--no-metadata"}, besides...)...)
 	return err
 }
 
@@ -206,7 +208,9 @@ func (b *bench) write(ctx context.Context, path, format string, size, count, ste
 // overlay makes an overlay as the daemon does, or as libvirt does.
 func (b *bench) overlay(ctx context.Context, path, base string, size int64, ours bool) error {
 	if !ours {
-		_, err := b.tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path, strconv.FormatInt(size, 10))
+		_, err := b.tool(
+			ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path, strconv.FormatInt(size, 10),
+		)
 		return err
 	}
 	images, err := qemuimg.New()

@@ -75,7 +75,10 @@ func (p *play) goesOnAfter(what string, before int) {
 	p.awaitRecord(before + 1)
 	pid, last := p.qemuPID(), p.lastRecord()
 	p.expect(pid == p.qemu, "the VPS was restarted: its QEMU was process %d and is %d", p.qemu, pid)
-	p.prove("the VPS ran throughout the %s: QEMU is still process %d, records %d to %d were written meanwhile", what, pid, before, last)
+	p.prove(
+		"the VPS ran throughout the %s: QEMU is still process %d, records %d to %d were written meanwhile", what, pid,
+		before, last,
+	)
 }
 
 // isRestarted expects a new QEMU.

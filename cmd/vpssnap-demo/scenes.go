@@ -80,7 +80,9 @@ func (p *play) refuseWithoutOption() {
 }
 
 func (p *play) activate() {
-	printed := p.vpssnap(0, "option", "activate", guest, "--order-ref", "A-1001", "--email", "jo@example.com", "--locale", "fr")
+	printed := p.vpssnap(
+		0, "option", "activate", guest, "--order-ref", "A-1001", "--email", "jo@example.com", "--locale", "fr",
+	)
 	p.says(printed, "active", "2.99 EUR per month", "A-1001")
 }
 

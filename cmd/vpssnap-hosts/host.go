@@ -78,7 +78,10 @@ func (h *host) prepare(ctx context.Context, packages [2]string) (err error) {
 		return err
 	}
 	h.vpses = []*vps{
-		{h: h, spec: lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 256 << 20, Ext4: true}}}},
+		{
+			h:    h,
+			spec: lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 256 << 20, Ext4: true}}},
+		},
 		{h: h, spec: lab.Spec{Name: "db1", Disks: []lab.DiskSpec{
 			{Target: "vda", SizeBytes: diskSize}, {Target: "vdb", Format: "raw", SizeBytes: diskSize},
 		}}},

@@ -41,7 +41,9 @@ func newMachine(dir, tree, share string) (*machine, error) {
 			return nil, err
 		}
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", tree, filepath.Join(dir, "upper"), filepath.Join(dir, "work"))
+	options := fmt.Sprintf(
+		"lowerdir=%s,upperdir=%s,workdir=%s", tree, filepath.Join(dir, "upper"), filepath.Join(dir, "work"),
+	)
 	if err := syscall.Mount("overlay", m.root(), "overlay", 0, options); err != nil {
 		return nil, fmt.Errorf("cannot mount the root of a host: %w", err)
 	}
@@ -146,7 +148,14 @@ func (m *machine) run(ctx context.Context, args ...string) (string, error) {
 		return "", err
 	}
 	enter := []string{"nsenter", "--target", strconv.Itoa(first), "--all", "--root", "--wd"}
-	inside := []string{"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"}
+	inside := []string{
+		"env",
+		"-i",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"LC_ALL=C",
+		"HOME=/root",
+		"DEBIAN_FRONTEND=noninteractive",
+	}
 	return output(ctx, nil, append(append(enter, inside...), args...)...)
 }
 

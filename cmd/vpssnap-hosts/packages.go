@@ -31,7 +31,9 @@ func buildPackages(ctx context.Context, work string) (packages [2]string, err er
 	if err := os.WriteFile(later, []byte(laterMigration), 0o600); err != nil {
 		return packages, err
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(migrations, "90001_later.sql"): later}})
+	overlay, err := json.Marshal(
+		map[string]any{"Replace": map[string]string{filepath.Join(migrations, "90001_later.sql"): later}},
+	)
 	if err != nil {
 		return packages, err
 	}

@@ -128,7 +128,10 @@ func (h *host) interrupted(ctx context.Context, a act, interrupt interruption) e
 	if err := os.Remove(filepath.Join(h.share, "run/slow")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	fmt.Printf("   %-8s interrupted for %4.1f s, done after %5.1f s\n", a.name, back.Sub(start).Seconds(), time.Since(start).Seconds())
+	fmt.Printf(
+		"   %-8s interrupted for %4.1f s, done after %5.1f s\n", a.name, back.Sub(start).Seconds(),
+		time.Since(start).Seconds(),
+	)
 	return h.whole(ctx)
 }
 
@@ -140,7 +143,8 @@ func (h *host) endsWell(ctx context.Context, v *vps, a act, op api.Operation) er
 	if err != nil {
 		return err
 	}
-	if a.name == take.name && op.Status == api.OperationStatusFailed && strings.Contains(op.Error.Detail, "before the disks were switched") {
+	if a.name == take.name && op.Status == api.OperationStatusFailed &&
+		strings.Contains(op.Error.Detail, "before the disks were switched") {
 		if op, err = a.ask(ctx, v); err != nil {
 			return err
 		}

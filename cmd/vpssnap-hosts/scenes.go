@@ -19,12 +19,24 @@ var scenes = []struct {
 	{"the main job by command line, REST and D-Bus", mainJob},
 	{"who may not is refused", refusals},
 	{"a merge with its VPS off gives way", givesWay},
-	{"the daemon is killed in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, killed) }},
-	{"libvirt is restarted in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, libvirtRestarted) }},
-	{"the daemon is stopped and started in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, stopped) }},
+	{
+		"the daemon is killed in the middle of everything",
+		func(ctx context.Context, h *host) error { return round(ctx, h, killed) },
+	},
+	{
+		"libvirt is restarted in the middle of everything",
+		func(ctx context.Context, h *host) error { return round(ctx, h, libvirtRestarted) },
+	},
+	{
+		"the daemon is stopped and started in the middle of everything",
+		func(ctx context.Context, h *host) error { return round(ctx, h, stopped) },
+	},
 	{"the package is upgraded in the middle of everything, the database with it", upgradeRound},
 	{"an older version is refused", downgrade},
-	{"the host is rebooted in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, rebooted) }},
+	{
+		"the host is rebooted in the middle of everything",
+		func(ctx context.Context, h *host) error { return round(ctx, h, rebooted) },
+	},
 	{"the host dies in the middle of everything", func(ctx context.Context, h *host) error { return round(ctx, h, died) }},
 	{"the package is removed and purged", purge},
 }
@@ -290,8 +302,10 @@ func purge(ctx context.Context, h *host) error {
 var leftBehind = []string{"/var/log/", "/var/cache/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/"}
 
 func (h *host) nothingLeft(ctx context.Context) error {
-	printed, err := h.run(ctx, "find", "/", "-xdev", "(", "-path", filepath.Dir(h.share), "-o", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune",
-		"-o", "-iname", "*vpssnap*", "-print")
+	printed, err := h.run(
+		ctx, "find", "/", "-xdev", "(", "-path", filepath.Dir(h.share), "-o", "-path", "/proc", "-o", "-path", "/sys",
+		")", "-prune", "-o", "-iname", "*vpssnap*", "-print",
+	)
 	if err != nil {
 		return err
 	}

@@ -94,7 +94,9 @@ func (v *vps) whole(ctx context.Context) error {
 			return err
 		}
 		if got != sum(v.now, diskSize) {
-			return fmt.Errorf("disk %s of %s does not begin with letters %c: its SHA-256 is %s", d.Target, v.spec.Name, v.now, got)
+			return fmt.Errorf(
+				"disk %s of %s does not begin with letters %c: its SHA-256 is %s", d.Target, v.spec.Name, v.now, got,
+			)
 		}
 	}
 	return nil
@@ -137,7 +139,9 @@ var (
 			if err != nil {
 				return api.Operation{}, err
 			}
-			return v.h.client.Restore(ctx, v.id, api.RestoreRequest{Confirm: snapshot.ID, PowerAfter: api.RestoreRequestPowerAfterRunning})
+			return v.h.client.Restore(
+				ctx, v.id, api.RestoreRequest{Confirm: snapshot.ID, PowerAfter: api.RestoreRequestPowerAfterRunning},
+			)
 		},
 		becomes: func(v *vps) { v.now, v.replaced = v.taken, v.now },
 	}

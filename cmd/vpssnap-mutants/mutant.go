@@ -51,8 +51,16 @@ var mutants = []mutant{
 				"daemon/snapshot/pivot.go", "return true, false, r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })",
 				"r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })\n\t\treturn true, false, nil",
 			},
-			{"daemon/snapshot/pivot.go", "\treturn nil\n}\n\n// errRedefined", "\tif dom.State != hypervisor.Running {\n\t\treturn nil\n\t}\n\treturn s.host.Resume(ctx, dom.ID)\n}\n\n// errRedefined"},
-			{"daemon/snapshot/pivot.go", "if !ok || disk.Pivoted || now.Path != disk.Base ||", "if !ok || disk.Pivoted || now.Path != \"\" ||"},
+			{
+				"daemon/snapshot/pivot.go",
+				"\treturn nil\n}\n\n// errRedefined",
+				"\tif dom.State != hypervisor.Running {\n\t\treturn nil\n\t}\n\treturn s.host.Resume(ctx, dom.ID)\n}\n\n// errRedefined",
+			},
+			{
+				"daemon/snapshot/pivot.go",
+				"if !ok || disk.Pivoted || now.Path != disk.Base ||",
+				"if !ok || disk.Pivoted || now.Path != \"\" ||",
+			},
 		},
 	},
 	{
@@ -74,7 +82,11 @@ var mutants = []mutant{
 	{
 		name: "no-directory-sync", rule: "a file is durable only when its directory is", campaign: powercut, layout: "two",
 		edits: []edit{
-			{"hypervisor/qemuimg/file.go", "func syncEntry(path string) error {", "func syncEntry(path string) error {\n\tif path != \"\" {\n\t\treturn nil\n\t}"},
+			{
+				"hypervisor/qemuimg/file.go",
+				"func syncEntry(path string) error {",
+				"func syncEntry(path string) error {\n\tif path != \"\" {\n\t\treturn nil\n\t}",
+			},
 			{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{path}"},
 		},
 	},
@@ -83,7 +95,11 @@ var mutants = []mutant{
 		edits: []edit{
 			{"hypervisor/libvirt/persist.go", "[]string{path, dir}", "[]string{}"},
 			// Libvirt's own sync of the next definition would hide it.
-			{"daemon/snapshot/delete.go", "if err := s.host.SetMetadata(ctx, dom.ID, \"\"); err != nil {", "if err := ctx.Err(); err != nil {"},
+			{
+				"daemon/snapshot/delete.go",
+				"if err := s.host.SetMetadata(ctx, dom.ID, \"\"); err != nil {",
+				"if err := ctx.Err(); err != nil {",
+			},
 		},
 	},
 }
@@ -104,7 +120,10 @@ func (m mutant) try(ctx context.Context, work string, seed uint64) (sign string,
 		return "", err
 	}
 	if m.campaign == sweep {
-		return caught(ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run", "KilledAnywhere|NothingFlushedIsLost", "./daemon")
+		return caught(
+			ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run",
+			"KilledAnywhere|NothingFlushedIsLost", "./daemon",
+		)
 	}
 	for _, program := range []string{"./cmd/vpssnapd", "./cmd/vpssnap"} {
 		if out, err := command(ctx, "go", "build", "-overlay", overlay, "-o", dir+"/", program).CombinedOutput(); err != nil {

@@ -35,7 +35,10 @@ func campaignOn(ctx context.Context, l layout, work, bin string, seed uint64, cu
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	c := &campaign{
-		stage: &stage{layout: l, dir: dir}, bin: bin, seed: seed, base: filepath.Join(dir, "base"), outcomes: map[string]int{},
+		stage: &stage{
+			layout: l,
+			dir:    dir,
+		}, bin: bin, seed: seed, base: filepath.Join(dir, "base"), outcomes: map[string]int{},
 	}
 	log, err := c.makeRecord(ctx)
 	if err != nil {
@@ -58,7 +61,10 @@ func campaignOn(ctx context.Context, l layout, work, bin string, seed uint64, cu
 		}
 		if wrong != nil {
 			violations++
-			fmt.Printf("VIOLATION on %s at cut %d, seed %d, %s: %v\n", l.name, n, seed, label(c.victims, c.record.length(n)), wrong)
+			fmt.Printf(
+				"VIOLATION on %s at cut %d, seed %d, %s: %v\n", l.name, n, seed, label(c.victims, c.record.length(n)),
+				wrong,
+			)
 		}
 	}
 	c.report(len(chosen), violations, time.Since(began))

@@ -51,8 +51,12 @@ func TestExpectation(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if got := e.current["vda"][0]; !slices.Equal(got, c.want) || (e.snapshot != nil) != c.snapshot || e.option != (c.cut >= 8) {
-			t.Errorf("%s: the disk holds %v, snapshot %v, option %v; want %v, %v", c.what, got, e.snapshot != nil, e.option, c.want, c.snapshot)
+		if got := e.current["vda"][0]; !slices.Equal(got, c.want) || (e.snapshot != nil) != c.snapshot ||
+			e.option != (c.cut >= 8) {
+			t.Errorf(
+				"%s: the disk holds %v, snapshot %v, option %v; want %v, %v", c.what, got, e.snapshot != nil, e.option,
+				c.want, c.snapshot,
+			)
 		}
 	}
 }

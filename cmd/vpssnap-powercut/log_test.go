@@ -45,7 +45,12 @@ func fileWith(t *testing.T, content []byte) *os.File {
 }
 
 func TestLogIsReplayed(t *testing.T) {
-	r, err := readLog(logWith(t, [3]uint64{0, 2, 0}, [3]uint64{0, 0, flagFlush}, [3]uint64{1, 1, 0}, [3]uint64{0, 1, flagDiscard}, [3]uint64{2, 1, flagFUA}))
+	r, err := readLog(
+		logWith(
+			t, [3]uint64{0, 2, 0}, [3]uint64{0, 0, flagFlush}, [3]uint64{1, 1, 0}, [3]uint64{0, 1, flagDiscard},
+			[3]uint64{2, 1, flagFUA},
+		),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

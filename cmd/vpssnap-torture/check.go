@@ -146,7 +146,9 @@ func (v *victim) wentBackTo(found uint32, on bool) (uint32, error) {
 	}
 	if on {
 		if err := v.console.wait(aliveWithin, booted); err != nil {
-			return 0, fmt.Errorf("it has not booted with record %d, which it was put back to (%v): %w", found, v.console.boots, err)
+			return 0, fmt.Errorf(
+				"it has not booted with record %d, which it was put back to (%v): %w", found, v.console.boots, err,
+			)
 		}
 	}
 	last := v.console.acked
@@ -315,7 +317,9 @@ func (c *campaign) sameHeaders(ctx context.Context, s vps.Snapshot) error {
 				return err
 			}
 			if backing != d.Base || format != d.BaseFormat {
-				return fmt.Errorf("%s lies on %s (%s) by its header, not on %s (%s)", path, backing, format, d.Base, d.BaseFormat)
+				return fmt.Errorf(
+					"%s lies on %s (%s) by its header, not on %s (%s)", path, backing, format, d.Base, d.BaseFormat,
+				)
 			}
 		}
 	}
@@ -405,7 +409,10 @@ func (c *campaign) nothingOpen(ctx context.Context) error {
 	case err != nil:
 		return err
 	case len(operations) > 0:
-		return fmt.Errorf("operation %s (%s of %s) is %s", operations[0].ID, operations[0].Kind, operations[0].VPSName, operations[0].Status)
+		return fmt.Errorf(
+			"operation %s (%s of %s) is %s", operations[0].ID, operations[0].Kind, operations[0].VPSName,
+			operations[0].Status,
+		)
 	case len(owed) > 0:
 		return fmt.Errorf("the guest %s is still owed: %s", owed[0].VPS, owed[0].Kind)
 	}

@@ -80,7 +80,10 @@ func holdsRecord(data []byte, slot, whole, most uint32) error {
 		n := binary.LittleEndian.Uint32(data[i:])
 		newer := n > whole && n <= most && n%lab.RecordSlots == slot
 		if n != want && !newer {
-			return fmt.Errorf("slot %d holds %d where record %d must be; all up to %d are acknowledged, nothing beyond %d was written", slot, n, want, whole, most)
+			return fmt.Errorf(
+				"slot %d holds %d where record %d must be; all up to %d are acknowledged, nothing beyond %d was written",
+				slot, n, want, whole, most,
+			)
 		}
 	}
 	return nil
@@ -109,11 +112,20 @@ func (c *campaign) momentOf(ctx context.Context, v *victim, images map[string]im
 		}
 		switch {
 		case one.found < low:
-			return nil, fmt.Errorf("%s of %s ends with record %d, the guest had flushed %d (in %s)", target, v.name, one.found, low, images[target].path)
+			return nil, fmt.Errorf(
+				"%s of %s ends with record %d, the guest had flushed %d (in %s)", target, v.name, one.found, low,
+				images[target].path,
+			)
 		case one.found > high:
-			return nil, fmt.Errorf("%s of %s has record %d, the guest had come to %d (in %s)", target, v.name, one.found, high, images[target].path)
+			return nil, fmt.Errorf(
+				"%s of %s has record %d, the guest had come to %d (in %s)", target, v.name, one.found, high,
+				images[target].path,
+			)
 		case one.found > first || one.found+1 < first:
-			return nil, fmt.Errorf("%s of %s ends with record %d, %s with %d: they are not of one moment", target, v.name, one.found, v.targets[0], first)
+			return nil, fmt.Errorf(
+				"%s of %s ends with record %d, %s with %d: they are not of one moment", target, v.name, one.found,
+				v.targets[0], first,
+			)
 		}
 		m[target] = one
 	}

@@ -186,7 +186,8 @@ func (c *campaign) settleOperation(ctx context.Context, w *work) error {
 // between QEMU's switch and its own note of it: nobody but an operator may power
 // a customer's VPS off. It is false for everything else.
 func (c *campaign) attend(ctx context.Context, w *work) bool {
-	if w.op.Status != "needs_attention" || w.operation() != take || w.op.Step != "switch" || w.op.Error.Code != api.CodeVPSChanged {
+	if w.op.Status != "needs_attention" || w.operation() != take || w.op.Step != "switch" ||
+		w.op.Error.Code != api.CodeVPSChanged {
 		return false
 	}
 	if _, err := c.site.Lab.Virsh(ctx, "destroy", w.victim.name); err != nil {

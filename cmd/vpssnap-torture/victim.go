@@ -40,7 +40,9 @@ func (c *campaign) populate(ctx context.Context) error {
 			path := filepath.Join(c.site.Lab.ImageDir(), v.name+"-"+target+"."+format)
 			v.targets = append(v.targets, target)
 			v.bases[target] = image{path, format}
-			spec.Disks = append(spec.Disks, lab.DiskSpec{Target: target, Format: format, Path: path, SizeBytes: lab.RecorderDisk})
+			spec.Disks = append(
+				spec.Disks, lab.DiskSpec{Target: target, Format: format, Path: path, SizeBytes: lab.RecorderDisk},
+			)
 		}
 		var err error
 		if v.id, err = c.site.Lab.DefineDomain(ctx, spec); err != nil {

@@ -75,8 +75,14 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.socket, "socket", envOr("VPSSNAP_SOCKET", defaultSocket), "the daemon's Unix socket (environment: VPSSNAP_SOCKET)")
-	flags.StringVar(&a.server, "server", "", "ask the daemon at this URL instead, with a token from the\nenvironment (VPSSNAP_TOKEN) or from --token-file")
+	flags.StringVar(
+		&a.socket, "socket", envOr("VPSSNAP_SOCKET", defaultSocket),
+		"the daemon's Unix socket (environment: VPSSNAP_SOCKET)",
+	)
+	flags.StringVar(
+		&a.server, "server", "",
+		"ask the daemon at this URL instead, with a token from the\nenvironment (VPSSNAP_TOKEN) or from --token-file",
+	)
 	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file")
 	flags.StringVar(&a.ca, "ca", "", "trust the CAs in this PEM file, and no others (with --server)")
 	flags.StringVar(&a.cert, "cert", "", "show the certificate in this PEM file (with --server)")
@@ -181,7 +187,9 @@ func (a *app) certificates() (*tls.Config, error) {
 
 // action is the RunE of a command that asks the daemon. Its first argument, if
 // there is one, is what an error's remedy is about.
-func (a *app) action(do func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+func (a *app) action(
+	do func(ctx context.Context, c *client.Client, args []string) error,
+) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
 		if err != nil {

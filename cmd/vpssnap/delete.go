@@ -30,7 +30,10 @@ merged into its disks, which may take a while.`,
 			if err != nil {
 				return err
 			}
-			question := fmt.Sprintf("The snapshot of %s from %s will be gone for good; the VPS stays as it is.", args[0], moment(s.CreatedAt))
+			question := fmt.Sprintf(
+				"The snapshot of %s from %s will be gone for good; the VPS stays as it is.", args[0],
+				moment(s.CreatedAt),
+			)
 			if s.UndoUntil != nil {
 				question += " The last restore can then no longer be undone."
 			}

@@ -54,7 +54,10 @@ A deletion of the snapshot ends the download.`,
 		}),
 	}
 	cmd.Flags().StringVar(&request.Disk, "disk", "", "which disk, as vda; needed when the snapshot has several")
-	choose(cmd, cmd.Flags(), &format, "format", "", "what to make of it: qcow2, which leaves out what was never\nwritten, or raw")
+	choose(
+		cmd, cmd.Flags(), &format, "format", "",
+		"what to make of it: qcow2, which leaves out what was never\nwritten, or raw",
+	)
 	return cmd
 }
 
@@ -110,14 +113,24 @@ func (d *download) run(ctx context.Context) (err error) {
 	if err := errors.Join(d.file.Sync(), os.Rename(part, d.path)); err != nil {
 		return fmt.Errorf("cannot keep the download: %w", err)
 	}
-	return d.print(downloaded{File: d.path, SizeBytes: d.have, SHA256: sum, Verified: verified, SnapshotID: d.link.SnapshotID, Disk: d.link.Disk, Format: string(d.link.Format)},
+	return d.print(
+		downloaded{
+			File:       d.path,
+			SizeBytes:  d.have,
+			SHA256:     sum,
+			Verified:   verified,
+			SnapshotID: d.link.SnapshotID,
+			Disk:       d.link.Disk,
+			Format:     string(d.link.Format),
+		},
 		func() {
 			how := "its SHA-256 is right"
 			if !verified {
 				how = "the daemon does not know its SHA-256 yet, which is " + sum
 			}
 			d.say("%s: disk %s is in %s, %s; %s", clean(d.ref), clean(d.link.Disk), clean(d.path), size(d.have), how)
-		})
+		},
+	)
 }
 
 // endLink revokes the link: nobody else has it, and it would open the disk for
@@ -234,7 +247,10 @@ func (d *download) verify(ctx context.Context) (sum string, verified bool, err e
 	}
 	sum = hex.EncodeToString(h.Sum(nil))
 	if want != nil && hex.EncodeToString(want) != sum {
-		return sum, false, fmt.Errorf("what has arrived is not what was sent: its SHA-256 is %s instead of %x; it was removed, download it again", sum, want)
+		return sum, false, fmt.Errorf(
+			"what has arrived is not what was sent: its SHA-256 is %s instead of %x; it was removed, download it again",
+			sum, want,
+		)
 	}
 	return sum, want != nil, nil
 }

@@ -46,7 +46,9 @@ it expires. What makes a link work was told to who made it, and is not shown.`,
 func (a *app) downloadTable(list []api.DownloadLink) {
 	t := a.table("id", "disk", "format", "size", "made", "expires")
 	for _, d := range list {
-		t.AppendRow(table.Row{clean(d.ID), clean(d.Disk), d.Format, size(d.SizeBytes), moment(d.CreatedAt), moment(d.ExpiresAt)})
+		t.AppendRow(
+			table.Row{clean(d.ID), clean(d.Disk), d.Format, size(d.SizeBytes), moment(d.CreatedAt), moment(d.ExpiresAt)},
+		)
 	}
 	t.Render()
 }

@@ -180,7 +180,10 @@ func operationLine(t api.EventType, o api.OperationEvent) string {
 }
 
 func spaceLine(s api.SpaceEvent) string {
-	line := with(fmt.Sprintf("space %s: %s of %s free", state(s.Level), size(s.FreeBytes), size(s.TotalBytes)), " at ", clean(s.Path))
+	line := with(
+		fmt.Sprintf("space %s: %s of %s free", state(s.Level), size(s.FreeBytes), size(s.TotalBytes)), " at ",
+		clean(s.Path),
+	)
 	if s.FullInSeconds > 0 {
 		line += fmt.Sprintf(", full in %s", time.Duration(s.FullInSeconds)*time.Second)
 	}

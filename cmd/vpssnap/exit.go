@@ -190,7 +190,10 @@ func (a *app) remedy(err error) []string {
 		return outcomeRemedy(outcome.op)
 	case errors.As(err, &interrupted):
 		id := interrupted.op.ID
-		return []string{"see how it goes:  vpssnap operations show " + id, "stop it:          vpssnap operations cancel " + id}
+		return []string{
+			"see how it goes:  vpssnap operations show " + id,
+			"stop it:          vpssnap operations cancel " + id,
+		}
 	case errors.As(err, &refused):
 		return refusedRemedy(refused)
 	case errors.As(err, &unreachable) && a.server != "":

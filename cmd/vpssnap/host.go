@@ -51,7 +51,17 @@ func (a *app) showHost(h api.Host) {
 	a.say("")
 	t := a.table("directory", "total", "free", "kept free", "snapshots", "takes permitted", "space")
 	for _, s := range h.Storage {
-		t.AppendRow(table.Row{clean(s.Path), size(s.TotalBytes), size(s.FreeBytes), size(s.HeadroomBytes), size(s.OverlayBytes), yesNo(s.TakesPermitted), spaceOf(s)})
+		t.AppendRow(
+			table.Row{
+				clean(s.Path),
+				size(s.TotalBytes),
+				size(s.FreeBytes),
+				size(s.HeadroomBytes),
+				size(s.OverlayBytes),
+				yesNo(s.TakesPermitted),
+				spaceOf(s),
+			},
+		)
 	}
 	t.Render()
 }

@@ -69,7 +69,9 @@ func (a *app) operationTable(list []api.Operation) {
 		case !client.Ended(op):
 			note = standing(op)
 		}
-		t.AppendRow(table.Row{op.ID, clean(op.VPSName), op.Kind, state(op.Status), moment(op.CreatedAt), clean(op.Actor.Name), note})
+		t.AppendRow(
+			table.Row{op.ID, clean(op.VPSName), op.Kind, state(op.Status), moment(op.CreatedAt), clean(op.Actor.Name), note},
+		)
 	}
 	t.Render()
 }

@@ -20,7 +20,10 @@ option can take a snapshot. An order system does the same by the API.`,
 	}
 	cmd.AddCommand(
 		optionShowCmd(a),
-		optionOrderCmd(a, "order", "Order the option; it must be activated before a snapshot can be taken", api.OptionOrderStateOrdered),
+		optionOrderCmd(
+			a, "order", "Order the option; it must be activated before a snapshot can be taken",
+			api.OptionOrderStateOrdered,
+		),
 		optionOrderCmd(a, "activate", "Activate the option, so that a snapshot can be taken", api.OptionOrderStateActive),
 		optionCancelCmd(a),
 		optionHistoryCmd(a),

@@ -183,7 +183,9 @@ func openHost(env *testscript.Env, dir string, trust *tls.Config) (*daemontest.H
 	if err := host.Restart(func(h *fake.Host) { h.SetFree(1 << 30) }); err != nil {
 		return nil, err
 	}
-	err = daemontest.Eventually("it is short of room", func() bool { return strings.Contains(host.Log(), "event=space.critical") })
+	err = daemontest.Eventually(
+		"it is short of room", func() bool { return strings.Contains(host.Log(), "event=space.critical") },
+	)
 	return host, errors.Join(err, host.Restart(nil))
 }
 
@@ -197,7 +199,14 @@ func serve(env *testscript.Env, dir string, host *daemontest.Host) error {
 	served := &site{operations: services.Operations, downloads: services.Downloads, host: host, begun: len(host.Log())}
 	services.Operations, services.Downloads = served, served
 	env.Values[siteKey{}] = served
-	s := server.New(server.Config{Services: services, OperatorGroup: group, Logger: slog.New(slog.DiscardHandler), Version: daemontest.Version})
+	s := server.New(
+		server.Config{
+			Services:      services,
+			OperatorGroup: group,
+			Logger:        slog.New(slog.DiscardHandler),
+			Version:       daemontest.Version,
+		},
+	)
 	unix, err := net.Listen("unix", filepath.Join(dir, "s"))
 	if err != nil {
 		return err
@@ -388,7 +397,14 @@ func cutDownloads(ts *testscript.TestScript, _ bool, args []string) {
 
 // link VPS makes a link to a snapshot, as a panel does; $TAG names its image.
 func link(ts *testscript.TestScript, _ bool, args []string) {
-	d, err := siteOf(ts).host.Daemon.Downloads.MakeDownload(context.Background(), args[0], vps.DownloadRequest{}, vps.Actor{Name: "panel"})
+	d, err := siteOf(
+		ts,
+	).host.Daemon.Downloads.MakeDownload(
+		context.Background(),
+		args[0],
+		vps.DownloadRequest{},
+		vps.Actor{Name: "panel"},
+	)
 	ts.Check(err)
 	ts.Setenv("TAG", d.Tag())
 }

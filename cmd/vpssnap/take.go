@@ -39,7 +39,10 @@ it. Use it as a quick way back before a risky change, and delete it afterwards.`
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&request.Description, "description", "d", "", "say what it is for")
-	choose(cmd, flags, &quiesce, "quiesce", "", "freeze the guest's file systems: prefer (if its agent answers),\nrequire (else fail) or never")
+	choose(
+		cmd, flags, &quiesce, "quiesce", "",
+		"freeze the guest's file systems: prefer (if its agent answers),\nrequire (else fail) or never",
+	)
 	flags.BoolVar(&request.Replace, "replace", false, "replace the present snapshot, without a moment that has none")
 	noWaitFlag(flags, &noWait)
 	return cmd

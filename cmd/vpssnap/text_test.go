@@ -25,7 +25,9 @@ func TestPrice(t *testing.T) {
 	// The daemon writes it in its mails, by a list of currencies of its own.
 	for currency := range digits {
 		p := api.Price{Amount: 1234567, Currency: currency, Period: "month"}
-		if mailed := (vps.Price{Amount: 1234567, Currency: currency, Period: vps.PeriodMonth}).In(vps.English); price(p) != mailed {
+		if mailed := (vps.Price{Amount: 1234567, Currency: currency, Period: vps.PeriodMonth}).In(vps.English); price(
+			p,
+		) != mailed {
 			t.Errorf("%s is printed and mailed as %s", price(p), mailed)
 		}
 	}

@@ -49,7 +49,17 @@ when it was last used (noted once an hour). The daemon keeps no secret, only its
 func (a *app) tokenTable(list []api.Token) {
 	t := a.table("id", "name", "scopes", "way", "vps", "expires", "last used")
 	for _, k := range list {
-		t.AppendRow(table.Row{clean(k.ID), clean(k.Name), scopesOf(k), string(k.Way), boundTo(k), momentOr(k.ExpiresAt, "never"), momentOr(k.LastUsedAt, "-")})
+		t.AppendRow(
+			table.Row{
+				clean(k.ID),
+				clean(k.Name),
+				scopesOf(k),
+				string(k.Way),
+				boundTo(k),
+				momentOr(k.ExpiresAt, "never"),
+				momentOr(k.LastUsedAt, "-"),
+			},
+		)
 	}
 	t.Render()
 }

@@ -19,9 +19,14 @@ func watching(ref string, terminal bool) (w *watch, out, problems *bytes.Buffer)
 }
 
 func merging(percent int) api.VPS {
-	return api.VPS{ID: "id-1", Name: "web\x1b1", State: api.VPSStateRunning, Snapshot: &api.Snapshot{State: api.SnapshotStateDeleting},
+	return api.VPS{
+		ID:       "id-1",
+		Name:     "web\x1b1",
+		State:    api.VPSStateRunning,
+		Snapshot: &api.Snapshot{State: api.SnapshotStateDeleting},
 		Operation: &api.Operation{Kind: api.OperationKindDelete, Status: api.OperationStatusRunning, Step: "merge",
-			Progress: api.Progress{Percent: percent, DoneBytes: int64(percent) << 20, TotalBytes: 100 << 20}}}
+			Progress: api.Progress{Percent: percent, DoneBytes: int64(percent) << 20, TotalBytes: 100 << 20}},
+	}
 }
 
 // Elsewhere than on a terminal there is a line for what has changed, and for each
@@ -38,7 +43,10 @@ func TestWatchPrintsChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 4 || !strings.HasSuffix(lines[3], "web?1         running, no option, snapshot deleting, delete running: merging the disks, 30 %") {
+	if len(lines) != 4 ||
+		!strings.HasSuffix(
+			lines[3], "web?1         running, no option, snapshot deleting, delete running: merging the disks, 30 %",
+		) {
 		t.Errorf("printed\n%s", out)
 	}
 	if problems.String() != "vpssnap: id-1 is gone\n" {

@@ -41,7 +41,8 @@ configuration permits others.`,
   vpssnap webhook create https://pager.example.net/ --type operation.needs_attention,space.critical`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.Flags().StringSliceVar(&types, "type", nil, "tell it only of this, as operation.succeeded or option.active; several with commas")
+	cmd.Flags().
+		StringSliceVar(&types, "type", nil, "tell it only of this, as operation.succeeded or option.active; several with commas")
 	cmd.RunE = a.action(func(ctx context.Context, c *client.Client, args []string) error {
 		r := api.WebhookRequest{URL: args[0]}
 		for _, name := range types {
@@ -92,7 +93,17 @@ func (a *app) webhookTable(list []api.Webhook) {
 		if w.Disabled {
 			why = "disabled: " + why
 		}
-		t.AppendRow(table.Row{clean(w.ID), clean(w.URL), typesOf(w), w.Waiting, momentOr(w.DeliveredAt, "-"), momentOr(w.FailedAt, "-"), why})
+		t.AppendRow(
+			table.Row{
+				clean(w.ID),
+				clean(w.URL),
+				typesOf(w),
+				w.Waiting,
+				momentOr(w.DeliveredAt, "-"),
+				momentOr(w.FailedAt, "-"),
+				why,
+			},
+		)
 	}
 	t.Render()
 }

@@ -278,7 +278,10 @@ func (c config) checkListen() error {
 		return fmt.Errorf("listen = %q: %w", c.Listen, err)
 	}
 	if ip := net.ParseIP(host); !c.TLS.on() && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("listen = %q is not a loopback address: it needs tls.cert and tls.key, or a TLS proxy in front of a loopback address", c.Listen)
+		return fmt.Errorf(
+			"listen = %q is not a loopback address: it needs tls.cert and tls.key, or a TLS proxy in front of a loopback address",
+			c.Listen,
+		)
 	}
 	return nil
 }
@@ -298,8 +301,11 @@ func (c config) settings() daemon.Settings {
 			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
 			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
 		},
-		Snapshot: snapshot.Policy{UndoKeep: time.Duration(c.Snapshot.UndoKeep), AgentWait: time.Duration(c.Snapshot.AgentWait)},
-		Guest:    guest.Policy{FreezeLimit: time.Duration(c.Snapshot.FreezeLimit)},
+		Snapshot: snapshot.Policy{
+			UndoKeep:  time.Duration(c.Snapshot.UndoKeep),
+			AgentWait: time.Duration(c.Snapshot.AgentWait),
+		},
+		Guest: guest.Policy{FreezeLimit: time.Duration(c.Snapshot.FreezeLimit)},
 		Merge: merge.Policy{
 			Limit: c.Snapshot.MergeLimit, Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
 			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop),

@@ -25,7 +25,9 @@ func FuzzConfig(f *testing.F) {
 	f.Add("listen = '0.0.0.0:1'\n[tls]\ncert = '/c'\nkey = '/k'\nclient_ca = '/a'\n")
 	f.Add("trusted_proxies = ['127.0.0.1/32', '2001:db8::/48']\ncalls_per_second = 1\n")
 	f.Add(`state_dir = "/srv/a"` + "\n" + `listen = "[::1]:1"` + "\nlog_level = \"debug+3\"\n")
-	f.Add("[libvirt]\nuri = 'test:///default'\n[snapshot]\ngrace = '0s'\nundo_keep = '1h30m'\nfreeze_limit = '10s'\nmerge_limit = 1\nheadroom = '1.5 TB'\n")
+	f.Add(
+		"[libvirt]\nuri = 'test:///default'\n[snapshot]\ngrace = '0s'\nundo_keep = '1h30m'\nfreeze_limit = '10s'\nmerge_limit = 1\nheadroom = '1.5 TB'\n",
+	)
 	f.Add("[offer]\nname = 'S'\namount = 299\ncurrency = 'CHF'\nperiod = 'once'\nconditions = ['a', \"b\\u0000\"]\n")
 	f.Add("snapshot.headroom = '9 EiB'\nsnapshot.freeze_limit = '-1ns'\n")
 	f.Add("[retention]\noperations = '24h'\nsnapshots = '0s'\nmessages = '17520h'\n")
@@ -57,7 +59,10 @@ func keepsPromises(t *testing.T, c config) {
 	if !filepath.IsAbs(c.StateDir) || !filepath.IsAbs(c.Socket) || !filepath.IsAbs(c.Libvirt.ConfigDir) {
 		t.Errorf("paths: %+v", c)
 	}
-	if d.Guest.FreezeLimit <= 0 || d.Guest.FreezeLimit > 10*time.Second || d.Notify.Grace < 0 || d.Snapshot.UndoKeep < 0 || d.Snapshot.AgentWait < 0 || d.Merge.Limit < 1 || d.Space.Headroom < 0 {
+	if d.Guest.FreezeLimit <= 0 || d.Guest.FreezeLimit > 10*time.Second || d.Notify.Grace < 0 || d.Snapshot.UndoKeep < 0 ||
+		d.Snapshot.AgentWait < 0 ||
+		d.Merge.Limit < 1 ||
+		d.Space.Headroom < 0 {
 		t.Errorf("limits: %+v", d)
 	}
 	if d.Offer.Price.Amount < 0 || !currency.MatchString(d.Offer.Price.Currency) {
@@ -89,7 +94,8 @@ func TestRetention(t *testing.T) {
 		"events = 'a long while'": "line 2",
 	} {
 		c, err := parseConfig(strings.NewReader("[retention]\n" + text))
-		if says == "" && (err != nil || c.settings().Retention.Operations != 24*time.Hour || c.settings().Retention.Snapshots != 0) {
+		if says == "" &&
+			(err != nil || c.settings().Retention.Operations != 24*time.Hour || c.settings().Retention.Snapshots != 0) {
 			t.Errorf("%q: %+v, %v", text, c.settings().Retention, err)
 		}
 		if says != "" && (err == nil || !strings.Contains(err.Error(), says)) {

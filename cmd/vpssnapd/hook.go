@@ -50,7 +50,8 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
 	err := hook.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
-	if refusal, ok := errors.AsType[*vps.Error](err); ok && (refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
+	if refusal, ok := errors.AsType[*vps.Error](err); ok &&
+		(refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)
 	}
 	if err != nil {

@@ -27,7 +27,13 @@ func FuzzHook(f *testing.F) {
 	}
 	f.Add("<domain><name>web1</name><uuid>ID</uuid>" + disk("BASE") + "</domain>")
 	f.Add("<domain><name>web1</name><uuid>ID</uuid>" + disk("/srv/other") + "</domain>")
-	f.Add("<?xml version='1.0'?><!-- x --><domain type='kvm'><uuid>ID</uuid><name>a&#10;&lt;b</name>" + disk("/x") + disk("BASE") + "</domain>")
+	f.Add(
+		"<?xml version='1.0'?><!-- x --><domain type='kvm'><uuid>ID</uuid><name>a&#10;&lt;b</name>" + disk(
+			"/x",
+		) + disk(
+			"BASE",
+		) + "</domain>",
+	)
 	f.Add("<domain><uuid>other</uuid>" + disk("BASE") + "</domain>")
 	f.Add("<!DOCTYPE d [<!ENTITY b 'c'>]><domain><uuid>&b;</uuid></domain>")
 	f.Add("<domain><uuid>ID</uuid>" + strings.Repeat("<a>", 100))
@@ -83,7 +89,15 @@ func withSnapshot(f *testing.F) (stateDir, id, base string) {
 	dom, err := host.Domain(ctx, id)
 	must(err)
 	stateDir = f.TempDir()
-	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: stateDir, Settings: daemon.Settings{Merge: merge.Policy{Limit: 1}}, Logger: slog.New(slog.DiscardHandler)})
+	d, err := daemon.Open(
+		ctx,
+		daemon.Config{
+			Host:     host,
+			StateDir: stateDir,
+			Settings: daemon.Settings{Merge: merge.Policy{Limit: 1}},
+			Logger:   slog.New(slog.DiscardHandler),
+		},
+	)
 	must(err)
 	by := vps.Actor{Name: "test", Way: vps.WayOperator}
 	_, err = d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive}, by)

@@ -49,7 +49,9 @@ func (c config) agreesUnix(l net.Listener) error {
 	if l == nil || l.Addr().String() == c.Socket {
 		return nil
 	}
-	return fmt.Errorf("socket = %q, but systemd listens on %s: make ListenStream= of vpssnapd.socket the same", c.Socket, l.Addr())
+	return fmt.Errorf(
+		"socket = %q, but systemd listens on %s: make ListenStream= of vpssnapd.socket the same", c.Socket, l.Addr(),
+	)
 }
 
 // agreesTCP holds systemd's TCP socket to the rules of listen.
@@ -58,7 +60,10 @@ func (c config) agreesTCP(l net.Listener) error {
 		return nil
 	}
 	if c.Listen != "" {
-		return fmt.Errorf("listen = %q, but systemd listens for us on %s: remove one of them, listen or vpssnapd-tcp.socket", c.Listen, l.Addr())
+		return fmt.Errorf(
+			"listen = %q, but systemd listens for us on %s: remove one of them, listen or vpssnapd-tcp.socket",
+			c.Listen, l.Addr(),
+		)
 	}
 	c.Listen = l.Addr().String()
 	if err := c.checkListen(); err != nil {
@@ -70,7 +75,10 @@ func (c config) agreesTCP(l net.Listener) error {
 func listenTCP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, fmt.Errorf("cannot listen on %s: the unit keeps vpssnapd off the network. Enable vpssnapd-tcp.socket instead, or allow it: systemctl edit vpssnapd, [Service], RestrictAddressFamilies=AF_INET AF_INET6", address)
+		return nil, fmt.Errorf(
+			"cannot listen on %s: the unit keeps vpssnapd off the network. Enable vpssnapd-tcp.socket instead, or allow it: systemctl edit vpssnapd, [Service], RestrictAddressFamilies=AF_INET AF_INET6",
+			address,
+		)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)

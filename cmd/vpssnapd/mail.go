@@ -53,7 +53,15 @@ func (c mailConfig) check() error {
 
 // settings are what needs no file to be read.
 func (c mailConfig) settings() mail.Config {
-	return mail.Config{Host: c.Host, Port: c.Port, TLS: c.TLS, Username: c.Username, From: c.From, ReplyTo: c.ReplyTo, Templates: c.Templates}
+	return mail.Config{
+		Host:      c.Host,
+		Port:      c.Port,
+		TLS:       c.TLS,
+		Username:  c.Username,
+		From:      c.From,
+		ReplyTo:   c.ReplyTo,
+		Templates: c.Templates,
+	}
 }
 
 // load reads the password and the authorities.
@@ -84,7 +92,9 @@ func readPassword(name string) (string, error) {
 	if !filepath.IsAbs(name) {
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" {
-			return "", fmt.Errorf("password_file = %q is no absolute path, and systemd has no credentials for us (LoadCredential=)", name)
+			return "", fmt.Errorf(
+				"password_file = %q is no absolute path, and systemd has no credentials for us (LoadCredential=)", name,
+			)
 		}
 		path = filepath.Join(dir, name)
 	}

@@ -45,7 +45,13 @@ func TestMailConfiguration(t *testing.T) {
 
 func TestMailPassword(t *testing.T) {
 	dir := t.TempDir()
-	c := mailConfig{Host: "mail.example.org", TLS: "starttls", From: "a@example.org", Username: "u", PasswordFile: filepath.Join(dir, "file")}
+	c := mailConfig{
+		Host:         "mail.example.org",
+		TLS:          "starttls",
+		From:         "a@example.org",
+		Username:     "u",
+		PasswordFile: filepath.Join(dir, "file"),
+	}
 	write := func(text string, mode os.FileMode) {
 		must(t, os.RemoveAll(c.PasswordFile))
 		must(t, os.WriteFile(c.PasswordFile, []byte(text), mode))
@@ -56,7 +62,8 @@ func TestMailPassword(t *testing.T) {
 	}
 	for text, mode := range map[string]os.FileMode{"": 0o600, "\n": 0o600, "one\nsecret": 0o600, "secret": 0o604} {
 		write(text, mode)
-		if _, err := c.open(); err == nil || !strings.Contains(err.Error(), c.PasswordFile) || strings.Contains(err.Error(), "secret") {
+		if _, err := c.open(); err == nil || !strings.Contains(err.Error(), c.PasswordFile) ||
+			strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q with mode %o: %v", text, mode, err)
 		}
 	}
@@ -99,13 +106,21 @@ func TestMailReload(t *testing.T) {
 	}
 	write("password", "old")
 	log := &lockedLog{}
-	r := &reloader{path: filepath.Join(dir, "config.toml"), level: new(slog.LevelVar), running: c, apply: func(daemon.Settings) {}}
+	r := &reloader{
+		path:    filepath.Join(dir, "config.toml"),
+		level:   new(slog.LevelVar),
+		running: c,
+		apply:   func(daemon.Settings) {},
+	}
 	r.log = slog.New(slog.NewTextHandler(log, nil))
 	var err error
 	r.mailer, err = c.Mail.open()
 	must(t, err)
 	send := func() error {
-		return r.mailer.Send(t.Context(), vps.Delivery{ID: "msg-1", Payload: []byte(`{"kind":"option_activated","to":"b@example.org","vps":"web1"}`)})
+		return r.mailer.Send(
+			t.Context(),
+			vps.Delivery{ID: "msg-1", Payload: []byte(`{"kind":"option_activated","to":"b@example.org","vps":"web1"}`)},
+		)
 	}
 	if err := send(); err == nil || !strings.Contains(err.Error(), "535") {
 		t.Errorf("with the old password: %v", err)

@@ -43,7 +43,9 @@ const shutdownLimit = 5 * time.Second
 
 func main() {
 	path := flag.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
-	hook := flag.Bool("hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input")
+	hook := flag.Bool(
+		"hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input",
+	)
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Usage = usage
 	work, args := run, os.Args[1:]
@@ -204,7 +206,9 @@ func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host
 		return nil, err
 	}
 	images.Confine = systemd.Confine(c.Merge.Weight, logger)
-	return libvirt.Open(ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger})
+	return libvirt.Open(
+		ctx, libvirt.Config{URI: c.Libvirt.URI, ConfigDir: c.Libvirt.ConfigDir, Images: images, Logger: logger},
+	)
 }
 
 // serve answers, tells systemd so, and returns when a signal comes or a listener fails.

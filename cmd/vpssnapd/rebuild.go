@@ -37,7 +37,10 @@ func tellRebuilt(done daemon.Rebuilt) {
 	for _, s := range done.Snapshots {
 		switch {
 		case s.Recorded && s.Why == "":
-			fmt.Printf("%q: snapshot %s of %s is %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.CreatedAt.Format("2006-01-02 15:04:05 UTC"), s.Snapshot.State)
+			fmt.Printf(
+				"%q: snapshot %s of %s is %s\n", s.VPSName, s.Snapshot.ID,
+				s.Snapshot.CreatedAt.Format("2006-01-02 15:04:05 UTC"), s.Snapshot.State,
+			)
 		case s.Recorded:
 			fmt.Printf("%q: snapshot %s is %s: %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.State, s.Why)
 		default:

@@ -69,7 +69,13 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 	}
 	host := daemontest.New(t)
 	for range 20 {
-		s := server.New(server.Config{Services: daemontest.Services(host.Daemon), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+		s := server.New(
+			server.Config{
+				Services:  daemontest.Services(host.Daemon),
+				Logger:    slog.New(slog.DiscardHandler),
+				PerSecond: 1_000_000,
+			},
+		)
 		r := &reloader{log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		handed := listeners{handOver(t, unix), handOver(t, tcp)}
@@ -81,7 +87,13 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 		must(t, <-ended)
 		must(t, host.Restart(nil))
 	}
-	s := server.New(server.Config{Services: daemontest.Services(host.Daemon), Logger: slog.New(slog.DiscardHandler), PerSecond: 1_000_000})
+	s := server.New(
+		server.Config{
+			Services:  daemontest.Services(host.Daemon),
+			Logger:    slog.New(slog.DiscardHandler),
+			PerSecond: 1_000_000,
+		},
+	)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -96,9 +108,12 @@ func TestNoRequestIsLostOverARestart(t *testing.T) {
 
 // call makes one call on a connection of its own.
 func call(to net.Addr) error {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, to.Network(), to.String())
-	}}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, to.Network(), to.String())
+		},
+	}
 	defer transport.CloseIdleConnections()
 	r, err := http.NewRequest(http.MethodGet, "http://vpssnapd/healthz", nil)
 	if err != nil {

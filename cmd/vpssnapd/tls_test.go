@@ -117,7 +117,12 @@ func running(t *testing.T, c config) served {
 	c.Socket = filepath.Join(t.TempDir(), "api.sock")
 	must(t, c.checkListen())
 	log := &lockedLog{}
-	r := &reloader{path: filepath.Join(t.TempDir(), "config.toml"), level: new(slog.LevelVar), running: c, apply: func(daemon.Settings) {}}
+	r := &reloader{
+		path:    filepath.Join(t.TempDir(), "config.toml"),
+		level:   new(slog.LevelVar),
+		running: c,
+		apply:   func(daemon.Settings) {},
+	}
 	r.log = slog.New(slog.NewTextHandler(log, nil))
 	r.certificates, err = c.TLS.load()
 	must(t, err)

@@ -143,7 +143,8 @@ func (ts *Tokens) CreateToken(ctx context.Context, r vps.TokenRequest, actor vps
 	secret, hash := newSecret(t.ID)
 	err = ts.store.Write(ctx, func(tx *store.Tx) error { return ts.addToken(ctx, tx, t, hash) })
 	if store.IsUnique(err) {
-		return t, "", vps.Errorf(vps.CodeInvalid, "there is a token called %s", t.Name).WithRemedy("choose another name, or revoke that one first")
+		return t, "", vps.Errorf(vps.CodeInvalid, "there is a token called %s", t.Name).
+			WithRemedy("choose another name, or revoke that one first")
 	}
 	if err == nil {
 		ts.logger.Info("token made", "token", t.ID, "name", t.Name, "scopes", t.Scopes, "by", actor.Name)
@@ -161,7 +162,8 @@ func (ts *Tokens) addToken(ctx context.Context, tx *store.Tx, t vps.Token, hash 
 			return err
 		}
 		if n >= lentAtMost {
-			return vps.Errorf(vps.CodeRateLimited, "the token has made %d tokens already", n).WithRemedy("wait until some of them have expired")
+			return vps.Errorf(vps.CodeRateLimited, "the token has made %d tokens already", n).
+				WithRemedy("wait until some of them have expired")
 		}
 	}
 	if err := tx.AddToken(ctx, t, hash); err != nil {
@@ -183,7 +185,8 @@ func lend(t *vps.Token, r vps.TokenRequest) (time.Duration, error) {
 	case by.Parent != "":
 		return 0, vps.Errorf(vps.CodeForbidden, "a token that was made by a token cannot make others")
 	case len(r.VPS) == 0:
-		return 0, vps.Errorf(vps.CodeForbidden, "only an operator can make a token for all VPS").WithRemedy("say for which it is")
+		return 0, vps.Errorf(vps.CodeForbidden, "only an operator can make a token for all VPS").
+			WithRemedy("say for which it is")
 	case r.Way != "" && r.Way != by.Way:
 		return 0, vps.Errorf(vps.CodeForbidden, "the token is for the way %s", by.Way)
 	case r.Expire > lentFor:

@@ -40,7 +40,14 @@ type Adopter struct {
 func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, in *integrity.Integrity,
 	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger) *Adopter {
 	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger, cutOff: cutOff, onMoved: onMoved}
-	inv.Subscribe(inventory.Watcher{Connected: a.reviewDefinitions, Defined: a.definitionChanged, Changed: a.cameAlong, Departed: a.Departed})
+	inv.Subscribe(
+		inventory.Watcher{
+			Connected: a.reviewDefinitions,
+			Defined:   a.definitionChanged,
+			Changed:   a.cameAlong,
+			Departed:  a.Departed,
+		},
+	)
 	// Somebody may have defined it while it was left to the operation.
 	ops.OnOver(func(op vps.Operation) { a.definitionChanged(group.Context(), op.VPS) })
 	return a
@@ -109,10 +116,19 @@ func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) Recons
 
 // fromFileNames makes a record from file names and headers alone. Whether the base
 // was written since cannot be told, so it is never available.
-func (a *Adopter) fromFileNames(ctx context.Context, dom hypervisor.Domain, images map[string]string, why string) Reconstruction {
+func (a *Adopter) fromFileNames(
+	ctx context.Context, dom hypervisor.Domain, images map[string]string, why string,
+) Reconstruction {
 	r := Reconstruction{Exists: true, Why: why + ", so whether its data is still that of its moment cannot be proven"}
 	now := a.store.Now()
-	r.Snap = vps.Snapshot{VPS: dom.ID, State: vps.SnapshotBroken, Reason: r.Why, Consistency: vps.ConsistencyCrash, CreatedAt: now, UpdatedAt: now}
+	r.Snap = vps.Snapshot{
+		VPS:         dom.ID,
+		State:       vps.SnapshotBroken,
+		Reason:      r.Why,
+		Consistency: vps.ConsistencyCrash,
+		CreatedAt:   now,
+		UpdatedAt:   now,
+	}
 	for _, use := range dom.PersistentDisks {
 		id, ok := images[use.Path]
 		if !ok {
@@ -122,20 +138,35 @@ func (a *Adopter) fromFileNames(ctx context.Context, dom hypervisor.Domain, imag
 		overlay, err2 := a.host.Stat(ctx, use.Path)
 		base, err3 := a.host.Stat(ctx, img.Backing)
 		if err := errors.Join(err1, err2, err3); err != nil {
-			return Reconstruction{Exists: true, Hopeless: true, Why: fmt.Sprintf("the files of disk %s cannot be read: %v", use.Target, err)}
+			return Reconstruction{
+				Exists:   true,
+				Hopeless: true,
+				Why:      fmt.Sprintf("the files of disk %s cannot be read: %v", use.Target, err),
+			}
 		}
 		if r.Snap.ID != "" && r.Snap.ID != id || use.Path != image.OverlayPath(img.Backing, id, use.Target) {
-			return Reconstruction{Exists: true, Hopeless: true, Why: "disk " + use.Target + " uses " + use.Path + ", which does not go together with the other disks or with its base"}
+			return Reconstruction{
+				Exists:   true,
+				Hopeless: true,
+				Why:      "disk " + use.Target + " uses " + use.Path + ", which does not go together with the other disks or with its base",
+			}
 		}
 		if base.Modified.Before(r.Snap.CreatedAt) {
 			r.Snap.CreatedAt = base.Modified.UTC()
 		}
 		r.Snap.ID, r.Snap.SizeBytes = id, r.Snap.SizeBytes+img.VirtualSize
-		r.Snap.Disks = append(r.Snap.Disks, vps.SnapshotDisk{Target: use.Target, Base: img.Backing, BaseFormat: img.BackingFormat, BaseInode: base.Inode,
-			SizeBytes: img.VirtualSize, Overlay: use.Path, OverlayInode: overlay.Inode})
+		r.Snap.Disks = append(
+			r.Snap.Disks,
+			vps.SnapshotDisk{Target: use.Target, Base: img.Backing, BaseFormat: img.BackingFormat, BaseInode: base.Inode,
+				SizeBytes: img.VirtualSize, Overlay: use.Path, OverlayInode: overlay.Inode},
+		)
 	}
 	if len(r.Snap.Disks) == 0 {
-		return Reconstruction{Exists: true, Hopeless: true, Why: "the running VPS uses a file of ours, and its definition does not"}
+		return Reconstruction{
+			Exists:   true,
+			Hopeless: true,
+			Why:      "the running VPS uses a file of ours, and its definition does not",
+		}
 	}
 	return r
 }
@@ -289,7 +320,10 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 	}
 	switch {
 	case len(strange) > 0:
-		r.broken(false, HalfRestored+", and disk "+strings.Join(strange, ", ")+" has a file that belongs to neither side of it")
+		r.broken(
+			false,
+			HalfRestored+", and disk "+strings.Join(strange, ", ")+" has a file that belongs to neither side of it",
+		)
 	case len(done) == 0, len(todo) == 0 && variables:
 		r.Snap.State = vps.SnapshotAvailable
 	case len(todo) == 0:
@@ -298,7 +332,13 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 		for n := range r.Snap.Disks {
 			r.Snap.Disks[n].OverlayInode = m.Spares[r.Snap.Disks[n].Target]
 		}
-		r.broken(true, fmt.Sprintf(HalfRestored+": disk %s is restored, disk %s is not yet; do not start the VPS before it is", strings.Join(done, ", "), strings.Join(todo, ", ")))
+		r.broken(
+			true,
+			fmt.Sprintf(
+				HalfRestored+": disk %s is restored, disk %s is not yet; do not start the VPS before it is",
+				strings.Join(done, ", "), strings.Join(todo, ", "),
+			),
+		)
 	}
 }
 
@@ -326,13 +366,19 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 		overlay, err2 := a.host.Stat(ctx, disk.Overlay)
 		switch {
 		case err != nil:
-			return Reconstruction{Exists: true, Hopeless: true, Why: fmt.Sprintf("a deletion was interrupted, and of disk %s: %v", disk.Target, err)}
+			return Reconstruction{
+				Exists:   true,
+				Hopeless: true,
+				Why:      fmt.Sprintf("a deletion was interrupted, and of disk %s: %v", disk.Target, err),
+			}
 		case use.Path == disk.Base:
 			disk.Pivoted = true
 			merged++
 		case use.Path != disk.Overlay || err2 != nil:
 			return Reconstruction{Exists: true, Hopeless: true,
-				Why: fmt.Sprintf("a deletion was interrupted, and disk %s uses %s (%v)", disk.Target, image.OrNone(use.Path), err2)}
+				Why: fmt.Sprintf(
+					"a deletion was interrupted, and disk %s uses %s (%v)", disk.Target, image.OrNone(use.Path), err2,
+				)}
 		}
 		disk.BaseInode = base.Inode
 		if err2 == nil {
@@ -340,7 +386,10 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 		}
 	}
 	if merged == len(r.Snap.Disks) {
-		return Reconstruction{Leftover: a.noneLeft(ctx, r.Snap), Why: "the snapshot " + r.Snap.ID + " is deleted, all but its leftovers"}
+		return Reconstruction{
+			Leftover: a.noneLeft(ctx, r.Snap),
+			Why:      "the snapshot " + r.Snap.ID + " is deleted, all but its leftovers",
+		}
 	}
 	r.Why = "its deletion was interrupted"
 	r.Snap.Reason = r.Why

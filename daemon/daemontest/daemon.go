@@ -72,7 +72,13 @@ func New(t testing.TB) *Host {
 // Open makes a host with Web1, Web2 and Web3 in dir, and tokens (Secret), and opens
 // a daemon on it. config may change how the daemon is opened; nil: nothing.
 func Open(dir string, config func(*daemon.Config)) (*Host, error) {
-	h := &Host{dir: dir, config: config, at: map[string][]func(context.Context) error{}, broken: map[string]error{}, secret: map[string]string{}}
+	h := &Host{
+		dir:    dir,
+		config: config,
+		at:     map[string][]func(context.Context) error{},
+		broken: map[string]error{},
+		secret: map[string]string{},
+	}
 	for _, d := range []string{h.hostDir(), h.StateDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
@@ -108,8 +114,12 @@ func (h *Host) open(before func(*fake.Host)) (err error) {
 	c := daemon.Config{
 		Host: h.Host, StateDir: h.StateDir(), Version: Version,
 		Settings: daemon.Settings{
-			Offer: vps.Offer{ID: "snapshot", Name: "Snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth},
-				Conditions: []string{"A snapshot is no backup."}},
+			Offer: vps.Offer{
+				ID:         "snapshot",
+				Name:       "Snapshot",
+				Price:      vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth},
+				Conditions: []string{"A snapshot is no backup."},
+			},
 			Notify:   notify.Policy{Grace: 30 * 24 * time.Hour},
 			Snapshot: snapshot.Policy{UndoKeep: 24 * time.Hour, AgentWait: time.Second},
 			Guest:    guest.Policy{FreezeLimit: 5 * time.Second},

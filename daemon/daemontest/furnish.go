@@ -39,8 +39,10 @@ func (h *Host) defineVPSes() error {
 		return err
 	}
 	for i, id := range []string{Web1, Web2, Web3} {
-		err = errors.Join(err, host.DefineAs(id, fmt.Sprintf("web%d", i+1), hypervisor.Disk{Target: "vda", SizeBytes: DiskBytes}),
-			host.SetAgent(id, fake.AgentAnswers), host.Start(context.Background(), id, false))
+		err = errors.Join(
+			err, host.DefineAs(id, fmt.Sprintf("web%d", i+1), hypervisor.Disk{Target: "vda", SizeBytes: DiskBytes}),
+			host.SetAgent(id, fake.AgentAnswers), host.Start(context.Background(), id, false),
+		)
 	}
 	const part = 1 << 20
 	for at := int64(0); at < DiskBytes-part; at += part { // the end of the disk was never written
@@ -110,7 +112,9 @@ func (h *Host) Secret(name string) string {
 // Order makes the option of a VPS active. With another reference than before it is an
 // event, and a message, each time.
 func (h *Host) Order(ref, orderRef string) error {
-	_, err := h.Daemon.Options.PutOption(context.Background(), ref, vps.OptionOrder{State: vps.OptionActive, OrderRef: orderRef}, shop)
+	_, err := h.Daemon.Options.PutOption(
+		context.Background(), ref, vps.OptionOrder{State: vps.OptionActive, OrderRef: orderRef}, shop,
+	)
 	return err
 }
 

@@ -184,7 +184,8 @@ func (d *Doctor) checkVPS(ctx context.Context, i *inspection) (findings []vps.Fi
 }
 
 func sameRecord(a, b store.Record) bool {
-	return reflect.DeepEqual(a.Snapshot, b.Snapshot) && reflect.DeepEqual(a.Operation, b.Operation) && reflect.DeepEqual(a.Option, b.Option)
+	return reflect.DeepEqual(a.Snapshot, b.Snapshot) && reflect.DeepEqual(a.Operation, b.Operation) &&
+		reflect.DeepEqual(a.Option, b.Option)
 }
 
 // run makes the findings.

@@ -28,7 +28,10 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 	}
 	i.checkNVRAM(ctx, s)
 	if s.State == vps.SnapshotBroken && s.Heals && strings.HasPrefix(s.Reason, adoption.HalfRestored) {
-		i.add(vps.CheckSnapshotBroken, "", "", "the snapshot is broken: "+s.Reason, remedy("it is available again when every disk has its right file: see the disk that has not"))
+		i.add(
+			vps.CheckSnapshotBroken, "", "", "the snapshot is broken: "+s.Reason,
+			remedy("it is available again when every disk has its right file: see the disk that has not"),
+		)
 	}
 	if i.present {
 		i.checkDefinition(ctx, s)
@@ -37,15 +40,26 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 
 // file looks at a recorded file and adds what is wrong with it. ok says that it
 // is there and the one that was recorded.
-func (i *inspection) file(ctx context.Context, disk, path string, inode uint64, what string, missing, replaced vps.CheckCode) (hypervisor.File, bool) {
+func (i *inspection) file(
+	ctx context.Context, disk, path string, inode uint64, what string, missing, replaced vps.CheckCode,
+) (hypervisor.File, bool) {
 	file, err := i.d.host.Stat(ctx, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		i.add(missing, disk, path, fmt.Sprintf("%s is missing: %s (inode %d)", what, path, inode), i.remediesMissing(ctx, disk, path, inode)...)
+		i.add(
+			missing,
+			disk,
+			path,
+			fmt.Sprintf("%s is missing: %s (inode %d)", what, path, inode),
+			i.remediesMissing(ctx, disk, path, inode)...)
 	case err != nil:
 		i.add(vps.CheckUnreachable, disk, path, fmt.Sprintf("%s cannot be looked at: %v", what, err))
 	case inode != 0 && file.Inode != inode:
-		i.add(replaced, disk, path, fmt.Sprintf("%s was replaced: %s has inode %d, recorded is %d", what, path, file.Inode, inode),
+		i.add(
+			replaced,
+			disk,
+			path,
+			fmt.Sprintf("%s was replaced: %s has inode %d, recorded is %d", what, path, file.Inode, inode),
 			i.remediesReplaced(ctx, path, inode)...)
 	default:
 		return file, true
@@ -54,34 +68,65 @@ func (i *inspection) file(ctx context.Context, disk, path string, inode uint64, 
 }
 
 func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
-	base, ok := i.file(ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase)
+	base, ok := i.file(
+		ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase,
+	)
 	if ok && !disk.BaseModified.IsZero() && base.Modified.After(disk.BaseModified) { // see damage
-		i.add(vps.CheckBaseWritten, disk.Target, disk.Base, fmt.Sprintf("the snapshot's data was changed at %s by somebody else; it was last written at %s when the snapshot was taken",
-			base.Modified.UTC().Format(timeFormat), disk.BaseModified.UTC().Format(timeFormat)), i.remedyBaseWritten(disk))
+		i.add(
+			vps.CheckBaseWritten,
+			disk.Target,
+			disk.Base,
+			fmt.Sprintf(
+				"the snapshot's data was changed at %s by somebody else; it was last written at %s when the snapshot was taken",
+				base.Modified.UTC().Format(timeFormat), disk.BaseModified.UTC().Format(timeFormat),
+			),
+			i.remedyBaseWritten(disk),
+		)
 	}
 }
 
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
 func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk) {
-	file, ok := i.file(ctx, disk.Target, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay, vps.CheckReplacedOverlay)
+	file, ok := i.file(
+		ctx, disk.Target, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay,
+		vps.CheckReplacedOverlay,
+	)
 	if !ok {
 		return
 	}
 	if file.Mode&0o077 != 0 || loginUser(file.UID) {
-		i.add(vps.CheckWrongModeOrOwner, disk.Target, disk.Overlay, fmt.Sprintf("the overlay %s has mode %04o and belongs to uid %d: others may read the VPS's data",
-			disk.Overlay, file.Mode, file.UID), remedyMode(disk, loginUser(file.UID)))
+		i.add(
+			vps.CheckWrongModeOrOwner,
+			disk.Target,
+			disk.Overlay,
+			fmt.Sprintf("the overlay %s has mode %04o and belongs to uid %d: others may read the VPS's data",
+				disk.Overlay, file.Mode, file.UID),
+			remedyMode(disk, loginUser(file.UID)),
+		)
 	}
 	img, err := i.d.host.Inspect(ctx, disk.Overlay, "qcow2")
 	switch {
 	case err != nil:
 		i.add(vps.CheckUnreachable, disk.Target, disk.Overlay, "the overlay's header cannot be read: "+err.Error())
 	case img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat:
-		i.add(vps.CheckOverlayHeaderDiffers, disk.Target, disk.Overlay, fmt.Sprintf("the overlay lies on %s (%s) by its header, and on %s (%s) by the record",
-			image.OrNone(img.Backing), image.OrNone(img.BackingFormat), disk.Base, disk.BaseFormat), remedyHeader(i.id, disk))
+		i.add(
+			vps.CheckOverlayHeaderDiffers,
+			disk.Target,
+			disk.Overlay,
+			fmt.Sprintf("the overlay lies on %s (%s) by its header, and on %s (%s) by the record",
+				image.OrNone(img.Backing), image.OrNone(img.BackingFormat), disk.Base, disk.BaseFormat),
+			remedyHeader(i.id, disk),
+		)
 	case img.VirtualSize != disk.SizeBytes:
-		i.add(vps.CheckDiskResized, disk.Target, disk.Overlay, fmt.Sprintf("the disk has %d bytes, at the snapshot it had %d; a restore brings that size back",
-			img.VirtualSize, disk.SizeBytes), remedyRenew(i.id))
+		i.add(
+			vps.CheckDiskResized,
+			disk.Target,
+			disk.Overlay,
+			fmt.Sprintf("the disk has %d bytes, at the snapshot it had %d; a restore brings that size back",
+				img.VirtualSize, disk.SizeBytes),
+			remedyRenew(i.id),
+		)
 	}
 }
 
@@ -90,13 +135,19 @@ func loginUser(uid uint32) bool { return uid >= 1000 && uid < 60000 }
 
 func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
 	if disk.Undo != "" {
-		i.file(ctx, disk.Target, disk.Undo, disk.UndoInode, "the disk from before the last restore", vps.CheckMissingUndo, vps.CheckMissingUndo)
+		i.file(
+			ctx, disk.Target, disk.Undo, disk.UndoInode, "the disk from before the last restore", vps.CheckMissingUndo,
+			vps.CheckMissingUndo,
+		)
 	}
 }
 
 func (i *inspection) checkNVRAM(ctx context.Context, s vps.Snapshot) {
 	if s.NVRAMSaved != "" {
-		i.file(ctx, "", s.NVRAMSaved, 0, "the snapshot's copy of the UEFI variables", vps.CheckMissingNVRAM, vps.CheckMissingNVRAM)
+		i.file(
+			ctx, "", s.NVRAMSaved, 0, "the snapshot's copy of the UEFI variables", vps.CheckMissingNVRAM,
+			vps.CheckMissingNVRAM,
+		)
 	}
 }
 
@@ -111,16 +162,29 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 	for _, disk := range slices.Concat(i.dom.Disks, i.dom.PersistentDisks) {
 		if c := image.Cover(disk); !covered[disk.Target] && (c.Included || c.Refused) {
 			covered[disk.Target] = true
-			i.add(vps.CheckDiskSetChanged, disk.Target, disk.Path, "the disk was added after the snapshot, which does not cover it; a restore leaves it as it is", remedyRenew(i.id))
+			i.add(
+				vps.CheckDiskSetChanged, disk.Target, disk.Path,
+				"the disk was added after the snapshot, which does not cover it; a restore leaves it as it is",
+				remedyRenew(i.id),
+			)
 		}
 	}
 	if !i.dom.Persistent {
-		i.add(vps.CheckVPSGone, "", "", "the VPS runs, but its definition was removed: it will be gone when it goes off", remedyDefineAgain(i.id))
+		i.add(
+			vps.CheckVPSGone, "", "", "the VPS runs, but its definition was removed: it will be gone when it goes off",
+			remedyDefineAgain(i.id),
+		)
 		return
 	}
 	if i.dom.ForeignSnapshots+i.dom.Checkpoints > 0 && !i.has(vps.CheckForeignSnapshot) {
-		i.add(vps.CheckForeignSnapshot, "", "", fmt.Sprintf("libvirt keeps %d snapshots and %d checkpoints of somebody else for the VPS",
-			i.dom.ForeignSnapshots, i.dom.Checkpoints), i.remedySnapshotObjects())
+		i.add(
+			vps.CheckForeignSnapshot,
+			"",
+			"",
+			fmt.Sprintf("libvirt keeps %d snapshots and %d checkpoints of somebody else for the VPS",
+				i.dom.ForeignSnapshots, i.dom.Checkpoints),
+			i.remedySnapshotObjects(),
+		)
 	}
 	if why := metadata.Differs(i.dom.Metadata, s); why != "" && s.State == vps.SnapshotAvailable {
 		i.add(vps.CheckMetadataMissing, "", "", "the copy of the record in the VPS's definition "+why, remedyRepair())
@@ -149,10 +213,17 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 		if unplugged {
 			where = "running VPS"
 		}
-		i.add(vps.CheckDiskSetChanged, disk.Target, disk.Overlay, "the disk was removed from the "+where, remedyAttach(i.id, disk, unplugged, undefined))
+		i.add(
+			vps.CheckDiskSetChanged, disk.Target, disk.Overlay, "the disk was removed from the "+where,
+			remedyAttach(i.id, disk, unplugged, undefined),
+		)
 		return
 	case active && live.Job:
-		i.add(vps.CheckForeignJob, disk.Target, live.Path, "a block job of somebody else runs on the disk; if it writes into "+disk.Base+", the snapshot is lost", remedyJob(i.id, disk))
+		i.add(
+			vps.CheckForeignJob, disk.Target, live.Path,
+			"a block job of somebody else runs on the disk; if it writes into "+disk.Base+", the snapshot is lost",
+			remedyJob(i.id, disk),
+		)
 	}
 	var uses []hypervisor.Disk
 	if active {
@@ -178,16 +249,28 @@ func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.S
 		safe, err := i.d.integrity.OverlayIsAuthority(ctx, i.dom, disk)
 		detail := when + " the snapshot's data itself: " + disk.Base
 		if !live && err == nil && safe {
-			i.add(vps.CheckDefinitionNamesBase, disk.Target, disk.Base, detail+"; a boot would ruin the snapshot and the VPS", remedyRepair())
+			i.add(
+				vps.CheckDefinitionNamesBase, disk.Target, disk.Base,
+				detail+"; a boot would ruin the snapshot and the VPS", remedyRepair(),
+			)
 			i.repairable()
 			return
 		}
-		i.add(vps.CheckDefinitionNamesBase, disk.Target, disk.Base, detail+"; base and overlay may both hold new data", i.remediesOnBase(s, disk, live)...)
+		i.add(
+			vps.CheckDefinitionNamesBase,
+			disk.Target,
+			disk.Base,
+			detail+"; base and overlay may both hold new data",
+			i.remediesOnBase(s, disk, live)...)
 	case i.liesOn(ctx, use, disk.Overlay):
 		i.add(vps.CheckForeignSnapshot, disk.Target, use.Path, when+" another overlay on top of ours: "+use.Path,
 			i.remedyForeignOverlay(disk, use, live))
 	default:
-		i.add(vps.CheckDiskMoved, disk.Target, use.Path, fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, image.OrNone(use.Path), disk.Overlay),
+		i.add(
+			vps.CheckDiskMoved,
+			disk.Target,
+			use.Path,
+			fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, image.OrNone(use.Path), disk.Overlay),
 			i.remediesMoved(s)...)
 	}
 }
@@ -217,9 +300,16 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 		}
 		i.add(vps.CheckUnfinished, "", "", detail, remedyDelete(i.id))
 	case s.State == vps.SnapshotDeleting:
-		i.add(vps.CheckUnfinished, "", "", "the snapshot "+s.ID+" was replaced, but its overlay still lies below the present one", remedyOldLayer(i.id))
+		i.add(
+			vps.CheckUnfinished, "", "",
+			"the snapshot "+s.ID+" was replaced, but its overlay still lies below the present one",
+			remedyOldLayer(i.id),
+		)
 	default:
-		i.add(vps.CheckUnfinished, "", "", fmt.Sprintf("the snapshot is recorded as %s and nothing works on it", s.State), remedyLog())
+		i.add(
+			vps.CheckUnfinished, "", "", fmt.Sprintf("the snapshot is recorded as %s and nothing works on it", s.State),
+			remedyLog(),
+		)
 	}
 	i.findings[len(i.findings)-1].Snapshot = s.ID
 }
@@ -246,7 +336,12 @@ func (i *inspection) checkGone(snapshots []vps.Snapshot) {
 	}
 	detail := fmt.Sprintf("libvirt does not know the VPS %s (%s), but %s is recorded", i.name, i.id, what)
 	if other := i.namesake(); other != "" {
-		i.add(vps.CheckVPSRedefined, "", "", detail+"; its name now belongs to another VPS, "+other, i.remediesGone(snapshots, other)...)
+		i.add(
+			vps.CheckVPSRedefined,
+			"",
+			"",
+			detail+"; its name now belongs to another VPS, "+other,
+			i.remediesGone(snapshots, other)...)
 	} else {
 		i.add(vps.CheckVPSGone, "", "", detail, i.remediesGone(snapshots, "")...)
 	}
@@ -265,7 +360,8 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 		return
 	}
 	r := i.d.adopter.Reconstruct(ctx, i.dom)
-	if known, err := i.d.store.Snapshot(ctx, r.Snap.ID); err == nil && adoption.MovedAway(known) && i.dom.State == hypervisor.Off {
+	if known, err := i.d.store.Snapshot(ctx, r.Snap.ID); err == nil && adoption.MovedAway(known) &&
+		i.dom.State == hypervisor.Off {
 		return // what a migration has left behind
 	}
 	detail := "the VPS has the snapshot " + r.Snap.ID + ", of which there is no record"
@@ -300,9 +396,16 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 		}
 		for _, disk := range gone.Disks {
 			if disk.Overlay == path {
-				i.add(vps.CheckStaleOverlay, disk.Target, path, "the disk's definition names a file of a snapshot that is gone: "+path+"; the present data is in "+disk.Base,
-					remedy("shut the VPS down, keep both files, and let its definition name "+disk.Base+" ("+disk.BaseFormat+") again",
-						argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id)))
+				i.add(
+					vps.CheckStaleOverlay,
+					disk.Target,
+					path,
+					"the disk's definition names a file of a snapshot that is gone: "+path+"; the present data is in "+disk.Base,
+					remedy(
+						"shut the VPS down, keep both files, and let its definition name "+disk.Base+" ("+disk.BaseFormat+") again",
+						argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id),
+					),
+				)
 				return true
 			}
 		}
@@ -319,8 +422,10 @@ func (i *inspection) remedyMetadata() vps.Remedy {
 
 // remedyUnrecorded merges by hand what no record can be made of.
 func (i *inspection) remedyUnrecorded() vps.Remedy {
-	w := remedy("keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand (virsh blockcommit, qemu-img commit)",
-		argv("virsh", "domblklist", "--details", i.id))
+	w := remedy(
+		"keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand (virsh blockcommit, qemu-img commit)",
+		argv("virsh", "domblklist", "--details", i.id),
+	)
 	for path := range adoption.OurImages(i.dom) {
 		w.Commands = append(w.Commands, argv("qemu-img", "info", "-U", "-f", "qcow2", path))
 	}

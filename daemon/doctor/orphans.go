@@ -29,7 +29,10 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 	for _, dir := range imageDirs(domains, before, left) {
 		files, err := d.host.Files(ctx, dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()})
+			findings = append(
+				findings,
+				vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()},
+			)
 		}
 		for _, f := range files {
 			if image.SnapshotOf(f.Name) != "" {
@@ -143,7 +146,12 @@ func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, user
 	case err == nil && adoption.MergedAway(recorded) && recordedInode(recorded, path) == inode:
 		f.Code = vps.CheckStaleOverlay
 		f.Detail = "the file is left from a snapshot that is gone by the record: " + path
-		f.Remedies = []vps.Remedy{remedyOrphan("its data was merged into the disk below it. If disks or definitions were brought back from a backup since, it may be the newest: compare first, and remove it if nobody needs it", path)}
+		f.Remedies = []vps.Remedy{
+			remedyOrphan(
+				"its data was merged into the disk below it. If disks or definitions were brought back from a backup since, it may be the newest: compare first, and remove it if nobody needs it",
+				path,
+			),
+		}
 	case err == nil:
 		f.Detail += "; its snapshot was given up, so it may be the newest data of " + f.VPSName
 	}

@@ -32,7 +32,10 @@ func unreachableHost(err error) vps.Finding {
 }
 
 func remedyUnreachable() vps.Remedy {
-	return remedy("see why libvirt does not answer", argv("virsh", "uri"), argv("systemctl", "status", "--no-pager", "libvirtd", "virtqemud"))
+	return remedy(
+		"see why libvirt does not answer", argv("virsh", "uri"),
+		argv("systemctl", "status", "--no-pager", "libvirtd", "virtqemud"),
+	)
 }
 
 func (i *inspection) parkedDetail(op vps.Operation) string {
@@ -59,7 +62,10 @@ func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 		return []vps.Remedy{resume}
 	}
 	resume.Text = "if the VPS is to come back, define it with its id " + i.id + " and its disks as they were, do not start it, and let the operation go on"
-	return []vps.Remedy{resume, giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id)}
+	return []vps.Remedy{
+		resume,
+		giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id),
+	}
 }
 
 func owedDetail(p store.Debt) string {
@@ -87,7 +93,10 @@ func remedyDelete(id string) vps.Remedy {
 }
 
 func remedyLog() vps.Remedy {
-	return remedy("restart the daemon, which takes up what it finds, and read its log", argv("systemctl", "restart", "vpssnapd"), argv("journalctl", "-u", "vpssnapd"))
+	return remedy(
+		"restart the daemon, which takes up what it finds, and read its log", argv("systemctl", "restart", "vpssnapd"),
+		argv("journalctl", "-u", "vpssnapd"),
+	)
 }
 
 func remedyRenew(id string) vps.Remedy {
@@ -105,7 +114,10 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
 		default:
 			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat + ") when it is merged"
-			w.Commands = append(w.Commands, argv("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay), argv("virsh", "edit", i.id))
+			w.Commands = append(
+				w.Commands, argv("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay),
+				argv("virsh", "edit", i.id),
+			)
 		}
 	}
 	w.Commands = append(w.Commands, argv("vpssnap", "delete", i.id))
@@ -114,7 +126,10 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 
 // mergeByHand merges the overlay of a running VPS.
 func mergeByHand(id string, disk vps.SnapshotDisk) vps.Command {
-	return argv("virsh", "blockcommit", id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot", "--wait", "--verbose")
+	return argv(
+		"virsh", "blockcommit", id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot",
+		"--wait", "--verbose",
+	)
 }
 
 // giveUpGone drops the record of a VPS that is gone.
@@ -126,16 +141,28 @@ func giveUpGone(text, id string) vps.Remedy {
 func (i *inspection) remediesMissing(ctx context.Context, disk, path string, inode uint64) []vps.Remedy {
 	var ways []vps.Remedy
 	if other := i.d.whereIs(ctx, path, inode); other != "" {
-		ways = append(ways, remedy("the file lies beside its place under another name: put it back", argv("mv", "-nT", "--", other, path)))
+		ways = append(
+			ways,
+			remedy("the file lies beside its place under another name: put it back", argv("mv", "-nT", "--", other, path)),
+		)
 	} else if inode != 0 {
 		ways = append(ways, remedy("if it was moved within its file system, find it and move it back to "+path,
 			argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode))))
 	}
-	if live, ok := i.dom.Disk(disk); ok && i.present && i.dom.State != hypervisor.Off && (live.Path == path || live.LiesOn(path)) {
+	if live, ok := i.dom.Disk(disk); ok && i.present && i.dom.State != hypervisor.Off &&
+		(live.Path == path || live.LiesOn(path)) {
 		rescued := image.WithSuffix(path, ".rescued.qcow2")
-		ways = append(ways, remedy("the running VPS still has the removed file open: do not power it off; copy the whole disk into a new image and go on with that",
-			argv("virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job", "--wait", "--verbose", "--pivot"),
-			argv("virsh", "domblklist", i.id)))
+		ways = append(
+			ways,
+			remedy(
+				"the running VPS still has the removed file open: do not power it off; copy the whole disk into a new image and go on with that",
+				argv(
+					"virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job",
+					"--wait", "--verbose", "--pivot",
+				),
+				argv("virsh", "domblklist", i.id),
+			),
+		)
 	}
 	ways = append(ways, remedy("if it is lost, restore it from your backup; the VPS was not touched"))
 	if i.present && i.rec.Snapshot != nil && !i.dom.Uses(path) {
@@ -146,11 +173,21 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 
 func (i *inspection) remediesReplaced(ctx context.Context, path string, inode uint64) []vps.Remedy {
 	if other := i.d.whereIs(ctx, path, inode); other != "" {
-		return []vps.Remedy{remedy("the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
-			argv("virsh", "domstate", i.id), argv("mv", "-nT", "--", path, path+".put-aside"), argv("mv", "-nT", "--", other, path))}
+		return []vps.Remedy{
+			remedy(
+				"the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
+				argv(
+					"virsh", "domstate", i.id,
+				),
+				argv("mv", "-nT", "--", path, path+".put-aside"),
+				argv("mv", "-nT", "--", other, path),
+			),
+		}
 	}
-	return []vps.Remedy{remedy("find the right file by its inode; with the VPS off, put the wrong one aside and the right one back",
-		argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode)))}
+	return []vps.Remedy{
+		remedy("find the right file by its inode; with the VPS off, put the wrong one aside and the right one back",
+			argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode))),
+	}
 }
 
 // whereIs finds a file beside its place by its inode, "" when it is not there.
@@ -170,7 +207,9 @@ func (d *Doctor) whereIs(ctx context.Context, path string, inode uint64) string 
 // remedyBaseWritten: nothing of ours merges or restores over a base that somebody
 // wrote into. What the VPS sees can be kept by hand.
 func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
-	w := remedy("find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up")
+	w := remedy(
+		"find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up",
+	)
 	if live, ok := i.dom.Disk(disk.Target); ok && i.present && i.dom.State != hypervisor.Off && live.Path == disk.Overlay {
 		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
 	}
@@ -193,7 +232,19 @@ func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
 
 // remedyAttach puts a disk back where it is missing.
 func remedyAttach(id string, disk vps.SnapshotDisk, live, config bool) vps.Remedy {
-	words := []string{"virsh", "attach-disk", id, disk.Overlay, disk.Target, "--sourcetype", "file", "--driver", "qemu", "--subdriver", "qcow2"}
+	words := []string{
+		"virsh",
+		"attach-disk",
+		id,
+		disk.Overlay,
+		disk.Target,
+		"--sourcetype",
+		"file",
+		"--driver",
+		"qemu",
+		"--subdriver",
+		"qcow2",
+	}
 	if live {
 		words = append(words, "--live")
 	}
@@ -215,13 +266,18 @@ func (i *inspection) remediesOnBase(s vps.Snapshot, disk vps.SnapshotDisk, live 
 		text += ", once its definition names the base"
 	}
 	return []vps.Remedy{i.giveUp(text, s),
-		remedy("if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
-			argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id))}
+		remedy(
+			"if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
+			argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id),
+		)}
 }
 
 func (i *inspection) remediesMoved(s vps.Snapshot) []vps.Remedy {
 	return []vps.Remedy{
-		remedy("if the disk should use its overlay, let the definition name it again", argv("virsh", "domblklist", "--inactive", i.id), argv("virsh", "edit", i.id)),
+		remedy(
+			"if the disk should use its overlay, let the definition name it again",
+			argv("virsh", "domblklist", "--inactive", i.id), argv("virsh", "edit", i.id),
+		),
 		i.giveUp("if the new image is right, give the snapshot up", s),
 	}
 }
@@ -234,7 +290,13 @@ func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.
 		text += "; the VPS is off, so it is started with its processors stopped for that"
 		lines = append(lines, argv("virsh", "start", i.id, "--paused"))
 	}
-	lines = append(lines, argv("virsh", "blockcommit", i.id, disk.Target, "--top", use.Path, "--base", disk.Overlay, "--active", "--pivot", "--wait", "--verbose"))
+	lines = append(
+		lines,
+		argv(
+			"virsh", "blockcommit", i.id, disk.Target, "--top", use.Path, "--base", disk.Overlay, "--active", "--pivot",
+			"--wait", "--verbose",
+		),
+	)
 	if !live {
 		lines = append(lines, argv("virsh", "destroy", i.id))
 	}
@@ -245,7 +307,10 @@ func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.
 }
 
 func (i *inspection) remedySnapshotObjects() vps.Remedy {
-	w := remedy("they keep migration and undefine from working; delete them if nobody needs them", argv("virsh", "snapshot-list", i.id))
+	w := remedy(
+		"they keep migration and undefine from working; delete them if nobody needs them",
+		argv("virsh", "snapshot-list", i.id),
+	)
 	for _, name := range i.dom.SnapshotNames {
 		w.Commands = append(w.Commands, argv("virsh", "snapshot-delete", i.id, "--snapshotname", name))
 	}
@@ -274,8 +339,10 @@ func remedyOrphan(text, path string) vps.Remedy {
 
 // remedyOldLayer merges what a failed replace left between overlay and base.
 func remedyOldLayer(id string) vps.Remedy {
-	return remedy("the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
-		argv("vpssnap", "delete", id))
+	return remedy(
+		"the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
+		argv("vpssnap", "delete", id),
+	)
 }
 
 // remediesGone are for a record without its VPS.
@@ -291,7 +358,10 @@ func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.
 	if len(snapshots) > 0 {
 		return []vps.Remedy{back, giveUpGone("if it is gone for good, give up the record of the snapshot", i.id)}
 	}
-	return []vps.Remedy{back, remedy("if it is gone for good, end its option", argv("vpssnap", "option", "cancel", i.id, "--now"))}
+	return []vps.Remedy{
+		back,
+		remedy("if it is gone for good, end its option", argv("vpssnap", "option", "cancel", i.id, "--now")),
+	}
 }
 
 func overlayList(s vps.Snapshot) string {

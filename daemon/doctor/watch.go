@@ -89,7 +89,10 @@ func (d *Doctor) tellDrift(id string, findings []vps.Finding) {
 	d.drift.mu.Unlock()
 	for _, f := range findings {
 		if !before[driftKey(f)] {
-			d.logger.Warn("drift: vpssnap doctor tells what to do", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "disk", f.Disk, "path", f.Path, "detail", f.Detail)
+			d.logger.Warn(
+				"drift: vpssnap doctor tells what to do", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "disk", f.Disk,
+				"path", f.Path, "detail", f.Detail,
+			)
 		}
 	}
 }

@@ -198,7 +198,9 @@ func (c *content) Close() error {
 
 // keepSum records what an image sums up to.
 func (d *Downloads) keepSum(of vps.Download) {
-	err := d.store.Write(d.group.Context(), func(tx *store.Tx) error { return tx.SetImageSum(d.group.Context(), of, of.Image.SHA256) })
+	err := d.store.Write(
+		d.group.Context(), func(tx *store.Tx) error { return tx.SetImageSum(d.group.Context(), of, of.Image.SHA256) },
+	)
 	if err != nil && d.group.Context().Err() == nil {
 		d.logger.Warn("sum of an image not kept", "vps", d.inventory.Name(of.VPS), "error", err)
 	}

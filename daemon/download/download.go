@@ -52,8 +52,18 @@ type Downloads struct {
 // New makes the downloads of a host. They are cut off when a snapshot turns out to be broken.
 func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity, kinds *operation.Kinds,
 	group *work.Group, policy func() Policy, logger *slog.Logger) *Downloads {
-	d := &Downloads{host: host, inventory: inv, store: db, integrity: in, kinds: kinds, group: group, policy: policy, logger: logger,
-		sessions: newSessions(), sums: make(chan vps.Download, 16)}
+	d := &Downloads{
+		host:      host,
+		inventory: inv,
+		store:     db,
+		integrity: in,
+		kinds:     kinds,
+		group:     group,
+		policy:    policy,
+		logger:    logger,
+		sessions:  newSessions(),
+		sums:      make(chan vps.Download, 16),
+	}
 	in.OnBroken(func(vpsID, why string) { d.CutOff(vpsID, why) })
 	return d
 }
@@ -78,7 +88,9 @@ const (
 //
 // Codes: not_found, invalid, operation_in_progress, vps_changed, rate_limited,
 // hypervisor_unavailable.
-func (d *Downloads) MakeDownload(ctx context.Context, ref string, r vps.DownloadRequest, actor vps.Actor) (vps.Download, error) {
+func (d *Downloads) MakeDownload(
+	ctx context.Context, ref string, r vps.DownloadRequest, actor vps.Actor,
+) (vps.Download, error) {
 	id, err := d.inventory.IDOf(ctx, ref)
 	if err != nil {
 		return vps.Download{}, err
@@ -106,7 +118,10 @@ func (d *Downloads) MakeDownload(ctx context.Context, ref string, r vps.Download
 	}
 	err = d.store.Write(ctx, func(tx *store.Tx) error { return d.add(ctx, tx, &link, name, actor) })
 	if err == nil {
-		d.logger.Info("download link made", "vps", name, "link", link.ID, "disk", link.Disk, "format", link.Format, "by", actor.Name)
+		d.logger.Info(
+			"download link made", "vps", name, "link", link.ID, "disk", link.Disk, "format", link.Format, "by",
+			actor.Name,
+		)
 	}
 	return link, err
 }
@@ -130,8 +145,11 @@ func (d *Downloads) add(ctx context.Context, tx *store.Tx, link *vps.Download, n
 	if err := d.sign(ctx, tx, link); err != nil {
 		return err
 	}
-	err = tx.AddMessage(ctx, vps.Message{VPS: link.VPS, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadMade,
-		Params: map[string]string{"disk": link.Disk, "until": link.ExpiresAt.Format(time.RFC3339), "link": link.ID}})
+	err = tx.AddMessage(
+		ctx,
+		vps.Message{VPS: link.VPS, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadMade,
+			Params: map[string]string{"disk": link.Disk, "until": link.ExpiresAt.Format(time.RFC3339), "link": link.ID}},
+	)
 	if err != nil {
 		return err
 	}
@@ -182,8 +200,11 @@ func (d *Downloads) RevokeDownload(ctx context.Context, ref, id string, actor vp
 		if err := tx.RemoveDownload(ctx, vpsID, id); err != nil {
 			return err
 		}
-		err := tx.AddMessage(ctx, vps.Message{VPS: vpsID, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadRevoked,
-			Params: map[string]string{"link": id}})
+		err := tx.AddMessage(
+			ctx,
+			vps.Message{VPS: vpsID, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadRevoked,
+				Params: map[string]string{"link": id}},
+		)
 		if err != nil {
 			return err
 		}
@@ -207,7 +228,13 @@ func (d *Downloads) FindDownload(ctx context.Context, link string) (vps.Download
 		return found, err
 	}
 	known := err == nil
-	right := vps.Download{ID: id, SnapshotID: found.SnapshotID, Disk: found.Disk, Format: found.Format, ExpiresAt: found.ExpiresAt}
+	right := vps.Download{
+		ID:         id,
+		SnapshotID: found.SnapshotID,
+		Disk:       found.Disk,
+		Format:     found.Format,
+		ExpiresAt:  found.ExpiresAt,
+	}
 	if err := d.sign(ctx, d.store, &right); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return found, err
 	}
@@ -273,9 +300,11 @@ func chosenDisk(name string, snap vps.Snapshot, target string) (vps.SnapshotDisk
 	}
 	choose := strings.Join(have, ", ")
 	if target == "" {
-		return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has %d disks", name, len(have)).WithRemedy("choose one of %s", choose)
+		return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has %d disks", name, len(have)).
+			WithRemedy("choose one of %s", choose)
 	}
-	return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has no disk %s", name, target).WithRemedy("choose one of %s", choose)
+	return vps.SnapshotDisk{}, vps.Errorf(vps.CodeInvalid, "the snapshot of %s has no disk %s", name, target).
+		WithRemedy("choose one of %s", choose)
 }
 
 // notInFileName is what cannot be in a file's name everywhere.
@@ -287,7 +316,9 @@ func fileName(name string, snap vps.Snapshot, target string, f vps.ImageFormat) 
 }
 
 // imageOf is a disk of a snapshot as an image, laid out the first time.
-func (d *Downloads) imageOf(ctx context.Context, name string, snap vps.Snapshot, disk vps.SnapshotDisk, f vps.ImageFormat) (vps.Image, error) {
+func (d *Downloads) imageOf(
+	ctx context.Context, name string, snap vps.Snapshot, disk vps.SnapshotDisk, f vps.ImageFormat,
+) (vps.Image, error) {
 	known, err := d.store.Image(ctx, snap.ID, disk.Target, f)
 	if err == nil || !errors.Is(err, sql.ErrNoRows) {
 		return known, err
@@ -300,7 +331,9 @@ func (d *Downloads) imageOf(ctx context.Context, name string, snap vps.Snapshot,
 	}
 	m, err := qcow2.NewMap(disk.SizeBytes)
 	if err != nil {
-		return known, vps.Errorf(vps.CodeInvalid, "disk %s of %s cannot be downloaded as qcow2", disk.Target, name).WithRemedy("ask for raw").Because(err)
+		return known, vps.Errorf(vps.CodeInvalid, "disk %s of %s cannot be downloaded as qcow2", disk.Target, name).
+			WithRemedy("ask for raw").
+			Because(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, mapWithin)
 	defer cancel()

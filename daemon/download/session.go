@@ -49,9 +49,11 @@ func (s *sessions) begin(ctx, life context.Context, vpsID, link string, atOnce i
 	switch {
 	case link == "":
 	case ofOne >= sessionsOfOne:
-		return nil, vps.Errorf(vps.CodeRateLimited, "%d downloads of this VPS run already", ofOne).WithRemedy("wait until one has ended")
+		return nil, vps.Errorf(vps.CodeRateLimited, "%d downloads of this VPS run already", ofOne).
+			WithRemedy("wait until one has ended")
 	case all >= atOnce:
-		return nil, vps.Errorf(vps.CodeRateLimited, "as many downloads run on this host as may").WithRemedy("wait until one has ended")
+		return nil, vps.Errorf(vps.CodeRateLimited, "as many downloads run on this host as may").
+			WithRemedy("wait until one has ended")
 	}
 	r := &session{of: s, vps: vpsID, link: link, ended: make(chan struct{})}
 	r.ctx, r.cut = context.WithCancelCause(ctx)

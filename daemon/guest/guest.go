@@ -180,7 +180,8 @@ func (g *Guests) thawNow(ctx context.Context, id string) error {
 		return g.thawed(ctx, id)
 	}
 	dom, e := g.inventory.Read(ctx, id)
-	if errors.Is(e, hypervisor.ErrNotFound) || e == nil && (dom.State == hypervisor.Off || dom.Agent == hypervisor.AgentNone) {
+	if errors.Is(e, hypervisor.ErrNotFound) ||
+		e == nil && (dom.State == hypervisor.Off || dom.Agent == hypervisor.AgentNone) {
 		return g.thawed(ctx, id)
 	}
 	return fmt.Errorf("guest not thawed: %w", err)
@@ -315,7 +316,10 @@ func (g *Guests) retry(owed store.Debt, keep func(context.Context, store.Debt) e
 				return
 			}
 			if try&(try-1) == 0 { // ever more rarely: an agent may stay away for days
-				g.logger.Warn("a promise to a guest is tried again", vps.LogEvent(vps.LogGuestStandsStill), "promise", owed.Kind, g.inventory.LogAttr(owed.VPS), "tries", try, "error", err)
+				g.logger.Warn(
+					"a promise to a guest is tried again", vps.LogEvent(vps.LogGuestStandsStill), "promise", owed.Kind,
+					g.inventory.LogAttr(owed.VPS), "tries", try, "error", err,
+				)
 			}
 		}
 	})

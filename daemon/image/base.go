@@ -14,14 +14,18 @@ import (
 // can name any file of the host as its backing.
 func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk) (hypervisor.Image, error) {
 	refuse := func(format string, args ...any) *vps.Error {
-		return vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, vps.Say(format, args...))
+		return vps.Errorf(
+			vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target,
+			vps.Say(format, args...),
+		)
 	}
 	img, err := i.host.Inspect(ctx, disk.Path, disk.Format)
 	if errors.Is(err, fs.ErrNotExist) {
 		return img, refuse("its image file is missing")
 	}
 	if err != nil {
-		return img, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: its image cannot be read as %s", dom.Name, disk.Target, disk.Format).Because(err)
+		return img, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: its image cannot be read as %s", dom.Name, disk.Target, disk.Format).
+			Because(err)
 	}
 	switch {
 	case img.Encrypted:
@@ -58,13 +62,17 @@ func (i *Images) checkChain(ctx context.Context, dom hypervisor.Domain, disk hyp
 		switch {
 		case err != nil:
 			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: a backing file cannot be read",
-				dom.Name, disk.Target).Because(err)
+				dom.Name, disk.Target).
+				Because(err)
 		case path != disk.Path && (img.Encrypted || img.DataFile):
 			return hypervisor.Layer{}, refuse("a backing file is encrypted or keeps its data in another file")
 		case img.Backing != "" && !isFile(img.Backing):
 			return hypervisor.Layer{}, refuse("its backing file is not a plain local file")
 		case img.Backing != "" && img.BackingFormat != "qcow2" && img.BackingFormat != "raw":
-			return hypervisor.Layer{}, refuse("its backing file has the format %s, only a stated qcow2 or raw is supported", OrNone(img.BackingFormat))
+			return hypervisor.Layer{}, refuse(
+				"its backing file has the format %s, only a stated qcow2 or raw is supported",
+				OrNone(img.BackingFormat),
+			)
 		}
 		return hypervisor.Layer{Path: img.Backing, Format: img.BackingFormat}, nil
 	}

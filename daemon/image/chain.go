@@ -20,7 +20,9 @@ var (
 
 // walk shows what an image lies on, nearest first. read tells what one image lies on,
 // with "" for nothing, which is the end. It ends early with an error of either.
-func walk(path, format string, read func(path, format string) (hypervisor.Layer, error), see func(hypervisor.Layer) error) error {
+func walk(
+	path, format string, read func(path, format string) (hypervisor.Layer, error), see func(hypervisor.Layer) error,
+) error {
 	for range maxChain {
 		below, err := read(path, format)
 		switch {

@@ -74,9 +74,13 @@ func Unsupported(dom hypervisor.Domain) *vps.Words {
 	case dom.ForeignSnapshots > 0:
 		return refuse("it has %d libvirt snapshots of its own; delete them first (virsh snapshot-list)", dom.ForeignSnapshots)
 	case dom.Checkpoints > 0:
-		return refuse("it has %d libvirt checkpoints, which a restore would make void (virsh checkpoint-list)", dom.Checkpoints)
+		return refuse(
+			"it has %d libvirt checkpoints, which a restore would make void (virsh checkpoint-list)", dom.Checkpoints,
+		)
 	case dom.ManagedSave:
-		return refuse("its memory is saved to disk (managed save); start it or drop the saved memory first (virsh managedsave-remove)")
+		return refuse(
+			"its memory is saved to disk (managed save); start it or drop the saved memory first (virsh managedsave-remove)",
+		)
 	}
 	covered := 0
 	for _, d := range dom.Disks {

@@ -52,7 +52,10 @@ func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.
 	if reason == "" {
 		snap.State, snap.Heals, phrase = vps.SnapshotAvailable, false, vps.PhraseSnapshotHealed
 	}
-	in.logger.Warn("snapshot judged anew", vps.LogAttr(dom.ID, dom.Name), "snapshot", snap.ID, "state", snap.State, "reason", reason)
+	in.logger.Warn(
+		"snapshot judged anew", vps.LogAttr(dom.ID, dom.Name), "snapshot", snap.ID, "state", snap.State, "reason",
+		reason,
+	)
 	if reason != "" {
 		defer in.onBroken(snap.VPS, "the snapshot is broken")
 	}
@@ -60,7 +63,17 @@ func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.
 		if err := tx.SaveSnapshot(ctx, snap); err != nil {
 			return err
 		}
-		return tx.AddMessage(ctx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning, Actor: vps.ActorWatch, Phrase: phrase, Detail: reason})
+		return tx.AddMessage(
+			ctx,
+			vps.Message{
+				VPS:     dom.ID,
+				VPSName: dom.Name,
+				Kind:    vps.MessageWarning,
+				Actor:   vps.ActorWatch,
+				Phrase:  phrase,
+				Detail:  reason,
+			},
+		)
 	})
 }
 
@@ -171,7 +184,9 @@ func (in *Integrity) QuietSnapshot(ctx context.Context, id string) (*vps.Snapsho
 // RepairDefinition points the definition at the overlays again, and writes the
 // metadata that a definition made elsewhere has wiped. touched says that it may have
 // changed something.
-func (in *Integrity) RepairDefinition(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (touched bool, err error) {
+func (in *Integrity) RepairDefinition(
+	ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot,
+) (touched bool, err error) {
 	if !dom.Persistent {
 		return false, nil
 	}

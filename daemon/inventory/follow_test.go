@@ -27,7 +27,9 @@ func TestFollowersLoseNoEvent(t *testing.T) {
 	for kind, some := f.next("web1"); some; kind, some = f.next("web1") {
 		dealt = append(dealt, kind)
 	}
-	if want := []hypervisor.EventKind{hypervisor.EventJob, hypervisor.EventChanged, hypervisor.EventJob}; !slices.Equal(dealt, want) {
+	if want := []hypervisor.EventKind{hypervisor.EventJob, hypervisor.EventChanged, hypervisor.EventJob}; !slices.Equal(
+		dealt, want,
+	) {
 		t.Errorf("dealt with %q instead of %q", dealt, want)
 	}
 	if !add(hypervisor.EventDefined, "web1") {

@@ -45,7 +45,9 @@ type Inventory struct {
 }
 
 // New makes the inventory of a host, without a picture yet: see Watch.
-func New(ctx context.Context, host hypervisor.Host, db *store.Store, group *work.Group, logger *slog.Logger) (*Inventory, error) {
+func New(
+	ctx context.Context, host hypervisor.Host, db *store.Store, group *work.Group, logger *slog.Logger,
+) (*Inventory, error) {
 	known, err := db.KnownVPSes(ctx)
 	if err != nil {
 		return nil, err

@@ -200,7 +200,10 @@ func withSizes(d, before hypervisor.Domain) hypervisor.Domain {
 func (v *Inventory) wellKnown(id string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return !v.silent[id] && !slices.ContainsFunc(v.domains[id].Disks, func(disk hypervisor.Disk) bool { return disk.Path != "" && disk.SizeBytes == 0 })
+	return !v.silent[id] &&
+		!slices.ContainsFunc(
+			v.domains[id].Disks, func(disk hypervisor.Disk) bool { return disk.Path != "" && disk.SizeBytes == 0 },
+		)
 }
 
 // lastKnown is a domain as it was when it last answered; of one that does not

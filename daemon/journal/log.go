@@ -16,7 +16,10 @@ func (j *Journal) log(ctx context.Context, events []vps.Event) {
 		case e.Message != nil:
 			j.logMessage(ctx, *e.Message, about)
 		case e.Type == vps.EventOperationStep, e.Type == vps.EventOperationRunning:
-			j.logger.Info("operation has begun a step", about, "operation", e.Operation.ID, "kind", e.Operation.Kind, "step", e.Operation.Step)
+			j.logger.Info(
+				"operation has begun a step", about, "operation", e.Operation.ID, "kind", e.Operation.Kind, "step",
+				e.Operation.Step,
+			)
 		case e.Type == vps.EventOperationFailed, e.Type == vps.EventOperationNeedsAttention:
 			j.logTrouble(e.Type, *e.Operation, about)
 		case e.Type == vps.EventSnapshotBroken:
@@ -53,7 +56,10 @@ func (j *Journal) logTrouble(t vps.EventType, op vps.OperationEvent, about slog.
 }
 
 func (j *Journal) logSpace(t vps.EventType, s vps.SpaceEvent) {
-	j.logger.Warn("space", vps.LogEvent(t), "space", s.Level, "directory", s.Path, "free", s.FreeBytes, "full_in_seconds", s.FullInSeconds)
+	j.logger.Warn(
+		"space", vps.LogEvent(t), "space", s.Level, "directory", s.Path, "free", s.FreeBytes, "full_in_seconds",
+		s.FullInSeconds,
+	)
 }
 
 // WatchStore tells the log once that the database fails.

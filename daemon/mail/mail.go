@@ -42,7 +42,15 @@ const (
 )
 
 // Kinds are all there are.
-var Kinds = []Kind{OptionActivated, SnapshotTaken, SnapshotRestored, SnapshotDeleted, OperationFailed, OptionEnding, SnapshotRemoval}
+var Kinds = []Kind{
+	OptionActivated,
+	SnapshotTaken,
+	SnapshotRestored,
+	SnapshotDeleted,
+	OperationFailed,
+	OptionEnding,
+	SnapshotRemoval,
+}
 
 // Letter is what a mail says, in no language; its JSON is stored until it is sent.
 type Letter struct {

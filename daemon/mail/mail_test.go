@@ -40,8 +40,16 @@ func configOf(t *testing.T, s *mailtest.Server) mail.Config {
 	must(t, err)
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(text)
-	return mail.Config{Host: "127.0.0.1", Port: s.Port, TLS: mail.TLS(s.TLS), Username: s.Username, Password: s.Password, CA: pool,
-		From: "Hébergeur <no-reply@example.org>", ReplyTo: "support@example.org"}
+	return mail.Config{
+		Host:     "127.0.0.1",
+		Port:     s.Port,
+		TLS:      mail.TLS(s.TLS),
+		Username: s.Username,
+		Password: s.Password,
+		CA:       pool,
+		From:     "Hébergeur <no-reply@example.org>",
+		ReplyTo:  "support@example.org",
+	}
 }
 
 func mailer(t *testing.T, c mail.Config) *mail.Mailer {
@@ -98,27 +106,95 @@ func TestWhatArrives(t *testing.T) {
 		says      []string
 	}{
 		{mail.OptionActivated, "", "", "fr", "L'option snapshot de web1 est active",
-			[]string{"depuis le 22/11/2026 à 10:15 UTC", "1234,56 EUR par mois", "25/11/2026 à 10:15 UTC", "A-7", "pas une sauvegarde"}},
+			[]string{
+				"depuis le 22/11/2026 à 10:15 UTC",
+				"1234,56 EUR par mois",
+				"25/11/2026 à 10:15 UTC",
+				"A-7",
+				"pas une sauvegarde",
+			}},
 		{mail.OptionActivated, "", "", "en-GB", "The snapshot option of web1 is active",
-			[]string{"since 22 November 2026, 10:15 UTC", "1234.56 EUR per month", "25 November 2026, 10:15 UTC", "A-7", "no backup"}},
+			[]string{
+				"since 22 November 2026, 10:15 UTC",
+				"1234.56 EUR per month",
+				"25 November 2026, 10:15 UTC",
+				"A-7",
+				"no backup",
+			}},
 		{mail.SnapshotTaken, vps.KindTake, vps.StatusSucceeded, "fr-CA", "Un snapshot de web1 a été créé",
 			[]string{"Le snapshot a été créé : le VPS était éteint.", "avant la mise à jour"}},
 		{mail.SnapshotTaken, vps.KindTake, vps.StatusSucceeded, "de", "A snapshot of web1 was taken",
 			[]string{"The snapshot was taken: the VPS was off.", "avant la mise à jour"}},
 		{mail.SnapshotRestored, vps.KindRestore, vps.StatusSucceeded, "fr", "web1 a été remis dans l'état de son snapshot",
 			[]string{"annulé jusqu'au", "25/11/2026 à 10:15 UTC", "créé le 22/11/2026"}},
-		{mail.SnapshotRestored, vps.KindUndoRestore, vps.StatusSucceeded, "en", "The restore of web1 was undone", []string{"The last restore was undone"}},
-		{mail.SnapshotRestored, vps.KindRestore, vps.StatusSucceeded, "en", "web1 was put back to its snapshot", []string{"can be undone until"}},
-		{mail.SnapshotDeleted, vps.KindDelete, vps.StatusSucceeded, "fr", "Le snapshot de web1 a été supprimé", []string{"ne peut plus être"}},
-		{mail.SnapshotDeleted, vps.KindDelete, vps.StatusSucceeded, "", "The snapshot of web1 was deleted", []string{"can no longer be"}},
+		{
+			mail.SnapshotRestored,
+			vps.KindUndoRestore,
+			vps.StatusSucceeded,
+			"en",
+			"The restore of web1 was undone",
+			[]string{"The last restore was undone"},
+		},
+		{
+			mail.SnapshotRestored,
+			vps.KindRestore,
+			vps.StatusSucceeded,
+			"en",
+			"web1 was put back to its snapshot",
+			[]string{"can be undone until"},
+		},
+		{
+			mail.SnapshotDeleted,
+			vps.KindDelete,
+			vps.StatusSucceeded,
+			"fr",
+			"Le snapshot de web1 a été supprimé",
+			[]string{"ne peut plus être"},
+		},
+		{
+			mail.SnapshotDeleted,
+			vps.KindDelete,
+			vps.StatusSucceeded,
+			"",
+			"The snapshot of web1 was deleted",
+			[]string{"can no longer be"},
+		},
 		{mail.OperationFailed, vps.KindTake, vps.StatusFailed, "fr", "web1 : le snapshot n'a pas pu être créé",
 			[]string{"L'espace disque de l'hôte ne suffit pas.", "sont intacts"}},
 		{mail.OperationFailed, vps.KindDelete, vps.StatusNeedsAttention, "en", "web1: the snapshot could not be deleted",
 			[]string{"There is not enough space on the host.", "You need not do anything"}},
-		{mail.OptionEnding, "", "", "fr", "L'option snapshot de web1 prend fin le 25/11/2026 à 10:15 UTC", []string{"02/12/2026 à 10:15 UTC"}},
-		{mail.OptionEnding, "", "", "en", "The snapshot option of web1 ends on 25 November 2026, 10:15 UTC", []string{"2 December 2026, 10:15 UTC"}},
-		{mail.SnapshotRemoval, "", "", "fr", "Le snapshot de web1 sera supprimé le 02/12/2026 à 10:15 UTC", []string{"Renouvelez"}},
-		{mail.SnapshotRemoval, "", "", "en", "The snapshot of web1 will be removed on 2 December 2026, 10:15 UTC", []string{"Renew"}},
+		{
+			mail.OptionEnding,
+			"",
+			"",
+			"fr",
+			"L'option snapshot de web1 prend fin le 25/11/2026 à 10:15 UTC",
+			[]string{"02/12/2026 à 10:15 UTC"},
+		},
+		{
+			mail.OptionEnding,
+			"",
+			"",
+			"en",
+			"The snapshot option of web1 ends on 25 November 2026, 10:15 UTC",
+			[]string{"2 December 2026, 10:15 UTC"},
+		},
+		{
+			mail.SnapshotRemoval,
+			"",
+			"",
+			"fr",
+			"Le snapshot de web1 sera supprimé le 02/12/2026 à 10:15 UTC",
+			[]string{"Renouvelez"},
+		},
+		{
+			mail.SnapshotRemoval,
+			"",
+			"",
+			"en",
+			"The snapshot of web1 will be removed on 2 December 2026, 10:15 UTC",
+			[]string{"Renew"},
+		},
 	}
 	for i, c := range cases {
 		l := letter(c.kind)
@@ -140,11 +216,14 @@ func TestWhatArrives(t *testing.T) {
 			t.Errorf("%s, %s: subject %q", c.kind, c.locale, got.Subject)
 		}
 		for _, want := range c.says {
-			if !strings.Contains(strings.Join(strings.Fields(got.Text), " "), want) || !strings.Contains(got.HTML, strings.ReplaceAll(want, "'", "&#39;")) && !strings.Contains(got.HTML, want) && !strings.Contains(strip(got.HTML), want) {
+			if !strings.Contains(strings.Join(strings.Fields(got.Text), " "), want) ||
+				!strings.Contains(got.HTML, strings.ReplaceAll(want, "'", "&#39;")) && !strings.Contains(got.HTML, want) &&
+					!strings.Contains(strip(got.HTML), want) {
 				t.Errorf("%s, %s: %q is missing in\n%s\n%s", c.kind, c.locale, want, got.Text, got.HTML)
 			}
 		}
-		if strings.Contains(got.Text+got.HTML, "<no value>") || strings.Contains(got.Text+got.HTML, "/") && strings.Contains(got.Text, "/var/") {
+		if strings.Contains(got.Text+got.HTML, "<no value>") ||
+			strings.Contains(got.Text+got.HTML, "/") && strings.Contains(got.Text, "/var/") {
 			t.Errorf("%s", got.Text)
 		}
 		envelope(t, got, "msg-"+strconv.Itoa(i))
@@ -159,7 +238,8 @@ func strip(html string) string {
 // envelope checks what all mails have in common.
 func envelope(t *testing.T, m mailtest.Mail, id string) {
 	t.Helper()
-	if m.From != "no-reply@example.org" || len(m.To) != 1 || m.To[0] != "jeanne@example.net" || !m.TLS || m.User != "vpssnapd" {
+	if m.From != "no-reply@example.org" || len(m.To) != 1 || m.To[0] != "jeanne@example.net" || !m.TLS ||
+		m.User != "vpssnapd" {
 		t.Errorf("from %s to %v, TLS %v, user %q", m.From, m.To, m.TLS, m.User)
 	}
 	from, err := m.Header.AddressList("From")
@@ -189,7 +269,8 @@ func TestNothingComesInFromOutside(t *testing.T) {
 	if got.Header.Get("Bcc") != "" || got.Subject != "web1??Bcc: all@example.com????<b>x was put back to its snapshot" {
 		t.Errorf("subject %q, headers %v", got.Subject, got.Header)
 	}
-	if strings.Contains(got.HTML, "<script>") || strings.Contains(got.HTML, "<b>x") || !strings.Contains(got.HTML, "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;??X") {
+	if strings.Contains(got.HTML, "<script>") || strings.Contains(got.HTML, "<b>x") ||
+		!strings.Contains(got.HTML, "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;??X") {
 		t.Errorf("%s", got.HTML)
 	}
 	if !strings.Contains(got.Text, "<script>alert('&')</script>??X") {
@@ -298,8 +379,14 @@ func TestTemplatesOfOnesOwn(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	own := write("snapshot_taken.fr.tmpl", "{{define \"subject\"}}Fini\n pour {{.VPS}}{{end}}\n{{define \"text\"}}Prêt.{{template \"text_end\"}}{{end}}\n{{define \"html\"}}<i>{{.VPS}}</i>{{end}}\n")
-	write("common.fr.tmpl", `{{define "text_end"}} Hébergeur{{end}}{{define "html_begin"}}{{end}}{{define "html_end"}}{{end}}`)
+	own := write(
+		"snapshot_taken.fr.tmpl",
+		"{{define \"subject\"}}Fini\n pour {{.VPS}}{{end}}\n{{define \"text\"}}Prêt.{{template \"text_end\"}}{{end}}\n{{define \"html\"}}<i>{{.VPS}}</i>{{end}}\n",
+	)
+	write(
+		"common.fr.tmpl",
+		`{{define "text_end"}} Hébergeur{{end}}{{define "html_begin"}}{{end}}{{define "html_end"}}{{end}}`,
+	)
 	write("README", "{{")
 	m := mailer(t, c)
 	must(t, send(t, m, "msg-x", letter(mail.SnapshotTaken)))
@@ -307,7 +394,8 @@ func TestTemplatesOfOnesOwn(t *testing.T) {
 	english.Locale = "en"
 	must(t, send(t, m, "msg-x", english))
 	got := s.Wait(2)
-	if got[0].Subject != "Fini pour web1" || got[0].Text != "Prêt. Hébergeur\n" || got[0].HTML != "<i>web1</i>\n" || got[1].Subject != "A snapshot of web1 was taken" {
+	if got[0].Subject != "Fini pour web1" || got[0].Text != "Prêt. Hébergeur\n" || got[0].HTML != "<i>web1</i>\n" ||
+		got[1].Subject != "A snapshot of web1 was taken" {
 		t.Errorf("%+v", got)
 	}
 	whole, err := os.ReadFile(own)
@@ -321,7 +409,8 @@ func TestTemplatesOfOnesOwn(t *testing.T) {
 		"empty subject":        {strings.Replace(string(whole), "Fini\n pour {{.VPS}}", " \n", 1), "subject is empty"},
 	} {
 		write(filepath.Base(own), broken.text)
-		if err := change(m, c); err == nil || !strings.Contains(err.Error(), broken.says) || !strings.Contains(err.Error(), "snapshot_taken.fr") {
+		if err := change(m, c); err == nil || !strings.Contains(err.Error(), broken.says) ||
+			!strings.Contains(err.Error(), "snapshot_taken.fr") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -98,7 +98,10 @@ func (s *settings) notLetIn(err error) error {
 	case s.Username == "":
 		return fmt.Errorf("the mail server does not let us in: %s", clean(answer.Error()))
 	case answer.Code == wrongPassword:
-		return fmt.Errorf("the mail server refuses the user name or the password (code %d): correct them in the configuration ([mail])", answer.Code)
+		return fmt.Errorf(
+			"the mail server refuses the user name or the password (code %d): correct them in the configuration ([mail])",
+			answer.Code,
+		)
 	}
 	return fmt.Errorf("the mail server does not let us in (code %d); its own log says why", answer.Code)
 }

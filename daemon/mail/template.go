@@ -122,7 +122,10 @@ func readTemplate(dir, name string) (path, content string, err error) {
 // fill makes the three parts of a mail.
 func (p page) fill(v Values) (subject, text, html string, err error) {
 	var s, t, h bytes.Buffer
-	err = errors.Join(p.text.ExecuteTemplate(&s, "subject", v), p.text.ExecuteTemplate(&t, "text", v), p.html.ExecuteTemplate(&h, "html", v))
+	err = errors.Join(
+		p.text.ExecuteTemplate(&s, "subject", v), p.text.ExecuteTemplate(&t, "text", v),
+		p.html.ExecuteTemplate(&h, "html", v),
+	)
 	subject = strings.Join(strings.Fields(s.String()), " ")
 	if err == nil && subject == "" {
 		err = errors.New("its subject is empty")

@@ -34,14 +34,21 @@ type Values struct {
 func (l Letter) values(in vps.Language) Values {
 	v := Values{
 		VPS: clean(l.VPS), OrderRef: clean(l.OrderRef), Description: clean(l.Description),
-		At: when(&l.At, in), EndsAt: when(l.EndsAt, in), KeptUntil: when(l.KeptUntil, in), UndoUntil: when(l.UndoUntil, in), TakenAt: when(l.TakenAt, in),
+		At: when(
+			&l.At, in,
+		), EndsAt: when(l.EndsAt, in), KeptUntil: when(l.KeptUntil, in), UndoUntil: when(l.UndoUntil, in), TakenAt: when(l.TakenAt, in),
 		Operation: string(l.Operation), Status: string(l.Status), Way: string(l.Way),
 	}
 	if l.Price != nil {
 		v.Price = l.Price.In(in)
 	}
 	if l.Operation != "" {
-		v.Said = vps.Message{Phrase: vps.PhraseOf(l.Operation, l.Status), Params: map[string]string{"result": l.Result}}.In(in)
+		v.Said = vps.Message{
+			Phrase: vps.PhraseOf(l.Operation, l.Status),
+			Params: map[string]string{"result": l.Result},
+		}.In(
+			in,
+		)
 	}
 	if l.Code != "" {
 		v.Reason = l.Code.In(in)

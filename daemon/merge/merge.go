@@ -188,9 +188,11 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 			continue
 		}
 		if now, ok := dom.Disk(disk.Target); set.Active && (!ok || now.Path != disk.Overlay) {
-			return s, operation.Park(vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay", disk.Target, dom.Name).
-				WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay, keep both files, then resume the operation", dom.Name).
-				Because(fmt.Errorf("the overlay is %s", disk.Overlay)))
+			return s, operation.Park(
+				vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay", disk.Target, dom.Name).
+					WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay, keep both files, then resume the operation", dom.Name).
+					Because(fmt.Errorf("the overlay is %s", disk.Overlay)),
+			)
 		}
 		job, err := m.host.MergeJob(ctx, dom.ID, disk.Target)
 		if err != nil {
@@ -206,7 +208,13 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 			if err := m.host.AllowMerge(ctx, dom.ID, image.Bases(set.Snap)); err != nil {
 				return s, fmt.Errorf("merge of disk %s not allowed: %w", disk.Target, err)
 			}
-			begin := hypervisor.Merge{Target: disk.Target, Top: disk.Overlay, Base: disk.Base, Active: set.Active, BytesPerSecond: set.Bandwidth}
+			begin := hypervisor.Merge{
+				Target:         disk.Target,
+				Top:            disk.Overlay,
+				Base:           disk.Base,
+				Active:         set.Active,
+				BytesPerSecond: set.Bandwidth,
+			}
 			if err := m.host.StartMerge(ctx, dom.ID, begin); err != nil {
 				return s, fmt.Errorf("merge of disk %s not started: %w", disk.Target, err)
 			}
@@ -234,9 +242,11 @@ func (m *Merger) checkClosed(ctx context.Context, dom hypervisor.Domain, disk vp
 	if err != nil || !img.Dirty {
 		return err
 	}
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "the base of disk %s of %s was not closed by who last wrote to it, and cannot be merged into while the VPS runs", disk.Target, dom.Name).
-		WithRemedy("shut %s down, then resume the operation: the merge repairs the base (its qcow2 header has the dirty flag), and goes on", dom.Name).
-		Because(fmt.Errorf("the base is %s", disk.Base)))
+	return operation.Park(
+		vps.Errorf(vps.CodeVPSChanged, "the base of disk %s of %s was not closed by who last wrote to it, and cannot be merged into while the VPS runs", disk.Target, dom.Name).
+			WithRemedy("shut %s down, then resume the operation: the merge repairs the base (its qcow2 header has the dirty flag), and goes on", dom.Name).
+			Because(fmt.Errorf("the base is %s", disk.Base)),
+	)
 }
 
 // failed says why merges end without result, as far as the host tells. The
@@ -253,8 +263,10 @@ func (m *Merger) failed(ctx context.Context, r *operation.Run, snap vps.Snapshot
 			return operation.Fail(m.noRoom(r.Op, disk, space.Free))
 		}
 	}
-	return operation.Fail(vps.Errorf(vps.CodeInternal, "cannot %s of %s: QEMU gives the merge up each time it is begun", m.operations.Of(r.Op.Kind).Verb, r.Op.VPSName).
-		WithRemedy("the VPS's disks are whole; look into QEMU's log of the VPS for an I/O error, then ask for the deletion again"))
+	return operation.Fail(
+		vps.Errorf(vps.CodeInternal, "cannot %s of %s: QEMU gives the merge up each time it is begun", m.operations.Of(r.Op.Kind).Verb, r.Op.VPSName).
+			WithRemedy("the VPS's disks are whole; look into QEMU's log of the VPS for an I/O error, then ask for the deletion again"),
+	)
 }
 
 func (m *Merger) noRoom(op vps.Operation, disk vps.SnapshotDisk, free int64) error {
@@ -266,14 +278,21 @@ func (m *Merger) noRoom(op vps.Operation, disk vps.SnapshotDisk, free int64) err
 // started it meanwhile.
 func (m *Merger) Off(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set Set) error {
 	if dom.ManagedSave {
-		return operation.Park(vps.Errorf(vps.CodeVPSChanged, "the memory of %s was saved to disk during the merge; a start would put it on disks that are no longer there", dom.Name).
-			WithRemedy("start %s, or drop the saved memory (virsh managedsave-remove %s), then resume the operation", dom.Name, dom.Name))
+		return operation.Park(
+			vps.Errorf(vps.CodeVPSChanged, "the memory of %s was saved to disk during the merge; a start would put it on disks that are no longer there", dom.Name).
+				WithRemedy("start %s, or drop the saved memory (virsh managedsave-remove %s), then resume the operation", dom.Name, dom.Name),
+		)
 	}
 	for i, disk := range set.Snap.Disks {
 		if set.Merged(dom, disk) {
 			continue
 		}
-		what := hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat, BytesPerSecond: set.Bandwidth}
+		what := hypervisor.OfflineMerge{
+			Overlay:        disk.Overlay,
+			Base:           disk.Base,
+			BaseFormat:     disk.BaseFormat,
+			BytesPerSecond: set.Bandwidth,
+		}
 		err := m.host.MergeOffline(ctx, what,
 			func(done, total int64) { r.Progress(int64(i)*total+done, int64(len(set.Snap.Disks))*total) })
 		if errors.Is(err, hypervisor.ErrNoSpace) {
@@ -289,7 +308,9 @@ func (m *Merger) Off(ctx context.Context, r *operation.Run, dom hypervisor.Domai
 
 // Merge merges while QEMU runs, or with the VPS off as off does it, and
 // goes from the one to the other as the VPS does.
-func (m *Merger) Merge(ctx context.Context, r *operation.Run, set Set, off func(context.Context, hypervisor.Domain) error) error {
+func (m *Merger) Merge(
+	ctx context.Context, r *operation.Run, set Set, off func(context.Context, hypervisor.Domain) error,
+) error {
 	for {
 		dom, done, err := m.mergeRunning(ctx, r, set)
 		if done || err != nil {

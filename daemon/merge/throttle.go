@@ -106,7 +106,10 @@ func (c *throttler) tell(ctx context.Context, s state) error {
 	c.m.logger.Warn("merge is outpaced by the guest's writes", op.LogAttr(), "left", s.left, "help", policy.Help)
 	said := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning, Actor: vps.ActorWatch, Operation: op.ID,
 		Phrase: phrase, Params: map[string]string{"longest": policy.LongestStop.String()},
-		Detail: fmt.Sprintf("%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it", s.left)}
+		Detail: fmt.Sprintf(
+			"%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it",
+			s.left,
+		)}
 	return c.r.Record(ctx, func(tx *store.Tx) error { return tx.AddMessage(ctx, said) })
 }
 

@@ -68,12 +68,32 @@ type Replacement struct {
 
 // Encode makes the copy of a record that goes into a definition.
 func Encode(s vps.Snapshot, r Restoring) (string, error) {
-	x := snapshotXML{ID: s.ID, VPS: s.VPS, State: string(s.State), CreatedAt: s.CreatedAt.Format(time.RFC3339Nano), Consistency: string(s.Consistency),
-		Description: s.Description, NVRAM: s.NVRAM, NVRAMSaved: s.NVRAMSaved, NVRAMUndo: s.NVRAMUndo, NVRAMSpare: r.NVRAMInode,
-		RestoredAt: timeOrNone(s.RestoredAt), UndoUntil: timeOrNone(s.UndoUntil)}
+	x := snapshotXML{
+		ID:          s.ID,
+		VPS:         s.VPS,
+		State:       string(s.State),
+		CreatedAt:   s.CreatedAt.Format(time.RFC3339Nano),
+		Consistency: string(s.Consistency),
+		Description: s.Description,
+		NVRAM:       s.NVRAM,
+		NVRAMSaved:  s.NVRAMSaved,
+		NVRAMUndo:   s.NVRAMUndo,
+		NVRAMSpare:  r.NVRAMInode,
+		RestoredAt:  timeOrNone(s.RestoredAt),
+		UndoUntil:   timeOrNone(s.UndoUntil),
+	}
 	for i, d := range s.Disks {
-		disk := diskXML{Target: d.Target, Base: d.Base, BaseFormat: d.BaseFormat, BaseInode: d.BaseInode, SizeBytes: d.SizeBytes,
-			Overlay: d.Overlay, OverlayInode: d.OverlayInode, Undo: d.Undo, UndoInode: d.UndoInode}
+		disk := diskXML{
+			Target:       d.Target,
+			Base:         d.Base,
+			BaseFormat:   d.BaseFormat,
+			BaseInode:    d.BaseInode,
+			SizeBytes:    d.SizeBytes,
+			Overlay:      d.Overlay,
+			OverlayInode: d.OverlayInode,
+			Undo:         d.Undo,
+			UndoInode:    d.UndoInode,
+		}
 		if !d.BaseModified.IsZero() {
 			disk.BaseModified = d.BaseModified.UTC().Format(time.RFC3339Nano)
 		}
@@ -139,7 +159,8 @@ func Parse(text string) (Record, error) {
 		return Record{}, fmt.Errorf("the metadata has the consistency %q", s.Consistency)
 	case len(x.Disks) == 0 || len(x.Disks) > maxDisks:
 		return Record{}, fmt.Errorf("the metadata names %d disks", len(x.Disks))
-	case s.NVRAM != "" && !image.IsPlain(s.NVRAM), s.NVRAMSaved != "" && s.NVRAMSaved != image.NVRAMPath(s.NVRAM, s.ID, "saved"),
+	case s.NVRAM != "" && !image.IsPlain(s.NVRAM),
+		s.NVRAMSaved != "" && s.NVRAMSaved != image.NVRAMPath(s.NVRAM, s.ID, "saved"),
 		s.NVRAMUndo != "" && !image.IsOurs(s.NVRAMUndo, s.NVRAM, s.ID):
 		return Record{}, errors.New("the metadata names no plain file for the UEFI variables")
 	}
@@ -151,12 +172,22 @@ func Parse(text string) (Record, error) {
 func (m *Record) readDisks(disks []diskXML) error {
 	seen := map[string]bool{}
 	for _, x := range disks {
-		d := vps.SnapshotDisk{Target: x.Target, Base: x.Base, BaseFormat: x.BaseFormat, BaseInode: x.BaseInode, SizeBytes: x.SizeBytes,
-			Overlay: x.Overlay, OverlayInode: x.OverlayInode, Undo: x.Undo, UndoInode: x.UndoInode}
+		d := vps.SnapshotDisk{
+			Target:       x.Target,
+			Base:         x.Base,
+			BaseFormat:   x.BaseFormat,
+			BaseInode:    x.BaseInode,
+			SizeBytes:    x.SizeBytes,
+			Overlay:      x.Overlay,
+			OverlayInode: x.OverlayInode,
+			Undo:         x.Undo,
+			UndoInode:    x.UndoInode,
+		}
 		switch {
 		case !targetName.MatchString(d.Target) || seen[d.Target]:
 			return fmt.Errorf("the metadata names a disk %q, or names it twice", d.Target)
-		case !image.IsPlain(d.Base) || d.Overlay != image.OverlayPath(d.Base, m.Snapshot.ID, d.Target), d.Undo != "" && !image.IsOurs(d.Undo, d.Base, m.Snapshot.ID):
+		case !image.IsPlain(d.Base) || d.Overlay != image.OverlayPath(d.Base, m.Snapshot.ID, d.Target),
+			d.Undo != "" && !image.IsOurs(d.Undo, d.Base, m.Snapshot.ID):
 			return fmt.Errorf("the files that the metadata names for disk %s are not named as ours", d.Target)
 		case d.BaseFormat != "qcow2" && d.BaseFormat != "raw":
 			return fmt.Errorf("the metadata names the format %q for disk %s", d.BaseFormat, d.Target)
@@ -222,7 +253,8 @@ func Differs(text string, s vps.Snapshot) string {
 		return "names other disks"
 	}
 	for i, d := range s.Disks {
-		if m.Snapshot.Disks[i].Target != d.Target || m.Snapshot.Disks[i].Base != d.Base || m.Snapshot.Disks[i].OverlayInode != d.OverlayInode {
+		if m.Snapshot.Disks[i].Target != d.Target || m.Snapshot.Disks[i].Base != d.Base ||
+			m.Snapshot.Disks[i].OverlayInode != d.OverlayInode {
 			return "names other files for disk " + d.Target
 		}
 	}

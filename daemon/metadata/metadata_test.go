@@ -19,9 +19,23 @@ func sampleSnapshot() vps.Snapshot {
 		Description: "\"before\" <the> & 'upgrade' é\ttab", NVRAM: "/srv/n.fd", NVRAMSaved: image.NVRAMPath("/srv/n.fd", "0123456789ab", "saved"),
 		SizeBytes: 3 << 20,
 		Disks: []vps.SnapshotDisk{
-			{Target: "vda", Base: base, BaseFormat: "qcow2", BaseInode: 4711, BaseModified: time.Date(2026, 3, 1, 11, 0, 0, 1000, time.UTC), SizeBytes: 1 << 20,
-				Overlay: image.OverlayPath(base, "0123456789ab", "vda"), OverlayInode: 4712},
-			{Target: "vdb", Base: "/srv/b.raw", BaseFormat: "raw", SizeBytes: 2 << 20, Overlay: image.OverlayPath("/srv/b.raw", "0123456789ab", "vdb")},
+			{
+				Target:       "vda",
+				Base:         base,
+				BaseFormat:   "qcow2",
+				BaseInode:    4711,
+				BaseModified: time.Date(2026, 3, 1, 11, 0, 0, 1000, time.UTC),
+				SizeBytes:    1 << 20,
+				Overlay:      image.OverlayPath(base, "0123456789ab", "vda"),
+				OverlayInode: 4712,
+			},
+			{
+				Target:     "vdb",
+				Base:       "/srv/b.raw",
+				BaseFormat: "raw",
+				SizeBytes:  2 << 20,
+				Overlay:    image.OverlayPath("/srv/b.raw", "0123456789ab", "vdb"),
+			},
 		},
 	}
 }
@@ -29,7 +43,9 @@ func sampleSnapshot() vps.Snapshot {
 // What is written into a definition is what is read from it.
 func TestMetadataTravels(t *testing.T) {
 	snap := sampleSnapshot()
-	text, err := Encode(snap, Restoring{NVRAMInode: 5, Replacements: []Replacement{{Target: "vda", Path: "/srv/s", Inode: 4713}}})
+	text, err := Encode(
+		snap, Restoring{NVRAMInode: 5, Replacements: []Replacement{{Target: "vda", Path: "/srv/s", Inode: 4713}}},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,18 +109,22 @@ func FuzzMetadata(f *testing.F) {
 	}
 	f.Add(good)
 	f.Add("")
-	f.Add(`<snapshot id="0123456789ab" state="restoring" created_at="2026-03-01T12:00:00Z" consistency="crash"><disk/></snapshot>`)
+	f.Add(
+		`<snapshot id="0123456789ab" state="restoring" created_at="2026-03-01T12:00:00Z" consistency="crash"><disk/></snapshot>`,
+	)
 	f.Add(`<!DOCTYPE a [<!ENTITY b "c">]><snapshot>&b;</snapshot>`)
 	f.Fuzz(func(t *testing.T, text string) {
 		m, err := Parse(text)
 		if err != nil {
 			return
 		}
-		if n := m.Snapshot.NVRAMSaved; n != "" && (!image.IsPlain(m.Snapshot.NVRAM) || n != image.NVRAMPath(m.Snapshot.NVRAM, m.Snapshot.ID, "saved")) {
+		if n := m.Snapshot.NVRAMSaved; n != "" &&
+			(!image.IsPlain(m.Snapshot.NVRAM) || n != image.NVRAMPath(m.Snapshot.NVRAM, m.Snapshot.ID, "saved")) {
 			t.Fatalf("believed: %+v", m.Snapshot)
 		}
 		for _, disk := range m.Snapshot.Disks {
-			if !image.IsPlain(disk.Base) || disk.Overlay != image.OverlayPath(disk.Base, m.Snapshot.ID, disk.Target) || disk.SizeBytes <= 0 {
+			if !image.IsPlain(disk.Base) || disk.Overlay != image.OverlayPath(disk.Base, m.Snapshot.ID, disk.Target) ||
+				disk.SizeBytes <= 0 {
 				t.Fatalf("believed: %+v", disk)
 			}
 		}

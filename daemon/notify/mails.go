@@ -57,7 +57,9 @@ func (m *Mails) post(ctx context.Context, tx *store.Tx, o vps.Option, l mail.Let
 		return fmt.Errorf("cannot record the mail %s: %w", l.Kind, err)
 	}
 	// The VPS is the target: what is refused for one is then told of each.
-	return tx.AddDelivery(ctx, vps.Delivery{Kind: vps.DeliveryMail, Target: o.VPS, VPS: o.VPS, Payload: payload, CreatedAt: l.At})
+	return tx.AddDelivery(
+		ctx, vps.Delivery{Kind: vps.DeliveryMail, Target: o.VPS, VPS: o.VPS, Payload: payload, CreatedAt: l.At},
+	)
 }
 
 // Activated confirms an order. Who reads in it that the option ends soon need
@@ -71,7 +73,9 @@ func (m *Mails) Activated(ctx context.Context, tx *store.Tx, o vps.Option) error
 			return err
 		}
 	}
-	return m.post(ctx, tx, o, mail.Letter{Kind: mail.OptionActivated, OrderRef: o.OrderRef, Price: &o.Price, EndsAt: o.EndsAt})
+	return m.post(
+		ctx, tx, o, mail.Letter{Kind: mail.OptionActivated, OrderRef: o.OrderRef, Price: &o.Price, EndsAt: o.EndsAt},
+	)
 }
 
 // operation tells of an operation that has ended. Of a deletion that fails

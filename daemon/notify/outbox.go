@@ -77,7 +77,10 @@ type Outbox struct {
 
 // NewOutbox makes an outbox. What was recorded for a sender that is missing waits for
 // it, and is given up after a day. tried is told of every try.
-func NewOutbox(db *store.Store, group *work.Group, senders map[vps.DeliveryKind]Sender, tried func(vps.Delivery), logger *slog.Logger) *Outbox {
+func NewOutbox(
+	db *store.Store, group *work.Group, senders map[vps.DeliveryKind]Sender, tried func(vps.Delivery),
+	logger *slog.Logger,
+) *Outbox {
 	return &Outbox{store: db, group: group, senders: senders, tried: tried, logger: logger}
 }
 
@@ -179,7 +182,10 @@ func (o *Outbox) deliver(ctx context.Context, what vps.Delivery) error {
 	}
 	o.tried(what)
 	if failed != nil && what.Kind == vps.DeliveryMail { // of webhooks their list tells
-		o.logger.Warn("mail not delivered", "delivery", what.ID, "vps", what.VPS, "attempts", what.Attempts, "error", what.LastError)
+		o.logger.Warn(
+			"mail not delivered", "delivery", what.ID, "vps", what.VPS, "attempts", what.Attempts, "error",
+			what.LastError,
+		)
 	}
 	ctx = context.WithoutCancel(ctx) // what was sent is recorded, also when the daemon is told to stop meanwhile
 	return o.store.Write(ctx, func(tx *store.Tx) error {
@@ -240,8 +246,14 @@ func (o *Outbox) addGivenUp(ctx context.Context, tx *store.Tx, what vps.Delivery
 	if err != nil || said {
 		return err
 	}
-	return tx.AddMessage(ctx, vps.Message{Kind: vps.MessageWarning, Actor: vps.ActorWatch, Phrase: vps.Phrase(string(what.Kind) + "_given_up"),
-		Detail: fmt.Sprintf("%s to %s about %s, tried %d times: %s", what.ID, what.Target, cmp.Or(what.VPS, "the host"), what.Attempts, what.LastError)})
+	return tx.AddMessage(
+		ctx,
+		vps.Message{Kind: vps.MessageWarning, Actor: vps.ActorWatch, Phrase: vps.Phrase(string(what.Kind) + "_given_up"),
+			Detail: fmt.Sprintf(
+				"%s to %s about %s, tried %d times: %s", what.ID, what.Target, cmp.Or(what.VPS, "the host"),
+				what.Attempts, what.LastError,
+			)},
+	)
 }
 
 // firstOf cuts a text off.

@@ -57,7 +57,9 @@ func (c *Claim) Release() { c.release() }
 // Commit makes the operation durable and starts it. request is what the caller asked
 // for and plan what the steps need; both are kept with the operation. also is written
 // in the operation's own transaction; nil: nothing. Codes: operation_in_progress.
-func (c *Claim) Commit(ctx context.Context, kind vps.Kind, request, plan any, also func(*store.Tx) error) (vps.Operation, error) {
+func (c *Claim) Commit(
+	ctx context.Context, kind vps.Kind, request, plan any, also func(*store.Tx) error,
+) (vps.Operation, error) {
 	o, now := c.operations, c.operations.store.Now()
 	op := vps.Operation{
 		ID: vps.NewOperationID(now), VPS: c.Domain.ID, VPSName: c.Domain.Name, Kind: kind, Status: vps.StatusPending,

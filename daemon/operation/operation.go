@@ -30,7 +30,9 @@ type Operations struct {
 
 // NewOperations makes a runner for the kinds that will be added. hold keeps the host
 // up until what it returns is called; nil: nothing does.
-func NewOperations(db *store.Store, inv *inventory.Inventory, hold func(ctx context.Context, why string) func(), logger *slog.Logger) *Operations {
+func NewOperations(
+	db *store.Store, inv *inventory.Inventory, hold func(ctx context.Context, why string) func(), logger *slog.Logger,
+) *Operations {
 	o := &Operations{Kinds: NewKinds(), store: db, inventory: inv, logger: logger}
 	o.runner = New(Config{
 		Store: db, Plan: o.plan, Changed: o.tellChanged, Unavailable: fault.Unavailable, Explain: o.explain,
@@ -259,7 +261,9 @@ func (o *Operations) ResumeOperation(ctx context.Context, id string, actor vps.A
 		return op, err
 	}
 	if op.Status != vps.StatusNeedsAttention {
-		return op, vps.Errorf(vps.CodeVPSChanged, "cannot resume operation %s: it is %s and does not wait for an operator", id, op.Status)
+		return op, vps.Errorf(
+			vps.CodeVPSChanged, "cannot resume operation %s: it is %s and does not wait for an operator", id, op.Status,
+		)
 	}
 	o.logger.Info("operation is resumed", "operation", id, "by", actor.Name)
 	return o.runner.Resume(ctx, op, func(tx *store.Tx, op vps.Operation) error { return tx.KeepAnswer(ctx, op) })

@@ -76,7 +76,14 @@ func (r *Runner) Close() {
 
 // Start begins or takes up an operation that is durable as pending or running.
 func (r *Runner) Start(op vps.Operation) {
-	run := &Run{runner: r, Op: op, vps: op.VPS, again: op.Status == vps.StatusRunning, ended: make(chan struct{}), moved: time.Now()}
+	run := &Run{
+		runner: r,
+		Op:     op,
+		vps:    op.VPS,
+		again:  op.Status == vps.StatusRunning,
+		ended:  make(chan struct{}),
+		moved:  time.Now(),
+	}
 	r.mu.Lock()
 	if r.live[op.ID] != nil || r.ctx.Err() != nil {
 		r.mu.Unlock()
@@ -140,7 +147,9 @@ func (r *Runner) Interrupt(id string) {
 
 // Resume takes up a parked operation at its step. also is done in the same
 // transaction; nil: nothing.
-func (r *Runner) Resume(ctx context.Context, op vps.Operation, also func(*store.Tx, vps.Operation) error) (vps.Operation, error) {
+func (r *Runner) Resume(
+	ctx context.Context, op vps.Operation, also func(*store.Tx, vps.Operation) error,
+) (vps.Operation, error) {
 	if err := r.awaitEnd(ctx, op.ID); err != nil {
 		return op, err
 	}
@@ -193,7 +202,9 @@ func (r *Runner) Abandon(ctx context.Context, id string, cause *vps.Error, also 
 			return err
 		}
 		if op.Status != vps.StatusNeedsAttention {
-			return vps.Errorf(vps.CodeOperationInProgress, "operation %s is %s and does not wait for an operator", id, op.Status)
+			return vps.Errorf(
+				vps.CodeOperationInProgress, "operation %s is %s and does not wait for an operator", id, op.Status,
+			)
 		}
 		if err := move(&op, vps.StatusFailed); err != nil {
 			return err

@@ -291,7 +291,9 @@ func TestCancelIsHeardAfterARestart(t *testing.T) {
 // could not be taken back.
 func TestCancelBeforeAnIrrevocableFirstStep(t *testing.T) {
 	b := newBench(t)
-	b.plan = operation.Plan{{Name: "one", Irrevocable: true, Do: func(context.Context, *operation.Run) error { b.note("one"); return nil }}}
+	b.plan = operation.Plan{
+		{Name: "one", Irrevocable: true, Do: func(context.Context, *operation.Run) error { b.note("one"); return nil }},
+	}
 	op := b.accept()
 	b.must(b.store.Write(ctx, func(tx *store.Tx) error { return tx.RequestCancel(ctx, op.ID) }))
 	b.runner.Start(op)

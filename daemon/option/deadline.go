@@ -160,7 +160,8 @@ func (opts *Options) stillOver(vpsID string) func(context.Context, *store.Tx) er
 // is none (any more), the option is released. Until then it is tried again.
 func (opts *Options) endGrace(ctx context.Context, vpsID string) {
 	rec, err := opts.store.Record(ctx, vpsID)
-	if err != nil || rec.Option == nil || rec.Option.State != vps.OptionGrace || !isDue(*rec.Option, opts.store.Now()) || rec.Operation != nil {
+	if err != nil || rec.Option == nil || rec.Option.State != vps.OptionGrace || !isDue(*rec.Option, opts.store.Now()) ||
+		rec.Operation != nil {
 		return
 	}
 	if rec.Snapshot == nil {
@@ -205,7 +206,13 @@ func (opts *Options) release(ctx context.Context, tx *store.Tx, vpsID string, go
 	if err := tx.SaveOption(ctx, current, vps.ActorExpiry, "released"); err != nil {
 		return err
 	}
-	m := vps.Message{VPS: vpsID, VPSName: opts.inventory.Name(vpsID), Kind: vps.MessageOptionChanged, Actor: vps.ActorExpiry, Phrase: vps.PhraseOptionReleased}
+	m := vps.Message{
+		VPS:     vpsID,
+		VPSName: opts.inventory.Name(vpsID),
+		Kind:    vps.MessageOptionChanged,
+		Actor:   vps.ActorExpiry,
+		Phrase:  vps.PhraseOptionReleased,
+	}
 	if gone {
 		m.Detail = "the VPS is gone from the host, so its snapshot could not be deleted; vpssnap doctor says what can be done"
 	}

@@ -31,7 +31,9 @@ type Policy struct {
 type Snapshots interface {
 	// DeleteIf begins to delete the snapshot of a VPS if guard is nil in the
 	// transaction that records it.
-	DeleteIf(ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error) (vps.Operation, error)
+	DeleteIf(
+		ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error,
+	) (vps.Operation, error)
 	// ExpireUndo ends the undo of a restore, if its time is over.
 	ExpireUndo(ctx context.Context, vpsID string) error
 }
@@ -52,10 +54,21 @@ type Options struct {
 
 // New makes the keeper of options. interrupt ends the present step of an operation that
 // was asked to stop.
-func New(db *store.Store, inv *inventory.Inventory, snapshots Snapshots, interrupt func(operation string), mails *notify.Mails,
-	group *work.Group, policy func() Policy, logger *slog.Logger) *Options {
-	return &Options{store: db, inventory: inv, snapshots: snapshots, interrupt: interrupt, mails: mails, group: group, policy: policy,
-		logger: logger, deadlines: work.NewSignal()}
+func New(
+	db *store.Store, inv *inventory.Inventory, snapshots Snapshots, interrupt func(operation string),
+	mails *notify.Mails, group *work.Group, policy func() Policy, logger *slog.Logger,
+) *Options {
+	return &Options{
+		store:     db,
+		inventory: inv,
+		snapshots: snapshots,
+		interrupt: interrupt,
+		mails:     mails,
+		group:     group,
+		policy:    policy,
+		logger:    logger,
+		deadlines: work.NewSignal(),
+	}
 }
 
 // Offers returns the options on sale on this host.
@@ -123,7 +136,9 @@ func (opts *Options) PutOption(ctx context.Context, ref string, order vps.Option
 }
 
 // putOption does what an order asks for, and returns the option as it then is.
-func (opts *Options) putOption(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, order vps.OptionOrder, actor vps.Actor) (vps.Option, error) {
+func (opts *Options) putOption(
+	ctx context.Context, tx *store.Tx, dom hypervisor.Domain, order vps.OptionOrder, actor vps.Actor,
+) (vps.Option, error) {
 	have, err := optionFor(ctx, tx, dom.ID, order)
 	if err != nil {
 		return have, err
@@ -146,8 +161,11 @@ func (opts *Options) putOption(ctx context.Context, tx *store.Tx, dom hypervisor
 			return have, err
 		}
 	}
-	return option, tx.AddMessage(ctx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
-		Phrase: vps.Phrase("option_" + string(option.State))})
+	return option, tx.AddMessage(
+		ctx,
+		vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageOptionChanged, Actor: actor,
+			Phrase: vps.Phrase("option_" + string(option.State))},
+	)
 }
 
 // checkOptionMatch compares the option with the one that the caller has seen. One
@@ -245,7 +263,8 @@ func (opts *Options) checkEnd(o vps.OptionOrder) error {
 	case o.EndsAt != nil && !o.EndsAt.After(opts.store.Now()):
 		return vps.Errorf(vps.CodeInvalid, "ends_at lies in the past")
 	case o.EndsAt != nil && o.EndsAt.UTC().Year() > 9999:
-		return vps.Errorf(vps.CodeInvalid, "ends_at lies after the year 9999").WithRemedy("leave it out for an option that goes on until it is cancelled")
+		return vps.Errorf(vps.CodeInvalid, "ends_at lies after the year 9999").
+			WithRemedy("leave it out for an option that goes on until it is cancelled")
 	}
 	return nil
 }
@@ -256,7 +275,14 @@ func (opts *Options) ordered(have vps.Option, vpsID string, order vps.OptionOrde
 	now := opts.store.Now()
 	o := have
 	if o.ID == "" {
-		o = vps.Option{ID: vps.NewOptionID(), VPS: vpsID, State: vps.OptionOrdered, Price: opts.policy().Offer.Price, OrderedAt: now, Locale: "en"}
+		o = vps.Option{
+			ID:        vps.NewOptionID(),
+			VPS:       vpsID,
+			State:     vps.OptionOrdered,
+			Price:     opts.policy().Offer.Price,
+			OrderedAt: now,
+			Locale:    "en",
+		}
 	}
 	if o.State == vps.OptionReleased {
 		o.State, o.ReleasedAt = vps.OptionOrdered, nil
@@ -342,7 +368,9 @@ func (opts *Options) CancelOption(ctx context.Context, ref string, atOnce bool, 
 // returns false when it shall stay as it is. An option without a grace and without
 // a snapshot is released in the same transaction. It returns the option as it then
 // is; sql.ErrNoRows when there is none.
-func (opts *Options) toGrace(ctx context.Context, vpsID string, actor vps.Actor, note string, end func(o *vps.Option) bool) (o vps.Option, err error) {
+func (opts *Options) toGrace(
+	ctx context.Context, vpsID string, actor vps.Actor, note string, end func(o *vps.Option) bool,
+) (o vps.Option, err error) {
 	err = opts.store.Write(ctx, func(tx *store.Tx) error {
 		have, err := tx.OpenOption(ctx, vpsID)
 		if err != nil {

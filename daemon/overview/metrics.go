@@ -115,11 +115,18 @@ var (
 	descDownloads = gauge("downloads", "Downloads of snapshots that run.")
 	descDatabase  = gauge("database_up", "1 while the database answers and nothing forbids writing.")
 	descSize      = gauge("database_bytes", "Size of the database's files, database or wal.", "file")
-	descCommits   = gauge("database_commits_total", "Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).", "outcome")
-	descEvents    = gauge("events_total", "Events since the database was made.")
-	descWaiting   = gauge("deliveries_waiting", "Webhooks and e-mails that are still to be delivered.", "kind")
-	descWaitOld   = gauge("delivery_oldest_seconds", "Age of the oldest of them; 0 without one.", "kind")
-	descDropped   = gauge("deliveries_dropped_total", "What was not recorded for delivery since the daemon's start, because too much waited for its target.", "kind")
+	descCommits   = gauge(
+		"database_commits_total",
+		"Transactions since the daemon's start, by outcome: committed, or failed (also those that were given up, as for a refusal).",
+		"outcome",
+	)
+	descEvents  = gauge("events_total", "Events since the database was made.")
+	descWaiting = gauge("deliveries_waiting", "Webhooks and e-mails that are still to be delivered.", "kind")
+	descWaitOld = gauge("delivery_oldest_seconds", "Age of the oldest of them; 0 without one.", "kind")
+	descDropped = gauge(
+		"deliveries_dropped_total",
+		"What was not recorded for delivery since the daemon's start, because too much waited for its target.", "kind",
+	)
 )
 
 // State is what is read at each scrape.

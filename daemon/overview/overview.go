@@ -33,9 +33,19 @@ type Overview struct {
 }
 
 // New makes the overview of a host.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, snapshots *snapshot.Snapshots,
-	space *space.Space, version string) *Overview {
-	return &Overview{host: host, inventory: inv, store: db, operations: ops, snapshots: snapshots, space: space, version: version}
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
+	snapshots *snapshot.Snapshots, space *space.Space, version string,
+) *Overview {
+	return &Overview{
+		host:       host,
+		inventory:  inv,
+		store:      db,
+		operations: ops,
+		snapshots:  snapshots,
+		space:      space,
+		version:    version,
+	}
 }
 
 // ListVPS returns every VPS of the host, by name, from the inventory.

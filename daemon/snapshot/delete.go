@@ -34,11 +34,15 @@ func (s *Snapshots) Delete(ctx context.Context, ref string, actor vps.Actor) (vp
 
 // DeleteIf is Delete for a caller who has a reason that may be over: guard refuses it
 // then, in the transaction that records the deletion.
-func (s *Snapshots) DeleteIf(ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error) (vps.Operation, error) {
+func (s *Snapshots) DeleteIf(
+	ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error,
+) (vps.Operation, error) {
 	return s.beginDelete(ctx, vpsID, actor, func(tx *store.Tx) error { return guard(ctx, tx) })
 }
 
-func (s *Snapshots) beginDelete(ctx context.Context, ref string, actor vps.Actor, guard func(*store.Tx) error) (vps.Operation, error) {
+func (s *Snapshots) beginDelete(
+	ctx context.Context, ref string, actor vps.Actor, guard func(*store.Tx) error,
+) (vps.Operation, error) {
 	c, err := s.operations.Begin(ctx, ref, actor)
 	if err != nil {
 		return vps.Operation{}, err
@@ -368,13 +372,21 @@ func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 func (s *Snapshots) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string) error {
 	for _, disk := range snap.Disks {
 		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
-			return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged", dom.Name, disk.Target).
-				WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; what was written since the start is lost with the old overlay",
-					dom.Name, disk.Target, dom.Name).
-				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
+			return operation.Park(
+				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged", dom.Name, disk.Target).
+					WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; what was written since the start is lost with the old overlay",
+						dom.Name, disk.Target, dom.Name).
+					Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)),
+			)
 		}
 		if dom.Uses(disk.Overlay) {
-			return operation.Back(right, fmt.Errorf("the definition of %s names the old overlay of disk %s again: %w", dom.Name, disk.Target, hypervisor.ErrBusy))
+			return operation.Back(
+				right,
+				fmt.Errorf(
+					"the definition of %s names the old overlay of disk %s again: %w", dom.Name, disk.Target,
+					hypervisor.ErrBusy,
+				),
+			)
 		}
 		if err := s.removeRecorded(ctx, disk.Overlay, disk.OverlayInode); err != nil {
 			return err

@@ -44,7 +44,9 @@ func (s *Snapshots) forgetSnapshot(ctx context.Context, r *operation.Run) error 
 	}
 	for _, disk := range snap.Disks {
 		if dom.Uses(disk.Overlay) {
-			return operation.Fail(vps.Errorf(vps.CodeVPSChanged, "%s uses the overlay of disk %s again", dom.Name, disk.Target))
+			return operation.Fail(
+				vps.Errorf(vps.CodeVPSChanged, "%s uses the overlay of disk %s again", dom.Name, disk.Target),
+			)
 		}
 	}
 	if m, err := metadata.Parse(dom.Metadata); err == nil && m.Snapshot.ID == snap.ID {
@@ -97,9 +99,21 @@ func (s *Snapshots) discardGone(ctx context.Context, ref string, actor vps.Actor
 		return vps.Operation{}, fault.InProgress(s.inventory.Name(id))
 	}
 	now := s.store.Now()
-	op := vps.Operation{ID: vps.NewOperationID(now), VPS: id, VPSName: s.inventory.Name(id), Kind: vps.KindDelete, Status: vps.StatusSucceeded, Step: "give_up",
-		SnapshotID: rec.Snapshot.ID, Irrevocable: true, Actor: actor, CreatedAt: now, StartedAt: &now, EndedAt: &now,
-		Result: "only its record, because the VPS is gone; what is left of its files was not touched"}
+	op := vps.Operation{
+		ID:          vps.NewOperationID(now),
+		VPS:         id,
+		VPSName:     s.inventory.Name(id),
+		Kind:        vps.KindDelete,
+		Status:      vps.StatusSucceeded,
+		Step:        "give_up",
+		SnapshotID:  rec.Snapshot.ID,
+		Irrevocable: true,
+		Actor:       actor,
+		CreatedAt:   now,
+		StartedAt:   &now,
+		EndedAt:     &now,
+		Result:      "only its record, because the VPS is gone; what is left of its files was not touched",
+	}
 	drop := func(tx *store.Tx) error {
 		if err := s.dropAll(ctx, tx, op); err != nil {
 			return err

@@ -34,8 +34,10 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	}
 	if !dom.Persistent {
 		// Before the guest is suspended: it could not be let go again.
-		return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks", dom.Name).
-			WithRemedy("define %s again (virsh define), then resume the operation", dom.Name))
+		return operation.Park(
+			vps.Errorf(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks", dom.Name).
+				WithRemedy("define %s again (virsh define), then resume the operation", dom.Name),
+		)
 	}
 	if err := s.suspendForPivot(ctx, r, dom); err != nil {
 		return err
@@ -69,10 +71,12 @@ var errRedefined = errors.New("the VPS was defined anew")
 func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
 
 func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
-		WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
-			dom.Name, disk.Target, dom.Name).
-		Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
+	return operation.Park(
+		vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
+			WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
+				dom.Name, disk.Target, dom.Name).
+			Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)),
+	)
 }
 
 // suspendForPivot stops a running guest. One that was stopped to let the merge
@@ -116,7 +120,9 @@ func (s deleter) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 
 // tryPivot looks at one disk and pivots it, if it has not. again: it was pivoted just
 // now, and is to be looked at again, to see that the live definition names the base.
-func (s deleter) tryPivot(ctx context.Context, r *operation.Run, snap vps.Snapshot, i int, ours bool) (pivoted, again bool, err error) {
+func (s deleter) tryPivot(
+	ctx context.Context, r *operation.Run, snap vps.Snapshot, i int, ours bool,
+) (pivoted, again bool, err error) {
 	disk := snap.Disks[i]
 	resumed, lost := s.inventory.TimesResumed(r.Op.VPS), s.inventory.TimesLost()
 	dom, err := s.inventory.Read(ctx, r.Op.VPS)
@@ -133,7 +139,9 @@ func (s deleter) tryPivot(ctx context.Context, r *operation.Run, snap vps.Snapsh
 		snap.Disks[i].Pivoted, snap.UpdatedAt = true, s.store.Now()
 		return true, false, r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	case dom.State == hypervisor.Running:
-		return false, false, fmt.Errorf("disk %s not pivoted: somebody let the guest run: %w", disk.Target, hypervisor.ErrBusy)
+		return false, false, fmt.Errorf(
+			"disk %s not pivoted: somebody let the guest run: %w", disk.Target, hypervisor.ErrBusy,
+		)
 	}
 	if err := s.markPivot(ctx, r, disk, resumed, lost); err != nil {
 		return false, false, err
@@ -254,7 +262,9 @@ func (s deleter) checkChoice(ctx context.Context, dom hypervisor.Domain, disk vp
 	}
 	same := false
 	err = startlock.Hold(ctx, s.stateDir, dom.ID, func(ctx context.Context) (err error) {
-		same, err = s.host.SameAsBase(ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat})
+		same, err = s.host.SameAsBase(
+			ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat},
+		)
 		return err
 	})
 	switch {
@@ -276,14 +286,17 @@ func (s deleter) mayHaveRun(ctx context.Context, id string, mark store.PivotMark
 		return true
 	}
 	state := known.(pivotState) //nolint:forcetypeassert // the only type that is stored
-	return state.target != mark.Target || s.inventory.ResumedSince(ctx, id, state.resumed) || s.inventory.TimesLost() != state.lost
+	return state.target != mark.Target || s.inventory.ResumedSince(ctx, id, state.resumed) ||
+		s.inventory.TimesLost() != state.lost
 }
 
 func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk, cause error) error {
 	if cause == nil {
 		cause = fmt.Errorf("overlay and base differ")
 	}
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, or libvirt could not tell, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
-		WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
-		Because(fmt.Errorf("base %s, overlay %s: %w", disk.Base, disk.Overlay, cause)))
+	return operation.Park(
+		vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, or libvirt could not tell, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
+			WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
+			Because(fmt.Errorf("base %s, overlay %s: %w", disk.Base, disk.Overlay, cause)),
+	)
 }

@@ -62,7 +62,12 @@ func (s replacer) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 		return err
 	}
 	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return s.middleGone(ctx, dom, snap, disk) }
-	set := merge.Set{Snap: old, Merged: merged, Next: []vps.Snapshot{snap, basedOn(snap, old)}, Bandwidth: s.merger.Bandwidth()}
+	set := merge.Set{
+		Snap:      old,
+		Merged:    merged,
+		Next:      []vps.Snapshot{snap, basedOn(snap, old)},
+		Bandwidth: s.merger.Bandwidth(),
+	}
 	return s.merger.Merge(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
 		return s.mergeOldOff(ctx, r, dom, snap, set)
 	})
@@ -108,7 +113,9 @@ func (s replacer) middleGone(ctx context.Context, dom hypervisor.Domain, snap vp
 
 // withoutStaleLayers is the domain without the merged layers that libvirt alone
 // still believes to be in use. While a job runs on a disk nothing is stale.
-func (s replacer) withoutStaleLayers(ctx context.Context, dom hypervisor.Domain, snap, old vps.Snapshot) (hypervisor.Domain, error) {
+func (s replacer) withoutStaleLayers(
+	ctx context.Context, dom hypervisor.Domain, snap, old vps.Snapshot,
+) (hypervisor.Domain, error) {
 	dom.Disks = slices.Clone(dom.Disks)
 	for _, disk := range old.Disks {
 		job, err := s.host.MergeJob(ctx, dom.ID, disk.Target)
@@ -138,7 +145,9 @@ func overlayOf(snap vps.Snapshot, target string) string {
 }
 
 // mergeOldOff does the same with qemu-img and then makes the new overlay name the base.
-func (s replacer) mergeOldOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, set merge.Set) error {
+func (s replacer) mergeOldOff(
+	ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, set merge.Set,
+) error {
 	onBase := map[string]bool{}
 	for _, disk := range snap.Disks {
 		img, err := s.host.Inspect(ctx, disk.Overlay, "qcow2")
@@ -175,7 +184,10 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 			return err
 		}
 		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
-			return operation.Back("old_merge", fmt.Errorf("the overlay of disk %s does not lie on the base yet: %w", disk.Target, hypervisor.ErrBusy))
+			return operation.Back(
+				"old_merge",
+				fmt.Errorf("the overlay of disk %s does not lie on the base yet: %w", disk.Target, hypervisor.ErrBusy),
+			)
 		}
 	}
 	snap = basedOn(snap, old)

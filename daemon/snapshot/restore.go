@@ -83,12 +83,16 @@ func (s *Snapshots) confirmed(ctx context.Context, dom hypervisor.Domain, snap v
 	if confirm == snap.ID {
 		return nil
 	}
-	lost := vps.Say("everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
-		dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, s.deltaBytes(ctx, snap)))), undoable(s.policy().UndoKeep))
+	lost := vps.Say(
+		"everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s",
+		dom.Name, snap.CreatedAt.Format(time.RFC3339), humanize.IBytes(uint64(max(0, s.deltaBytes(ctx, snap)))),
+		undoable(s.policy().UndoKeep),
+	)
 	if confirm != "" {
 		lost = vps.Say("the confirmation names another snapshot: %s", lost)
 	}
-	return vps.Refuse(vps.CodeConfirmationRequired, lost, vps.Words{}).WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
+	return vps.Refuse(vps.CodeConfirmationRequired, lost, vps.Words{}).
+		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
 }
 
 // undoable says for how long a restore can be undone.
@@ -97,7 +101,11 @@ func undoable(keep time.Duration) vps.Words {
 	if n <= 0 {
 		return vps.Say("cannot be undone")
 	}
-	units := [][2]vps.Words{{vps.Say("second"), vps.Say("seconds")}, {vps.Say("minute"), vps.Say("minutes")}, {vps.Say("hour"), vps.Say("hours")}}
+	units := [][2]vps.Words{
+		{vps.Say("second"), vps.Say("seconds")},
+		{vps.Say("minute"), vps.Say("minutes")},
+		{vps.Say("hour"), vps.Say("hours")},
+	}
 	for n%60 == 0 && len(units) > 1 {
 		n, units = n/60, units[1:]
 	}
@@ -199,13 +207,18 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 	notes.Spares = nil
 	for _, disk := range snap.Disks {
 		path := image.UndoPath(disk.Base, snap.ID, disk.Target, r.Op.ID)
-		file, err := s.host.CreateOverlay(ctx, hypervisor.Overlay{Path: path, Base: disk.Base, BaseFormat: disk.BaseFormat, SizeBytes: disk.SizeBytes})
+		file, err := s.host.CreateOverlay(
+			ctx,
+			hypervisor.Overlay{Path: path, Base: disk.Base, BaseFormat: disk.BaseFormat, SizeBytes: disk.SizeBytes},
+		)
 		if err != nil {
 			return fmt.Errorf("fresh overlay of disk %s: %w", disk.Target, err)
 		}
 		notes.Spares = append(notes.Spares, metadata.Replacement{Target: disk.Target, Path: path, Inode: file.Inode})
 		if disk.Undo != "" {
-			notes.Dropped = append(notes.Dropped, metadata.Replacement{Target: disk.Target, Path: disk.Undo, Inode: disk.UndoInode})
+			notes.Dropped = append(
+				notes.Dropped, metadata.Replacement{Target: disk.Target, Path: disk.Undo, Inode: disk.UndoInode},
+			)
 		}
 	}
 	if snap.NVRAMSaved != "" {
@@ -411,7 +424,8 @@ func (n restoreNotes) powerAfter() (start, paused bool) {
 	case vps.PowerRunning:
 		return true, false
 	}
-	paused = n.Was == hypervisor.Paused && n.PauseReason != hypervisor.PausedByIO && n.PauseReason != hypervisor.PausedByNoSpace
+	paused = n.Was == hypervisor.Paused && n.PauseReason != hypervisor.PausedByIO &&
+		n.PauseReason != hypervisor.PausedByNoSpace
 	return n.Was != hypervisor.Off, paused
 }
 

@@ -84,14 +84,51 @@ type Parts struct {
 
 // New makes the keeper of a host's snapshots, and registers its kinds of operations.
 func New(p Parts) *Snapshots {
-	s := &Snapshots{host: p.Host, inventory: p.Inventory, store: p.Store, operations: p.Operations, images: p.Images, space: p.Space,
-		guests: p.Guests, integrity: p.Integrity, merger: p.Merger, readers: p.Readers, stateDir: p.StateDir, policy: p.Policy,
-		logger: p.Logger, onFrozen: p.OnFrozen, onDiscarded: p.OnDiscarded}
+	s := &Snapshots{
+		host:        p.Host,
+		inventory:   p.Inventory,
+		store:       p.Store,
+		operations:  p.Operations,
+		images:      p.Images,
+		space:       p.Space,
+		guests:      p.Guests,
+		integrity:   p.Integrity,
+		merger:      p.Merger,
+		readers:     p.Readers,
+		stateDir:    p.StateDir,
+		policy:      p.Policy,
+		logger:      p.Logger,
+		onFrozen:    p.OnFrozen,
+		onDiscarded: p.OnDiscarded,
+	}
 	s.operations.Add(
-		operation.Kind{Name: vps.KindTake, Verb: "take the snapshot", Plan: taker{s}.takePlan, ChangesBase: true, DoneMail: mail.SnapshotTaken},
-		operation.Kind{Name: vps.KindRestore, Verb: "restore the snapshot", Plan: restorer{s}.restorePlan, DoneMail: mail.SnapshotRestored},
-		operation.Kind{Name: vps.KindUndoRestore, Verb: "undo the restore", Plan: restorer{s}.undoPlan, DoneMail: mail.SnapshotRestored},
-		operation.Kind{Name: vps.KindDelete, Verb: "delete the snapshot", Plan: deleter{s}.deletePlan, ChangesBase: true, StopsGuest: true, DoneMail: mail.SnapshotDeleted},
+		operation.Kind{
+			Name:        vps.KindTake,
+			Verb:        "take the snapshot",
+			Plan:        taker{s}.takePlan,
+			ChangesBase: true,
+			DoneMail:    mail.SnapshotTaken,
+		},
+		operation.Kind{
+			Name:     vps.KindRestore,
+			Verb:     "restore the snapshot",
+			Plan:     restorer{s}.restorePlan,
+			DoneMail: mail.SnapshotRestored,
+		},
+		operation.Kind{
+			Name:     vps.KindUndoRestore,
+			Verb:     "undo the restore",
+			Plan:     restorer{s}.undoPlan,
+			DoneMail: mail.SnapshotRestored,
+		},
+		operation.Kind{
+			Name:        vps.KindDelete,
+			Verb:        "delete the snapshot",
+			Plan:        deleter{s}.deletePlan,
+			ChangesBase: true,
+			StopsGuest:  true,
+			DoneMail:    mail.SnapshotDeleted,
+		},
 	)
 	s.operations.OnEnded(s.ended)
 	return s
@@ -103,7 +140,8 @@ func (s *Snapshots) ended(op vps.Operation) {
 	if op.Kind != vps.KindTake || op.Status != vps.StatusSucceeded {
 		return
 	}
-	if snap, err := s.store.Snapshot(context.Background(), op.SnapshotID); err == nil && snap.Consistency == vps.ConsistencyFilesystem {
+	if snap, err := s.store.Snapshot(context.Background(), op.SnapshotID); err == nil &&
+		snap.Consistency == vps.ConsistencyFilesystem {
 		s.onFrozen(time.Duration(snap.FreezeMS) * time.Millisecond)
 	}
 }
@@ -186,7 +224,17 @@ func (s *Snapshots) cutReaders(ctx context.Context, r *operation.Run) error {
 	}
 	r.AddResult(fmt.Sprintf("downloads that were cut off: %d", n))
 	return r.Record(ctx, func(tx *store.Tx) error {
-		return tx.AddMessage(ctx, vps.Message{VPS: r.Op.VPS, VPSName: r.Op.VPSName, Kind: vps.MessageDownload, Actor: r.Op.Actor, Operation: r.Op.ID,
-			Phrase: vps.PhraseDownloadsEnded, Params: map[string]string{"count": fmt.Sprint(n)}})
+		return tx.AddMessage(
+			ctx,
+			vps.Message{
+				VPS:       r.Op.VPS,
+				VPSName:   r.Op.VPSName,
+				Kind:      vps.MessageDownload,
+				Actor:     r.Op.Actor,
+				Operation: r.Op.ID,
+				Phrase:    vps.PhraseDownloadsEnded,
+				Params:    map[string]string{"count": fmt.Sprint(n)},
+			},
+		)
 	})
 }

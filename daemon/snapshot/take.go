@@ -136,7 +136,10 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 		}
 	}
 	if target := s.images.SharedDisk(ctx, dom, image.Of(snap)); target != "" {
-		return snap, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, target, vps.Say("another VPS of this host uses its image too"))
+		return snap, vps.Errorf(
+			vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, target,
+			vps.Say("another VPS of this host uses its image too"),
+		)
 	}
 	return snap, s.space.CheckHeadroom(ctx, dom, snap)
 }
@@ -148,14 +151,20 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 		return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, why)
 	}
 	if disk.Job {
-		return changed("a block job runs on it").WithRemedy("wait until it has ended (virsh blockjob %s %s)", dom.Name, disk.Target)
+		return changed("a block job runs on it").WithRemedy(
+			"wait until it has ended (virsh blockjob %s %s)", dom.Name, disk.Target,
+		)
 	}
 	next, ok := dom.NextDisk(disk.Target)
 	if !ok || next.Path != disk.Path || next.Format != disk.Format {
-		return changed("it is not the disk that the next boot will use").WithRemedy("compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name)
+		return changed("it is not the disk that the next boot will use").WithRemedy(
+			"compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name,
+		)
 	}
 	if previous == nil && image.SnapshotOf(disk.Path) != "" {
-		return changed("it uses a file of a snapshot of which there is no record").WithRemedy("have the record made anew first (vpssnap doctor --repair)")
+		return changed("it uses a file of a snapshot of which there is no record").WithRemedy(
+			"have the record made anew first (vpssnap doctor --repair)",
+		)
 	}
 	if previous == nil {
 		return nil
@@ -357,8 +366,11 @@ func (s taker) notOpen(ctx context.Context, dom hypervisor.Domain, disk vps.Snap
 	case !errors.Is(err, hypervisor.ErrBusy):
 		return err
 	}
-	return operation.Park(vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name, disk.Target).
-		WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name, dom.Name).Because(err))
+	return operation.Park(
+		vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name, disk.Target).
+			WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name, dom.Name).
+			Because(err),
+	)
 }
 
 // outwait returns when a call that we gave up waiting for has ended in libvirt.
@@ -453,7 +465,10 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s does not use its overlay", disk.Target, dom.Name)
 		}
 		if live.SizeBytes != 0 && live.SizeBytes != disk.SizeBytes {
-			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s has %d bytes instead of %d", disk.Target, dom.Name, live.SizeBytes, disk.SizeBytes)
+			return vps.Errorf(
+				vps.CodeVPSChanged, "disk %s of %s has %d bytes instead of %d", disk.Target, dom.Name, live.SizeBytes,
+				disk.SizeBytes,
+			)
 		}
 		if next.Path == disk.Overlay {
 			continue
@@ -487,11 +502,13 @@ func (s *Snapshots) takeState(ctx context.Context, r *operation.Run) (vps.Snapsh
 // sameBases makes sure that between request and switch nobody changed the disks.
 func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 	if n := len(image.Included(dom.Disks)); n != len(snap.Disks) {
-		return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: its disks changed meanwhile", dom.Name).WithRemedy("take it again")
+		return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: its disks changed meanwhile", dom.Name).
+			WithRemedy("take it again")
 	}
 	for _, disk := range snap.Disks {
 		if now, ok := dom.Disk(disk.Target); !ok || now.Path != disk.Base {
-			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name, disk.Target).WithRemedy("take it again")
+			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name, disk.Target).
+				WithRemedy("take it again")
 		}
 	}
 	return nil

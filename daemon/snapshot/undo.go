@@ -13,7 +13,9 @@ const undoEnded = "the last restore can no longer be undone"
 // dropUndo removes the disks from before the last restore and stages the record
 // of it. The record keeps naming the files until they are gone, so that a crash
 // in between leaves none behind.
-func (s *Snapshots) dropUndo(ctx context.Context, snap vps.Snapshot, stage func(func(context.Context, *store.Tx) error)) error {
+func (s *Snapshots) dropUndo(
+	ctx context.Context, snap vps.Snapshot, stage func(func(context.Context, *store.Tx) error),
+) error {
 	if !UndoIsKept(snap) {
 		return nil
 	}

@@ -39,7 +39,10 @@ func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verd
 	case rec.Operation != nil:
 		return busy(dom, rec)
 	case rec.Snapshot != nil && !replace:
-		return refuse(vps.CodeSnapshotExists, "%s has a snapshot already, from %s", dom.Name, rec.Snapshot.CreatedAt.Format(time.RFC3339))
+		return refuse(
+			vps.CodeSnapshotExists, "%s has a snapshot already, from %s", dom.Name,
+			rec.Snapshot.CreatedAt.Format(time.RFC3339),
+		)
 	case rec.Snapshot != nil && rec.Snapshot.State != vps.SnapshotAvailable:
 		return refuse(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced", dom.Name, rec.Snapshot.State)
 	}
@@ -62,7 +65,10 @@ func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	}
-	return vps.Verdict{Allowed: true, Reason: vps.Say("everything written since %s is taken back", rec.Snapshot.CreatedAt.Format(time.RFC3339))}
+	return vps.Verdict{
+		Allowed: true,
+		Reason:  vps.Say("everything written since %s is taken back", rec.Snapshot.CreatedAt.Format(time.RFC3339)),
+	}
 }
 
 func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Verdict {
@@ -74,7 +80,10 @@ func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Ver
 	case rec.Snapshot.State != vps.SnapshotAvailable:
 		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s", dom.Name, rec.Snapshot.State)
 	case !now.Before(*rec.Snapshot.UndoUntil):
-		return refuse(vps.CodeNotFound, "the time to undo the restore of %s ended at %s", dom.Name, rec.Snapshot.UndoUntil.Format(time.RFC3339))
+		return refuse(
+			vps.CodeNotFound, "the time to undo the restore of %s ended at %s", dom.Name,
+			rec.Snapshot.UndoUntil.Format(time.RFC3339),
+		)
 	}
 	return vps.Verdict{Allowed: true, Reason: vps.Say("possible until %s", rec.Snapshot.UndoUntil.Format(time.RFC3339))}
 }
@@ -86,16 +95,27 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case rec.Operation != nil:
 		return busy(dom, rec)
 	case rec.Snapshot.State == vps.SnapshotBroken && !givenUp(*rec.Snapshot):
-		return refuse(vps.CodeVPSChanged, "the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
-			dom.Name, rec.Snapshot.Reason)
+		return refuse(
+			vps.CodeVPSChanged,
+			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
+			dom.Name, rec.Snapshot.Reason,
+		)
 	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotDeleting && !givenUp(*rec.Snapshot):
 		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.Snapshot.State, rec.Snapshot.Reason)
 	case dom.ManagedSave:
-		return refuse(vps.CodeVPSChanged, "the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name)
+		return refuse(
+			vps.CodeVPSChanged,
+			"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)",
+			dom.Name,
+		)
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	case !dom.Persistent:
-		return refuse(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name)
+		return refuse(
+			vps.CodeVPSChanged,
+			"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)",
+			dom.Name,
+		)
 	case UndoIsKept(*rec.Snapshot):
 		return vps.Verdict{Allowed: true, Reason: vps.Say("this ends the possibility to undo the last restore")}
 	}
@@ -105,8 +125,11 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 // foreign: snapshots that somebody made with libvirt lie in our overlay, or on
 // top of it, and would be lost with it.
 func foreign(dom hypervisor.Domain) vps.Verdict {
-	return refuse(vps.CodeVPSChanged, "%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)",
-		dom.Name, dom.ForeignSnapshots)
+	return refuse(
+		vps.CodeVPSChanged,
+		"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)",
+		dom.Name, dom.ForeignSnapshots,
+	)
 }
 
 // givenUp says that a snapshot is broken for good, though the VPS's own chain may
@@ -117,7 +140,10 @@ func busy(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	if rec.Operation.Status == vps.StatusNeedsAttention {
 		return refuse(vps.CodeOperationInProgress, "operation %s of %s waits for an operator", rec.Operation.ID, dom.Name)
 	}
-	return refuse(vps.CodeOperationInProgress, "%s has an operation in progress (%s, %s)", dom.Name, rec.Operation.Kind, rec.Operation.ID)
+	return refuse(
+		vps.CodeOperationInProgress, "%s has an operation in progress (%s, %s)", dom.Name, rec.Operation.Kind,
+		rec.Operation.ID,
+	)
 }
 
 // UndoIsKept says whether the disks from before the last restore are still there.

@@ -185,14 +185,25 @@ func (s *Space) tell(ctx context.Context, f *filling) {
 	if level == f.level {
 		return
 	}
-	params := map[string]string{"free": humanize.IBytes(uint64(f.space.Free)), "total": humanize.IBytes(uint64(f.space.Total))}
+	params := map[string]string{
+		"free":  humanize.IBytes(uint64(f.space.Free)),
+		"total": humanize.IBytes(uint64(f.space.Total)),
+	}
 	if full := f.fullIn(); full > 0 && level != vps.SpaceOK {
 		params["full"] = full.Round(time.Minute).String()
 	}
-	m := vps.Message{Kind: vps.MessageSpace, Actor: vps.ActorWatch, Phrase: vps.Phrase("space_" + string(level)), Params: params,
-		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(s.policy().Headroom)))}
-	told := vps.Event{Type: vps.EventType("space." + string(level)), EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
-		TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}}}
+	m := vps.Message{
+		Kind:   vps.MessageSpace,
+		Actor:  vps.ActorWatch,
+		Phrase: vps.Phrase("space_" + string(level)),
+		Params: params,
+		Detail: fmt.Sprintf("%s; takes need %s free", f.dir, humanize.IBytes(uint64(s.policy().Headroom))),
+	}
+	told := vps.Event{
+		Type: vps.EventType("space." + string(level)),
+		EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
+			TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}},
+	}
 	err := s.store.Write(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), tx.AddMessage(ctx, m)) })
 	if err != nil {
 		s.logger.Error("space message not written", "error", err)
@@ -272,7 +283,8 @@ func (s *Space) CheckHeadroom(ctx context.Context, dom hypervisor.Domain, snap v
 		}
 		if space.Free < s.policy().Headroom {
 			return vps.Errorf(vps.CodeInsufficientSpace, "cannot take a snapshot of %s: %d bytes are free for disk %s, %d are required",
-				dom.Name, space.Free, disk.Target, s.policy().Headroom).WithRemedy("free space on the host, or lower the required headroom")
+				dom.Name, space.Free, disk.Target, s.policy().Headroom).
+				WithRemedy("free space on the host, or lower the required headroom")
 		}
 	}
 	return nil

@@ -47,13 +47,17 @@ func (s queries) Owes(ctx context.Context, vpsID string, kind DebtKind) (bool, e
 // set in any case.
 func (s queries) DebtOf(ctx context.Context, vpsID string, kind DebtKind) (Debt, error) {
 	p := Debt{VPS: vpsID, Kind: kind}
-	err := s.q.QueryRowContext(ctx, `SELECT since FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).Scan(moment{&p.Since})
+	err := s.q.QueryRowContext(ctx, `SELECT since FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind).
+		Scan(moment{&p.Since})
 	return p, err
 }
 
 // Owe records a debt; it is no error to owe it already.
 func (t *Tx) Owe(ctx context.Context, p Debt) error {
-	return t.exec(ctx, `INSERT INTO promise (vps, kind, since) VALUES (?,?,?) ON CONFLICT DO NOTHING`, p.VPS, p.Kind, micros(p.Since))
+	return t.exec(
+		ctx, `INSERT INTO promise (vps, kind, since) VALUES (?,?,?) ON CONFLICT DO NOTHING`, p.VPS, p.Kind,
+		micros(p.Since),
+	)
 }
 
 // Settle removes a debt.

@@ -31,7 +31,8 @@ func scanDelivery(row scanner) (vps.Delivery, error) {
 // It is first tried as soon as the transaction is committed.
 func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
 	var waiting int
-	err := t.q.QueryRowContext(ctx, `SELECT count(*) FROM delivery WHERE kind = ? AND target = ? AND ended_at IS NULL`, d.Kind, d.Target).Scan(&waiting)
+	err := t.q.QueryRowContext(ctx, `SELECT count(*) FROM delivery WHERE kind = ? AND target = ? AND ended_at IS NULL`, d.Kind, d.Target).
+		Scan(&waiting)
 	if err != nil {
 		return err
 	}
@@ -76,9 +77,12 @@ func (t *Tx) SaveDelivery(ctx context.Context, d vps.Delivery) error {
 }
 
 // GaveUpSince says that a delivery to a target was given up since a time.
-func (s queries) GaveUpSince(ctx context.Context, kind vps.DeliveryKind, target string, since time.Time) (yes bool, err error) {
+func (s queries) GaveUpSince(
+	ctx context.Context, kind vps.DeliveryKind, target string, since time.Time,
+) (yes bool, err error) {
 	err = s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM delivery WHERE ended_at >= ? AND outcome = 'given_up' AND kind = ? AND target = ?)`,
-		micros(since), kind, target).Scan(&yes)
+		micros(since), kind, target).
+		Scan(&yes)
 	return yes, err
 }
 

@@ -28,8 +28,11 @@ func (s queries) Download(ctx context.Context, id string) (vps.Download, error) 
 // Downloads returns the links to a snapshot that are valid, oldest first, without the
 // maps of their images.
 func (s queries) Downloads(ctx context.Context, snapshot string, now time.Time) ([]vps.Download, error) {
-	rows, err := s.q.QueryContext(ctx, downloadColumns+`NULL`+downloadTables+`WHERE d.snapshot = ? AND d.expires_at > ? ORDER BY d.created_at, d.id`,
-		snapshot, micros(now))
+	rows, err := s.q.QueryContext(
+		ctx,
+		downloadColumns+`NULL`+downloadTables+`WHERE d.snapshot = ? AND d.expires_at > ? ORDER BY d.created_at, d.id`,
+		snapshot, micros(now),
+	)
 	return collect(rows, err, scanDownload)
 }
 
@@ -38,7 +41,8 @@ func (s queries) Downloads(ctx context.Context, snapshot string, now time.Time) 
 func (s queries) Image(ctx context.Context, snapshot, disk string, f vps.ImageFormat) (vps.Image, error) {
 	var i vps.Image
 	err := s.q.QueryRowContext(ctx, `SELECT size_bytes, map, map_name, sha256 FROM image WHERE snapshot = ? AND disk = ? AND format = ?`,
-		snapshot, disk, f).Scan(&i.SizeBytes, &i.Map, &i.MapName, &i.SHA256)
+		snapshot, disk, f).
+		Scan(&i.SizeBytes, &i.Map, &i.MapName, &i.SHA256)
 	return i, err
 }
 
@@ -59,13 +63,19 @@ func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
 	if err := t.forgetDownloads(ctx, d.CreatedAt); err != nil {
 		return err
 	}
-	err := t.exec(ctx, `INSERT INTO image (snapshot, disk, format, size_bytes, map, map_name) VALUES (?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
-		d.SnapshotID, d.Disk, d.Format, d.Image.SizeBytes, d.Image.Map, d.Image.MapName)
+	err := t.exec(
+		ctx,
+		`INSERT INTO image (snapshot, disk, format, size_bytes, map, map_name) VALUES (?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
+		d.SnapshotID, d.Disk, d.Format, d.Image.SizeBytes, d.Image.Map, d.Image.MapName,
+	)
 	if err != nil {
 		return err
 	}
-	return t.exec(ctx, `INSERT INTO download (id, vps, snapshot, disk, format, file_name, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)`,
-		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, micros(d.CreatedAt), micros(d.ExpiresAt))
+	return t.exec(
+		ctx,
+		`INSERT INTO download (id, vps, snapshot, disk, format, file_name, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)`,
+		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, micros(d.CreatedAt), micros(d.ExpiresAt),
+	)
 }
 
 // forgetDownloads removes links that have expired, and links and images of snapshots
@@ -76,7 +86,10 @@ func (t *Tx) forgetDownloads(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return t.exec(ctx, `DELETE FROM image WHERE NOT EXISTS (SELECT 1 FROM snapshot s WHERE s.id = image.snapshot AND s.state <> 'gone')`)
+	return t.exec(
+		ctx,
+		`DELETE FROM image WHERE NOT EXISTS (SELECT 1 FROM snapshot s WHERE s.id = image.snapshot AND s.state <> 'gone')`,
+	)
 }
 
 // RemoveDownload revokes a link of a VPS; sql.ErrNoRows (wrapped) when it has none

@@ -19,7 +19,9 @@ const eventsKept = 50_000
 
 // Events returns the events after one, oldest first. Limit must be positive.
 func (s queries) Events(ctx context.Context, after int64, limit int) ([]vps.Event, error) {
-	rows, err := s.q.QueryContext(ctx, `SELECT id, at, type, vps, vps_name, data FROM event WHERE id > ? ORDER BY id LIMIT ?`, after, limit)
+	rows, err := s.q.QueryContext(
+		ctx, `SELECT id, at, type, vps, vps_name, data FROM event WHERE id > ? ORDER BY id LIMIT ?`, after, limit,
+	)
 	return collect(rows, err, func(row scanner) (vps.Event, error) {
 		var e vps.Event
 		var data []byte
@@ -89,7 +91,9 @@ func (t *Tx) tellWebhooks(ctx context.Context, e vps.Event) error {
 		if !h.Wants(e.Type) {
 			continue
 		}
-		err := t.AddDelivery(ctx, vps.Delivery{Kind: vps.DeliveryWebhook, Target: h.ID, VPS: e.VPS, Payload: payload, CreatedAt: e.At})
+		err := t.AddDelivery(
+			ctx, vps.Delivery{Kind: vps.DeliveryWebhook, Target: h.ID, VPS: e.VPS, Payload: payload, CreatedAt: e.At},
+		)
 		if err != nil {
 			return err
 		}

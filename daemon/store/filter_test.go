@@ -19,12 +19,25 @@ func TestMessageFilters(t *testing.T) {
 		if i%20 == 10 {
 			at = at.Add(time.Duration(i-30) * time.Hour)
 		}
-		all = append(all, vps.Message{ID: int64(i + 1), At: at, VPS: fmt.Sprint("v", i%3), Kind: vps.MessageKind(fmt.Sprint("k", i%2))})
+		all = append(
+			all,
+			vps.Message{ID: int64(i + 1), At: at, VPS: fmt.Sprint("v", i%3), Kind: vps.MessageKind(fmt.Sprint("k", i%2))},
+		)
 	}
 	write(t, s, func(tx *Tx) error {
 		for _, m := range all {
-			must(t, tx.exec(ctx, `INSERT INTO message (id, at, vps, kind, vps_name, actor_name, actor_way, operation, text, detail)
-				VALUES (?, ?, ?, ?, '', '', '', '', '', '')`, m.ID, micros(m.At), m.VPS, m.Kind))
+			must(
+				t,
+				tx.exec(
+					ctx,
+					`INSERT INTO message (id, at, vps, kind, vps_name, actor_name, actor_way, operation, text, detail)
+				VALUES (?, ?, ?, ?, '', '', '', '', '', '')`,
+					m.ID,
+					micros(m.At),
+					m.VPS,
+					m.Kind,
+				),
+			)
 		}
 		return nil
 	})
@@ -81,7 +94,8 @@ func TestOperationFilters(t *testing.T) {
 				q := vps.OperationQuery{VPS: of, Status: status, Before: before, Limit: 4}
 				var want, got []string
 				for _, o := range slices.Backward(all) {
-					if (of == "" || o.VPS == of) && (status == "" || o.Status == status) && (before == "" || o.ID < before) && len(want) < q.Limit {
+					if (of == "" || o.VPS == of) && (status == "" || o.Status == status) && (before == "" || o.ID < before) &&
+						len(want) < q.Limit {
 						want = append(want, o.ID)
 					}
 				}

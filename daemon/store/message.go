@@ -11,12 +11,18 @@ import (
 // Messages returns one page of the journal, newest first. Limit must be positive.
 func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
 	f := messageFilter(q)
-	rows, err := s.q.QueryContext(ctx, `SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params
-		FROM message`+f.where()+` ORDER BY id DESC LIMIT ?`, append(f.args, q.Limit+1)...)
+	rows, err := s.q.QueryContext(
+		ctx,
+		`SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params
+		FROM message`+f.where()+` ORDER BY id DESC LIMIT ?`,
+		append(f.args, q.Limit+1)...)
 	all, err := collect(rows, err, func(row scanner) (vps.Message, error) {
 		var m vps.Message
 		var params []byte
-		err := row.Scan(&m.ID, moment{&m.At}, &m.VPS, &m.VPSName, &m.Kind, &m.Actor.Name, &m.Actor.Way, &m.Operation, &m.Text, &m.Detail, &m.Phrase, &params)
+		err := row.Scan(
+			&m.ID, moment{&m.At}, &m.VPS, &m.VPSName, &m.Kind, &m.Actor.Name, &m.Actor.Way, &m.Operation, &m.Text,
+			&m.Detail, &m.Phrase, &params,
+		)
 		if err == nil && len(params) > 0 {
 			err = json.Unmarshal(params, &m.Params)
 		}
@@ -93,15 +99,31 @@ func (t *Tx) AddMessage(ctx context.Context, m vps.Message) error {
 		}
 		params = string(text)
 	}
-	res, err := t.tx.ExecContext(ctx, `INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params)
-		VALUES (?,?,?,?,?,?,?,?,?,?,?)`, micros(m.At), m.VPS, m.VPSName, m.Kind, m.Actor.Name, m.Actor.Way, m.Operation, m.Text, m.Detail,
-		m.Phrase, params)
+	res, err := t.tx.ExecContext(
+		ctx,
+		`INSERT INTO message (at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?)`,
+		micros(m.At),
+		m.VPS,
+		m.VPSName,
+		m.Kind,
+		m.Actor.Name,
+		m.Actor.Way,
+		m.Operation,
+		m.Text,
+		m.Detail,
+		m.Phrase,
+		params,
+	)
 	if err != nil {
 		return err
 	}
 	if t.message, err = res.LastInsertId(); err != nil {
 		return err
 	}
-	return t.AddEvent(ctx, vps.Event{Type: vps.EventMessage, VPS: m.VPS, VPSName: m.VPSName, EventData: vps.EventData{Message: &vps.MessageEvent{
-		ID: t.message, Kind: m.Kind, Operation: m.Operation, Text: m.Text, Phrase: m.Phrase, Params: m.Params}}})
+	return t.AddEvent(
+		ctx,
+		vps.Event{Type: vps.EventMessage, VPS: m.VPS, VPSName: m.VPSName, EventData: vps.EventData{Message: &vps.MessageEvent{
+			ID: t.message, Kind: m.Kind, Operation: m.Operation, Text: m.Text, Phrase: m.Phrase, Params: m.Params}}},
+	)
 }

@@ -63,7 +63,9 @@ func TestKnownMigration(t *testing.T) {
 	defer s.Close()
 	snap, err := s.CurrentSnapshot(t.Context(), "id-1")
 	must(t, err)
-	if snap.ID != "0123456789ab" || snap.Description != "kept" || snap.Heals || len(snap.Disks) != 1 || snap.Disks[0].BaseInode != 7 || !snap.Disks[0].BaseModified.IsZero() {
+	if snap.ID != "0123456789ab" || snap.Description != "kept" || snap.Heals || len(snap.Disks) != 1 ||
+		snap.Disks[0].BaseInode != 7 ||
+		!snap.Disks[0].BaseModified.IsZero() {
 		t.Errorf("the snapshot is %+v", snap)
 	}
 	if b, err := s.CurrentSnapshot(t.Context(), "id-2"); err != nil || !b.Heals {
@@ -101,7 +103,10 @@ func TestAccessMigration(t *testing.T) {
 
 // A record from before 00006 keeps its events, and can have deliveries.
 func TestDeliveryMigration(t *testing.T) {
-	path := before(t, 5, `INSERT INTO event (at, type, vps, vps_name, data) VALUES (1000000, 'option.active', 'id-1', 'web1', '{}');`)
+	path := before(
+		t, 5,
+		`INSERT INTO event (at, type, vps, vps_name, data) VALUES (1000000, 'option.active', 'id-1', 'web1', '{}');`,
+	)
 	s, err := Open(t.Context(), path, nil)
 	must(t, err)
 	defer s.Close()
@@ -169,11 +174,22 @@ func TestDownloadMigration(t *testing.T) {
 	must(t, err)
 	defer s.Close()
 	at := time.UnixMicro(5_000_000).UTC()
-	link := vps.Download{ID: "dl-1", VPS: "id-1", SnapshotID: "0123456789ab", Disk: "vda", Format: vps.FormatQcow2, FileName: "f", CreatedAt: at, ExpiresAt: at.Add(time.Hour),
-		Image: vps.Image{SizeBytes: 7, Map: []byte{1}, MapName: "m"}}
+	link := vps.Download{
+		ID:         "dl-1",
+		VPS:        "id-1",
+		SnapshotID: "0123456789ab",
+		Disk:       "vda",
+		Format:     vps.FormatQcow2,
+		FileName:   "f",
+		CreatedAt:  at,
+		ExpiresAt:  at.Add(time.Hour),
+		Image:      vps.Image{SizeBytes: 7, Map: []byte{1}, MapName: "m"},
+	}
 	must(t, s.Write(t.Context(), func(tx *Tx) error {
-		return errors.Join(tx.AddDownload(t.Context(), link), tx.AddDownloadKey(t.Context(), []byte("a")), tx.AddDownloadKey(t.Context(), []byte("b")),
-			tx.SetImageSum(t.Context(), link, []byte{9}))
+		return errors.Join(
+			tx.AddDownload(t.Context(), link), tx.AddDownloadKey(t.Context(), []byte("a")),
+			tx.AddDownloadKey(t.Context(), []byte("b")), tx.SetImageSum(t.Context(), link, []byte{9}),
+		)
 	}))
 	link.Image.SHA256 = []byte{9}
 	if got, err := s.Download(t.Context(), "dl-1"); err != nil || !reflect.DeepEqual(got, link) {
@@ -183,7 +199,15 @@ func TestDownloadMigration(t *testing.T) {
 		t.Errorf("the key is %q (%v)", key, err)
 	}
 	// Another link long after the first, and after the snapshot, of which nothing is left then.
-	later := vps.Download{ID: "dl-2", VPS: "id-1", SnapshotID: "x", Disk: "vda", Format: vps.FormatRaw, CreatedAt: at.Add(2 * time.Hour), ExpiresAt: at.Add(3 * time.Hour)}
+	later := vps.Download{
+		ID:         "dl-2",
+		VPS:        "id-1",
+		SnapshotID: "x",
+		Disk:       "vda",
+		Format:     vps.FormatRaw,
+		CreatedAt:  at.Add(2 * time.Hour),
+		ExpiresAt:  at.Add(3 * time.Hour),
+	}
 	must(t, s.Write(t.Context(), func(tx *Tx) error {
 		return errors.Join(tx.LetGoOfSnapshot(t.Context(), "0123456789ab", at), tx.AddDownload(t.Context(), later))
 	}))

@@ -84,10 +84,23 @@ func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
 		return err
 	}
 	code, detail, remedy := errorColumns(o.Error)
-	return t.execOne(ctx, `UPDATE operation SET status = ?, step = ?, irrevocable = ?, snapshot = ?, started_at = ?, ended_at = ?,
+	return t.execOne(
+		ctx,
+		`UPDATE operation SET status = ?, step = ?, irrevocable = ?, snapshot = ?, started_at = ?, ended_at = ?,
 		error_code = ?, error_detail = ?, error_remedy = ?, result = ?, plan = ? WHERE id = ?`,
-		o.Status, o.Step, o.Irrevocable, o.SnapshotID, microsOrNull(o.StartedAt), microsOrNull(o.EndedAt),
-		code, detail, remedy, o.Result, o.Plan, o.ID)
+		o.Status,
+		o.Step,
+		o.Irrevocable,
+		o.SnapshotID,
+		microsOrNull(o.StartedAt),
+		microsOrNull(o.EndedAt),
+		code,
+		detail,
+		remedy,
+		o.Result,
+		o.Plan,
+		o.ID,
+	)
 }
 
 // RequestCancel marks an operation that is neither final nor irrevocable.

@@ -27,8 +27,10 @@ func (s queries) OpenOption(ctx context.Context, vpsID string) (vps.Option, erro
 // OptionByOrder returns the newest option of a VPS with this order reference, released ones
 // too; sql.ErrNoRows when there is none.
 func (s queries) OptionByOrder(ctx context.Context, vpsID, orderRef string) (vps.Option, error) {
-	return scanOption(s.q.QueryRowContext(ctx,
-		`SELECT `+optionColumns+` FROM option WHERE vps = ? AND order_ref = ? ORDER BY ordered_at DESC LIMIT 1`, vpsID, orderRef))
+	return scanOption(s.q.QueryRowContext(
+		ctx, `SELECT `+optionColumns+` FROM option WHERE vps = ? AND order_ref = ? ORDER BY ordered_at DESC LIMIT 1`,
+		vpsID, orderRef,
+	))
 }
 
 // OpenOptions returns every option that is not released.
@@ -64,8 +66,10 @@ func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note
 	if err != nil {
 		return err
 	}
-	return t.exec(ctx, `INSERT INTO option_change (vps, option, at, state, actor_name, actor_way, note) VALUES (?,?,?,?,?,?,?)`,
-		o.VPS, o.ID, micros(o.UpdatedAt), o.State, actor.Name, actor.Way, note)
+	return t.exec(
+		ctx, `INSERT INTO option_change (vps, option, at, state, actor_name, actor_way, note) VALUES (?,?,?,?,?,?,?)`,
+		o.VPS, o.ID, micros(o.UpdatedAt), o.State, actor.Name, actor.Way, note,
+	)
 }
 
 // OptionHistory returns one page of the changes of a VPS's options, released ones

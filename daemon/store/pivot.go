@@ -17,7 +17,8 @@ type PivotMark struct {
 // PivotMark returns the mark of a VPS; sql.ErrNoRows when there is none.
 func (s queries) PivotMark(ctx context.Context, vpsID string) (PivotMark, error) {
 	m := PivotMark{VPS: vpsID}
-	err := s.q.QueryRowContext(ctx, `SELECT target, base_modified FROM pivot WHERE vps = ?`, vpsID).Scan(&m.Target, fileTime{&m.BaseModified})
+	err := s.q.QueryRowContext(ctx, `SELECT target, base_modified FROM pivot WHERE vps = ?`, vpsID).
+		Scan(&m.Target, fileTime{&m.BaseModified})
 	return m, err
 }
 

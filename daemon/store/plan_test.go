@@ -105,7 +105,13 @@ func history(t *testing.T, s *Store) {
 			must(t, tx.AddMessage(ctx, vps.Message{At: now, VPS: of, Kind: "x", Text: "x"}))
 		}
 		must(t, tx.SaveSnapshot(ctx, snapshot("x", "x", vps.SnapshotAvailable)))
-		must(t, tx.SaveOption(ctx, vps.Option{ID: "x", VPS: "x", State: vps.OptionActive, OrderRef: "x", EndsAt: &now}, vps.Actor{}, ""))
+		must(
+			t,
+			tx.SaveOption(
+				ctx, vps.Option{ID: "x", VPS: "x", State: vps.OptionActive, OrderRef: "x", EndsAt: &now}, vps.Actor{},
+				"",
+			),
+		)
 		must(t, tx.InsertOperation(ctx, operation("x", "x", vps.StatusPending)))
 		must(t, tx.SawVPS(ctx, KnownVPS{ID: "x", Name: "x"}))
 		return tx.AddWebhook(ctx, vps.Webhook{ID: "x", URL: "https://x"})
@@ -210,9 +216,26 @@ func set(of reflect.Type) reflect.Value {
 
 var (
 	// small are the tables that do not grow with time, or are emptied at each use.
-	small = []string{"webhook", "token", "promise", "download", "download_key", "image", "vps", "json_each", "sqlite_sequence"}
+	small = []string{
+		"webhook",
+		"token",
+		"promise",
+		"download",
+		"download_key",
+		"image",
+		"vps",
+		"json_each",
+		"sqlite_sequence",
+	}
 	// ofNow are the indexes that have only what is, and nothing of what was.
-	ofNow = []string{"snapshot_open", "snapshot_undo", "snapshot_disk_left", "option_one_open", "operation_one_active", "delivery_waiting"}
+	ofNow = []string{
+		"snapshot_open",
+		"snapshot_undo",
+		"snapshot_disk_left",
+		"option_one_open",
+		"operation_one_active",
+		"delivery_waiting",
+	}
 
 	scan    = regexp.MustCompile(`^SCAN (\w+)(?:.* INDEX (\w+))?`)
 	aliases = regexp.MustCompile(`(?:FROM|JOIN) (\w+) ([a-z])\b`)

@@ -188,7 +188,10 @@ func TestPruneNames(t *testing.T) {
 		t.Fatalf("kept for ever are %+v (%v)", known, err)
 	}
 	prune(t, s, Retention{Operations: year})
-	wantColumn(t, s, `SELECT id FROM vps ORDER BY id`, "given-up", "here", "message", "operation", "option", "promise", "snapshot")
+	wantColumn(
+		t, s, `SELECT id FROM vps ORDER BY id`, "given-up", "here", "message", "operation", "option", "promise",
+		"snapshot",
+	)
 }
 
 // What has a time of its own needs no setting: deliveries that have ended, answers to
@@ -205,7 +208,10 @@ func TestPruneWhatHasExpired(t *testing.T) {
 				VALUES (?, 'mail', '', '', x'', 0, 0, ?)`, fmt.Sprint("d", i), ended))
 		}
 		for id, at := range map[string]time.Time{"a0": now, "a1": longAgo} {
-			must(t, tx.exec(ctx, `INSERT INTO answer (client, key, sum, at, answer) VALUES (?, '', x'', ?, x'')`, id, micros(at)))
+			must(
+				t,
+				tx.exec(ctx, `INSERT INTO answer (client, key, sum, at, answer) VALUES (?, '', x'', ?, x'')`, id, micros(at)),
+			)
 		}
 		must(t, tx.SaveSnapshot(ctx, snapshot("s1", "v1", vps.SnapshotAvailable)))
 		must(t, tx.SaveSnapshot(ctx, snapshot("s2", "v2", vps.SnapshotAvailable)))

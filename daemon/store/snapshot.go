@@ -104,12 +104,18 @@ func (s queries) readDisks(ctx context.Context, all []vps.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	rows, err := s.q.QueryContext(ctx, `SELECT snapshot, target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
-		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot IN (SELECT value FROM json_each(?)) ORDER BY target`, string(ids))
+	rows, err := s.q.QueryContext(
+		ctx,
+		`SELECT snapshot, target, base, base_format, base_inode, size_bytes, overlay, overlay_inode,
+		undo, undo_inode, pivoted, base_modified FROM snapshot_disk WHERE snapshot IN (SELECT value FROM json_each(?)) ORDER BY target`,
+		string(ids),
+	)
 	_, err = collect(rows, err, func(row scanner) (d vps.SnapshotDisk, err error) {
 		var id string
-		err = row.Scan(&id, &d.Target, &d.Base, &d.BaseFormat, inode{&d.BaseInode}, &d.SizeBytes, &d.Overlay, inode{&d.OverlayInode},
-			&d.Undo, inode{&d.UndoInode}, &d.Pivoted, fileTime{&d.BaseModified})
+		err = row.Scan(
+			&id, &d.Target, &d.Base, &d.BaseFormat, inode{&d.BaseInode}, &d.SizeBytes, &d.Overlay,
+			inode{&d.OverlayInode}, &d.Undo, inode{&d.UndoInode}, &d.Pivoted, fileTime{&d.BaseModified},
+		)
 		if snap := &all[at[id]]; err == nil {
 			snap.Disks = append(snap.Disks, d)
 		}
@@ -125,13 +131,32 @@ func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 	if err := t.tellSnapshot(ctx, s); err != nil {
 		return err
 	}
-	err := t.exec(ctx, `INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+	err := t.exec(
+		ctx,
+		`INSERT INTO snapshot (`+snapshotColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, created_at = excluded.created_at, consistency = excluded.consistency,
 		freeze_ms = excluded.freeze_ms, size_bytes = excluded.size_bytes, restored_at = excluded.restored_at,
 		undo_until = excluded.undo_until, nvram = excluded.nvram, nvram_saved = excluded.nvram_saved,
 		nvram_undo = excluded.nvram_undo, updated_at = excluded.updated_at, heals = excluded.heals`,
-		s.ID, s.VPS, s.State, s.Reason, s.Description, micros(s.CreatedAt), s.Consistency, s.FreezeMS, s.SizeBytes,
-		microsOrNull(s.RestoredAt), microsOrNull(s.UndoUntil), s.NVRAM, s.NVRAMSaved, s.NVRAMUndo, micros(s.UpdatedAt), s.Heals)
+		s.ID,
+		s.VPS,
+		s.State,
+		s.Reason,
+		s.Description,
+		micros(s.CreatedAt),
+		s.Consistency,
+		s.FreezeMS,
+		s.SizeBytes,
+		microsOrNull(
+			s.RestoredAt,
+		),
+		microsOrNull(s.UndoUntil),
+		s.NVRAM,
+		s.NVRAMSaved,
+		s.NVRAMUndo,
+		micros(s.UpdatedAt),
+		s.Heals,
+	)
 	if err != nil {
 		return err
 	}
@@ -161,8 +186,13 @@ func (t *Tx) LetGoOfSnapshot(ctx context.Context, id string, now time.Time) erro
 	if err := t.exec(ctx, `DELETE FROM snapshot_disk WHERE snapshot = ?`, id); err != nil {
 		return err
 	}
-	return t.execOne(ctx, `UPDATE snapshot SET state = 'gone', heals = 0, undo_until = NULL, nvram = '', nvram_saved = '', nvram_undo = '', updated_at = ?
-		WHERE id = ?`, micros(now), id)
+	return t.execOne(
+		ctx,
+		`UPDATE snapshot SET state = 'gone', heals = 0, undo_until = NULL, nvram = '', nvram_saved = '', nvram_undo = '', updated_at = ?
+		WHERE id = ?`,
+		micros(now),
+		id,
+	)
 }
 
 // DescribeSnapshot changes the description of the snapshot that a VPS has;
@@ -176,5 +206,7 @@ func (t *Tx) DescribeSnapshot(ctx context.Context, vpsID, description string, no
 	if err := t.addSnapshotEvent(ctx, vps.EventSnapshotChanged, current); err != nil {
 		return err
 	}
-	return t.execOne(ctx, `UPDATE snapshot SET description = ?, updated_at = ? WHERE id = ?`, description, micros(now), current.ID)
+	return t.execOne(
+		ctx, `UPDATE snapshot SET description = ?, updated_at = ? WHERE id = ?`, description, micros(now), current.ID,
+	)
 }

@@ -117,15 +117,24 @@ func Open(ctx context.Context, path string, now func() time.Time) (*Store, error
 }
 
 func newStore(reader, writer *sql.DB) *Store {
-	s := &Store{writer: writer, reader: reader, committed: work.NewSignal(), broken: make(chan struct{}), queued: work.NewSignal(),
-		dropped: map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}}, clock: time.Now}
+	s := &Store{
+		writer:    writer,
+		reader:    reader,
+		committed: work.NewSignal(),
+		broken:    make(chan struct{}),
+		queued:    work.NewSignal(),
+		dropped:   map[vps.DeliveryKind]*atomic.Int64{vps.DeliveryWebhook: {}, vps.DeliveryMail: {}},
+		clock:     time.Now,
+	}
 	s.q = querier{reader, s.judge}
 	return s
 }
 
 // OpenReadOnly opens the database of a daemon that may be running, to read.
 func OpenReadOnly(path string) (*Store, error) {
-	reader, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_busy_timeout=5000&_defensive=1&_dqs=0")
+	reader, err := sql.Open(
+		"sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_busy_timeout=5000&_defensive=1&_dqs=0",
+	)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the database %s: %w", path, err)
 	}
@@ -215,7 +224,8 @@ func MoveAside(path string, now time.Time) ([]string, error) {
 // Empty says that nothing worth keeping is recorded.
 func (s queries) Empty(ctx context.Context) (bool, error) {
 	var n int
-	err := s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM option) + EXISTS (SELECT 1 FROM snapshot) + EXISTS (SELECT 1 FROM operation)`).Scan(&n)
+	err := s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM option) + EXISTS (SELECT 1 FROM snapshot) + EXISTS (SELECT 1 FROM operation)`).
+		Scan(&n)
 	return n == 0, err
 }
 
@@ -239,7 +249,9 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 	sources := provider.ListSources()
 	known := sources[len(sources)-1].Version
 	if have > known {
-		return fmt.Errorf("%w: it has schema version %d, this program knows %d; install that version again", ErrNewer, have, known)
+		return fmt.Errorf(
+			"%w: it has schema version %d, this program knows %d; install that version again", ErrNewer, have, known,
+		)
 	}
 	// Before the database changes: a package may then be refused for nothing, but
 	// is never installed over a database that it does not know.
@@ -357,7 +369,8 @@ func (s *Store) judge(err error) error {
 	switch e.Code() & 0xff {
 	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		err = vps.Errorf(vps.CodeInternal, "the daemon's database failed; nothing is recorded any more").
-			WithRemedy("look at the file system of the state directory (dmesg), cure it, and start vpssnapd again").Because(err)
+			WithRemedy("look at the file system of the state directory (dmesg), cure it, and start vpssnapd again").
+			Because(err)
 		if s.failed.CompareAndSwap(nil, &err) {
 			close(s.broken)
 		}
@@ -440,7 +453,8 @@ func isFull(e *sqlite.Error) bool {
 // IsUnique says that err is a violated uniqueness rule.
 func IsUnique(err error) bool {
 	var e *sqlite.Error
-	return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+	return errors.As(err, &e) &&
+		(e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 }
 
 func (t *Tx) exec(ctx context.Context, query string, args ...any) error {

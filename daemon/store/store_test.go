@@ -56,8 +56,10 @@ func snapshot(id, vpsID string, state vps.SnapshotState) vps.Snapshot {
 	return vps.Snapshot{
 		ID: id, VPS: vpsID, State: state, Description: "before", CreatedAt: now, Consistency: vps.ConsistencyCrash,
 		FreezeMS: 3, SizeBytes: 1 << 40, RestoredAt: &later, UndoUntil: &later, UpdatedAt: now, NVRAM: "/n", NVRAMSaved: "/s", NVRAMUndo: "/u",
-		Disks: []vps.SnapshotDisk{{Target: "vda", Base: "/b", BaseFormat: "raw", BaseInode: 1<<64 - 1, BaseModified: now.Add(7), SizeBytes: 5,
-			Overlay: "/o", OverlayInode: 9, Undo: "/u", UndoInode: 10, Pivoted: true}},
+		Disks: []vps.SnapshotDisk{
+			{Target: "vda", Base: "/b", BaseFormat: "raw", BaseInode: 1<<64 - 1, BaseModified: now.Add(7), SizeBytes: 5,
+				Overlay: "/o", OverlayInode: 9, Undo: "/u", UndoInode: 10, Pivoted: true},
+		},
 	}
 }
 
@@ -276,10 +278,22 @@ func TestSQLIsText(t *testing.T) {
 		op := operation(id, "v"+evil, vps.StatusPending)
 		op.VPSName, op.Result, op.Actor.Name = evil, evil, evil
 		op.Error = &vps.Error{Code: "x", Detail: evil, Remedy: evil}
-		option := vps.Option{ID: id, VPS: "v" + evil, State: vps.OptionActive, OrderRef: evil, ContactEmail: evil, Locale: evil, OrderedAt: now, UpdatedAt: now}
+		option := vps.Option{
+			ID:           id,
+			VPS:          "v" + evil,
+			State:        vps.OptionActive,
+			OrderRef:     evil,
+			ContactEmail: evil,
+			Locale:       evil,
+			OrderedAt:    now,
+			UpdatedAt:    now,
+		}
 		message := vps.Message{ID: int64(i + 1), At: now, VPS: "v" + evil, VPSName: evil, Text: evil, Detail: evil}
 		write(t, s, func(tx *Tx) error {
-			return errors.Join(tx.SaveSnapshot(ctx, snap), tx.InsertOperation(ctx, op), tx.SaveOption(ctx, option, vps.Actor{Name: evil}, evil), tx.AddMessage(ctx, message))
+			return errors.Join(
+				tx.SaveSnapshot(ctx, snap), tx.InsertOperation(ctx, op),
+				tx.SaveOption(ctx, option, vps.Actor{Name: evil}, evil), tx.AddMessage(ctx, message),
+			)
 		})
 		gotSnap, err1 := s.CurrentSnapshot(ctx, "v"+evil)
 		gotOp, err2 := s.ActiveOperation(ctx, "v"+evil)
@@ -474,17 +488,23 @@ func TestMessagesByTime(t *testing.T) {
 	for i := range 5 {
 		clock = now.Add(time.Duration(i) * time.Hour)
 		write(t, s, func(tx *Tx) error {
-			return tx.AddMessage(ctx, vps.Message{Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": fmt.Sprint(i)}})
+			return tx.AddMessage(
+				ctx, vps.Message{Phrase: vps.PhraseTakeDone, Params: map[string]string{"result": fmt.Sprint(i)}},
+			)
 		})
 	}
 	page, err := s.Messages(ctx, vps.MessageQuery{Since: now.Add(time.Hour), Until: now.Add(3 * time.Hour), Limit: 10})
-	if err != nil || len(page.Messages) != 2 || page.Messages[0].Text != "The snapshot was taken: 2." || page.Messages[1].Params["result"] != "1" {
+	if err != nil || len(page.Messages) != 2 || page.Messages[0].Text != "The snapshot was taken: 2." ||
+		page.Messages[1].Params["result"] != "1" {
 		t.Errorf("found %+v (%v)", page.Messages, err)
 	}
 }
 
 func TestMessageFromBefore(t *testing.T) {
-	path := before(t, 3, `INSERT INTO message VALUES (1, 1000000, 'id-1', 'web1', 'warning', 'x', 'panel', '', 'The old text.', '')`)
+	path := before(
+		t, 3,
+		`INSERT INTO message VALUES (1, 1000000, 'id-1', 'web1', 'warning', 'x', 'panel', '', 'The old text.', '')`,
+	)
 	s := open(t, path)
 	page, err := s.Messages(ctx, vps.MessageQuery{Limit: 10})
 	if err != nil || len(page.Messages) != 1 || page.Messages[0].In(vps.French) != "The old text." {
@@ -502,13 +522,25 @@ func TestRecordsAreOfOneMoment(t *testing.T) {
 	go func() {
 		var err error
 		for n := 0; n < 200 && err == nil; n++ {
-			op := vps.Operation{ID: fmt.Sprint("op-", n), VPS: "v", Kind: vps.KindDelete, Status: vps.StatusRunning, CreatedAt: now}
+			op := vps.Operation{
+				ID:        fmt.Sprint("op-", n),
+				VPS:       "v",
+				Kind:      vps.KindDelete,
+				Status:    vps.StatusRunning,
+				CreatedAt: now,
+			}
 			deleting := snap
 			deleting.State = vps.SnapshotDeleting
-			err = s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.InsertOperation(ctx, op), tx.SaveSnapshot(ctx, deleting)) })
+			err = s.Write(
+				ctx,
+				func(tx *Tx) error { return errors.Join(tx.InsertOperation(ctx, op), tx.SaveSnapshot(ctx, deleting)) },
+			)
 			if err == nil {
 				op.Status = vps.StatusFailed
-				err = s.Write(ctx, func(tx *Tx) error { return errors.Join(tx.SaveOperation(ctx, op), tx.SaveSnapshot(ctx, snap)) })
+				err = s.Write(
+					ctx,
+					func(tx *Tx) error { return errors.Join(tx.SaveOperation(ctx, op), tx.SaveSnapshot(ctx, snap)) },
+				)
 			}
 		}
 		ended <- err

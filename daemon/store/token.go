@@ -69,8 +69,11 @@ func (t *Tx) AddToken(ctx context.Context, k vps.Token, hash []byte) error {
 	if k.Parent != "" {
 		parent = k.Parent
 	}
-	return t.exec(ctx, `INSERT INTO token (id, name, parent, hash, scopes, way, vps, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?,?)`,
-		k.ID, k.Name, parent, hash, string(scopes), k.Way, bound, micros(k.CreatedAt), microsOrNull(k.ExpiresAt))
+	return t.exec(
+		ctx,
+		`INSERT INTO token (id, name, parent, hash, scopes, way, vps, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?,?)`,
+		k.ID, k.Name, parent, hash, string(scopes), k.Way, bound, micros(k.CreatedAt), microsOrNull(k.ExpiresAt),
+	)
 }
 
 // SetTokenHash gives a token another secret; sql.ErrNoRows (wrapped) when there is none.

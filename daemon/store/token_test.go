@@ -21,8 +21,23 @@ func TestTokensAreKeptAndEnd(t *testing.T) {
 	defer s.Close()
 	at := time.UnixMicro(1_000_000).UTC()
 	end := at.Add(time.Hour)
-	panel := vps.Token{ID: "tok-1", Name: "panel", Scopes: []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot}, Way: vps.WayPanel, CreatedAt: at}
-	jo := vps.Token{ID: "tok-2", Name: "panel/jo", Parent: "tok-1", Scopes: []vps.Scope{vps.ScopeRead}, Way: vps.WayPanel, VPS: []string{"id-1"}, CreatedAt: at, ExpiresAt: &end}
+	panel := vps.Token{
+		ID:        "tok-1",
+		Name:      "panel",
+		Scopes:    []vps.Scope{vps.ScopeRead, vps.ScopeSnapshot},
+		Way:       vps.WayPanel,
+		CreatedAt: at,
+	}
+	jo := vps.Token{
+		ID:        "tok-2",
+		Name:      "panel/jo",
+		Parent:    "tok-1",
+		Scopes:    []vps.Scope{vps.ScopeRead},
+		Way:       vps.WayPanel,
+		VPS:       []string{"id-1"},
+		CreatedAt: at,
+		ExpiresAt: &end,
+	}
 	add := func(k vps.Token) error {
 		return s.Write(ctx, func(tx *Tx) error { return tx.AddToken(ctx, k, []byte("hash of "+k.ID)) })
 	}
@@ -68,7 +83,12 @@ func TestDamagedBinding(t *testing.T) {
 		must(t, s.Write(ctx, func(tx *Tx) error {
 			return errors.Join(
 				tx.exec(ctx, `DELETE FROM token`),
-				tx.exec(ctx, `INSERT INTO token (id, name, hash, scopes, way, vps, created_at) VALUES ('tok-1', 'a', x'00', '["read"]', 'panel', ?, 0)`, bound))
+				tx.exec(
+					ctx,
+					`INSERT INTO token (id, name, hash, scopes, way, vps, created_at) VALUES ('tok-1', 'a', x'00', '["read"]', 'panel', ?, 0)`,
+					bound,
+				),
+			)
 		}))
 		if k, _, err := s.Token(ctx, "tok-1"); err == nil {
 			t.Errorf("%q: %+v", bound, k)
@@ -90,7 +110,8 @@ func TestAnswersAreKeptForATime(t *testing.T) {
 	now = now.Add(time.Minute)
 	must(t, s.KeepAnswer(call("a", "three"), nil)) // what the same call came to in the end
 	for client, want := range map[string]string{"a": "three", "b": "two"} {
-		if got, sum, err := s.Answered(t.Context(), client, "k"); err != nil || string(got) != want || sum != [sha256.Size]byte{1, 2, 3} {
+		if got, sum, err := s.Answered(t.Context(), client, "k"); err != nil || string(got) != want ||
+			sum != [sha256.Size]byte{1, 2, 3} {
 			t.Errorf("%s: %s %v (%v)", client, got, sum, err)
 		}
 	}

@@ -17,8 +17,10 @@ const (
 func scanWebhook(row scanner) (vps.Webhook, error) {
 	var w vps.Webhook
 	var types *string
-	err := row.Scan(&w.ID, &w.URL, &w.Secret, &types, moment{&w.CreatedAt}, momentOrNil{&w.DisabledAt}, momentOrNil{&w.DeliveredAt},
-		momentOrNil{&w.FailedAt}, &w.LastError, &w.Waiting)
+	err := row.Scan(
+		&w.ID, &w.URL, &w.Secret, &types, moment{&w.CreatedAt}, momentOrNil{&w.DisabledAt}, momentOrNil{&w.DeliveredAt},
+		momentOrNil{&w.FailedAt}, &w.LastError, &w.Waiting,
+	)
 	if err == nil && types != nil {
 		if err = json.Unmarshal([]byte(*types), &w.Types); err != nil {
 			err = fmt.Errorf("the event types of webhook %s cannot be read: %w", w.ID, err)
@@ -70,7 +72,9 @@ func (t *Tx) RemoveWebhook(ctx context.Context, id string) error {
 
 // WebhookTook notes that a webhook took something; if it was disabled it is not any more.
 func (t *Tx) WebhookTook(ctx context.Context, id string, at time.Time) error {
-	return t.exec(ctx, `UPDATE webhook SET delivered_at = ?, disabled_at = NULL, last_error = '' WHERE id = ?`, micros(at), id)
+	return t.exec(
+		ctx, `UPDATE webhook SET delivered_at = ?, disabled_at = NULL, last_error = '' WHERE id = ?`, micros(at), id,
+	)
 }
 
 // WebhookFailed notes that it did not, and whether it is disabled for that.

@@ -10,8 +10,31 @@ import (
 
 // Every command that is shown can be pasted: a shell makes the same words of it.
 func TestCommandsArePasteable(t *testing.T) {
-	hostile := vps.Command{"printf", `%s\0`, "plain", "/srv/a b.qcow2", "it's", `"$(reboot)"`, "`id`", "$HOME", "*", "-rf", "", "é ü",
-		"line\nbreak", "tab\tand\\n", "bell\x07", "bad\xff", "turned\u202eround", "a;b&c|d>e", "~", "#", "!x", "{a,b}", "x=1"}
+	hostile := vps.Command{
+		"printf",
+		`%s\0`,
+		"plain",
+		"/srv/a b.qcow2",
+		"it's",
+		`"$(reboot)"`,
+		"`id`",
+		"$HOME",
+		"*",
+		"-rf",
+		"",
+		"é ü",
+		"line\nbreak",
+		"tab\tand\\n",
+		"bell\x07",
+		"bad\xff",
+		"turned\u202eround",
+		"a;b&c|d>e",
+		"~",
+		"#",
+		"!x",
+		"{a,b}",
+		"x=1",
+	}
 	line := hostile.String()
 	if strings.ContainsAny(line, "\n\t\x07\u202e") {
 		t.Errorf("the line would not be shown as it is: %q", line)

@@ -90,61 +90,178 @@ func (p Phrase) Generic() bool { return strings.HasPrefix(string(p), string(gene
 // phrases are the sentences: {name} is a parameter, and what stands in [] is left
 // out when its parameter is empty.
 var phrases = map[Phrase]map[Language]string{
-	PhraseTakeAsked:     {English: "A snapshot was asked for.", French: "Un snapshot a été demandé."},
-	PhraseTakeDone:      {English: "The snapshot was taken[: {result}].", French: "Le snapshot a été créé[ : {result}]."},
-	PhraseTakeCancelled: {English: "The snapshot could not be taken: it was cancelled. Nothing was changed.", French: "Le snapshot n'a pas été créé : la demande a été annulée. Rien n'a été modifié."},
-	PhraseTakeFailed:    {English: "The snapshot could not be taken.", French: "Le snapshot n'a pas pu être créé."},
-	PhraseTakeParked:    {English: "The snapshot could not be taken yet; an operator of the host has to look at it.", French: "Le snapshot n'a pas encore pu être créé ; un opérateur de l'hôte doit intervenir."},
+	PhraseTakeAsked: {English: "A snapshot was asked for.", French: "Un snapshot a été demandé."},
+	PhraseTakeDone:  {English: "The snapshot was taken[: {result}].", French: "Le snapshot a été créé[ : {result}]."},
+	PhraseTakeCancelled: {
+		English: "The snapshot could not be taken: it was cancelled. Nothing was changed.",
+		French:  "Le snapshot n'a pas été créé : la demande a été annulée. Rien n'a été modifié.",
+	},
+	PhraseTakeFailed: {English: "The snapshot could not be taken.", French: "Le snapshot n'a pas pu être créé."},
+	PhraseTakeParked: {
+		English: "The snapshot could not be taken yet; an operator of the host has to look at it.",
+		French:  "Le snapshot n'a pas encore pu être créé ; un opérateur de l'hôte doit intervenir.",
+	},
 
-	PhraseRestoreAsked:     {English: "A restore of the snapshot was asked for.", French: "La restauration du snapshot a été demandée."},
-	PhraseRestoreDone:      {English: "The VPS was put back to its snapshot[: {result}].", French: "Le VPS a été remis dans l'état de son snapshot[ : {result}]."},
-	PhraseRestoreCancelled: {English: "The VPS could not be put back to its snapshot: it was cancelled. Nothing was changed.", French: "Le VPS n'a pas été remis dans l'état de son snapshot : la demande a été annulée. Rien n'a été modifié."},
-	PhraseRestoreFailed:    {English: "The VPS could not be put back to its snapshot.", French: "Le VPS n'a pas pu être remis dans l'état de son snapshot."},
-	PhraseRestoreParked:    {English: "The VPS could not be put back to its snapshot yet; an operator of the host has to look at it.", French: "Le VPS n'a pas encore pu être remis dans l'état de son snapshot ; un opérateur de l'hôte doit intervenir."},
+	PhraseRestoreAsked: {
+		English: "A restore of the snapshot was asked for.",
+		French:  "La restauration du snapshot a été demandée.",
+	},
+	PhraseRestoreDone: {
+		English: "The VPS was put back to its snapshot[: {result}].",
+		French:  "Le VPS a été remis dans l'état de son snapshot[ : {result}].",
+	},
+	PhraseRestoreCancelled: {
+		English: "The VPS could not be put back to its snapshot: it was cancelled. Nothing was changed.",
+		French:  "Le VPS n'a pas été remis dans l'état de son snapshot : la demande a été annulée. Rien n'a été modifié.",
+	},
+	PhraseRestoreFailed: {
+		English: "The VPS could not be put back to its snapshot.",
+		French:  "Le VPS n'a pas pu être remis dans l'état de son snapshot.",
+	},
+	PhraseRestoreParked: {
+		English: "The VPS could not be put back to its snapshot yet; an operator of the host has to look at it.",
+		French:  "Le VPS n'a pas encore pu être remis dans l'état de son snapshot ; un opérateur de l'hôte doit intervenir.",
+	},
 
-	PhraseUndoAsked:     {English: "The undo of the last restore was asked for.", French: "L'annulation de la dernière restauration a été demandée."},
-	PhraseUndoDone:      {English: "The last restore was undone[: {result}].", French: "La dernière restauration a été annulée[ : {result}]."},
-	PhraseUndoCancelled: {English: "The last restore could not be undone: it was cancelled. Nothing was changed.", French: "La dernière restauration n'a pas été annulée : la demande a été retirée. Rien n'a été modifié."},
-	PhraseUndoFailed:    {English: "The last restore could not be undone.", French: "La dernière restauration n'a pas pu être annulée."},
-	PhraseUndoParked:    {English: "The last restore could not be undone yet; an operator of the host has to look at it.", French: "La dernière restauration n'a pas encore pu être annulée ; un opérateur de l'hôte doit intervenir."},
+	PhraseUndoAsked: {
+		English: "The undo of the last restore was asked for.",
+		French:  "L'annulation de la dernière restauration a été demandée.",
+	},
+	PhraseUndoDone: {
+		English: "The last restore was undone[: {result}].",
+		French:  "La dernière restauration a été annulée[ : {result}].",
+	},
+	PhraseUndoCancelled: {
+		English: "The last restore could not be undone: it was cancelled. Nothing was changed.",
+		French:  "La dernière restauration n'a pas été annulée : la demande a été retirée. Rien n'a été modifié.",
+	},
+	PhraseUndoFailed: {
+		English: "The last restore could not be undone.",
+		French:  "La dernière restauration n'a pas pu être annulée.",
+	},
+	PhraseUndoParked: {
+		English: "The last restore could not be undone yet; an operator of the host has to look at it.",
+		French:  "La dernière restauration n'a pas encore pu être annulée ; un opérateur de l'hôte doit intervenir.",
+	},
 
-	PhraseDeleteAsked:     {English: "The deletion of the snapshot was asked for.", French: "La suppression du snapshot a été demandée."},
-	PhraseDeleteDone:      {English: "The snapshot was deleted[: {result}].", French: "Le snapshot a été supprimé[ : {result}]."},
-	PhraseDeleteCancelled: {English: "The snapshot could not be deleted: it was cancelled. Nothing was changed.", French: "Le snapshot n'a pas été supprimé : la demande a été annulée. Rien n'a été modifié."},
-	PhraseDeleteFailed:    {English: "The snapshot could not be deleted.", French: "Le snapshot n'a pas pu être supprimé."},
-	PhraseDeleteParked:    {English: "The snapshot could not be deleted yet; an operator of the host has to look at it.", French: "Le snapshot n'a pas encore pu être supprimé ; un opérateur de l'hôte doit intervenir."},
+	PhraseDeleteAsked: {
+		English: "The deletion of the snapshot was asked for.",
+		French:  "La suppression du snapshot a été demandée.",
+	},
+	PhraseDeleteDone: {
+		English: "The snapshot was deleted[: {result}].",
+		French:  "Le snapshot a été supprimé[ : {result}].",
+	},
+	PhraseDeleteCancelled: {
+		English: "The snapshot could not be deleted: it was cancelled. Nothing was changed.",
+		French:  "Le snapshot n'a pas été supprimé : la demande a été annulée. Rien n'a été modifié.",
+	},
+	PhraseDeleteFailed: {English: "The snapshot could not be deleted.", French: "Le snapshot n'a pas pu être supprimé."},
+	PhraseDeleteParked: {
+		English: "The snapshot could not be deleted yet; an operator of the host has to look at it.",
+		French:  "Le snapshot n'a pas encore pu être supprimé ; un opérateur de l'hôte doit intervenir.",
+	},
 
-	PhraseOperationAsked:     {English: "An operation was asked for ({kind}).", French: "Une opération a été demandée ({kind})."},
-	PhraseOperationDone:      {English: "The operation is done ({kind})[: {result}].", French: "L'opération est terminée ({kind})[ : {result}]."},
-	PhraseOperationCancelled: {English: "The operation was cancelled ({kind}). Nothing was changed.", French: "L'opération a été annulée ({kind}). Rien n'a été modifié."},
-	PhraseOperationFailed:    {English: "The operation has failed ({kind}).", French: "L'opération a échoué ({kind})."},
-	PhraseOperationParked:    {English: "The operation could not be finished yet ({kind}); an operator of the host has to look at it.", French: "L'opération n'a pas encore pu être terminée ({kind}) ; un opérateur de l'hôte doit intervenir."},
+	PhraseOperationAsked: {
+		English: "An operation was asked for ({kind}).",
+		French:  "Une opération a été demandée ({kind}).",
+	},
+	PhraseOperationDone: {
+		English: "The operation is done ({kind})[: {result}].",
+		French:  "L'opération est terminée ({kind})[ : {result}].",
+	},
+	PhraseOperationCancelled: {
+		English: "The operation was cancelled ({kind}). Nothing was changed.",
+		French:  "L'opération a été annulée ({kind}). Rien n'a été modifié.",
+	},
+	PhraseOperationFailed: {English: "The operation has failed ({kind}).", French: "L'opération a échoué ({kind})."},
+	PhraseOperationParked: {
+		English: "The operation could not be finished yet ({kind}); an operator of the host has to look at it.",
+		French:  "L'opération n'a pas encore pu être terminée ({kind}) ; un opérateur de l'hôte doit intervenir.",
+	},
 
-	PhraseOptionOrdered:  {English: "The snapshot option is ordered.", French: "L'option snapshot est commandée."},
-	PhraseOptionActive:   {English: "The snapshot option is active.", French: "L'option snapshot est active."},
-	PhraseOptionGrace:    {English: "The snapshot option has ended. The snapshot is kept until {until} and can be restored until then.", French: "L'option snapshot a pris fin. Le snapshot est conservé jusqu'au {until} et peut être restauré jusque-là."},
+	PhraseOptionOrdered: {English: "The snapshot option is ordered.", French: "L'option snapshot est commandée."},
+	PhraseOptionActive:  {English: "The snapshot option is active.", French: "L'option snapshot est active."},
+	PhraseOptionGrace: {
+		English: "The snapshot option has ended. The snapshot is kept until {until} and can be restored until then.",
+		French:  "L'option snapshot a pris fin. Le snapshot est conservé jusqu'au {until} et peut être restauré jusque-là.",
+	},
 	PhraseOptionReleased: {English: "The snapshot option is released.", French: "L'option snapshot est close."},
-	PhraseUndoEnded:      {English: "The last restore can no longer be undone: the time for it is over.", French: "La dernière restauration ne peut plus être annulée : le délai est écoulé."},
+	PhraseUndoEnded: {
+		English: "The last restore can no longer be undone: the time for it is over.",
+		French:  "La dernière restauration ne peut plus être annulée : le délai est écoulé.",
+	},
 
-	PhraseDownloadMade:    {English: "A link to download disk {disk} of the snapshot was made ({link}); it is valid until {until}.", French: "Un lien de téléchargement du disque {disk} du snapshot a été créé ({link}) ; il est valable jusqu'au {until}."},
-	PhraseDownloadRevoked: {English: "The download link {link} was revoked.", French: "Le lien de téléchargement {link} a été révoqué."},
-	PhraseDownloadsEnded:  {English: "The snapshot is deleted or replaced; downloads of it that were cut off: {count}.", French: "Le snapshot est supprimé ou remplacé ; téléchargements interrompus : {count}."},
+	PhraseDownloadMade: {
+		English: "A link to download disk {disk} of the snapshot was made ({link}); it is valid until {until}.",
+		French:  "Un lien de téléchargement du disque {disk} du snapshot a été créé ({link}) ; il est valable jusqu'au {until}.",
+	},
+	PhraseDownloadRevoked: {
+		English: "The download link {link} was revoked.",
+		French:  "Le lien de téléchargement {link} a été révoqué.",
+	},
+	PhraseDownloadsEnded: {
+		English: "The snapshot is deleted or replaced; downloads of it that were cut off: {count}.",
+		French:  "Le snapshot est supprimé ou remplacé ; téléchargements interrompus : {count}.",
+	},
 
-	PhraseSnapshotBroken: {English: "The snapshot is broken and cannot be restored for the time being.", French: "Le snapshot est endommagé et ne peut pas être restauré pour le moment."},
+	PhraseSnapshotBroken: {
+		English: "The snapshot is broken and cannot be restored for the time being.",
+		French:  "Le snapshot est endommagé et ne peut pas être restauré pour le moment.",
+	},
 	PhraseSnapshotHealed: {English: "The snapshot is no longer broken.", French: "Le snapshot n'est plus endommagé."},
-	PhraseSnapshotFound:  {English: "The record of the snapshot was made anew from the host.", French: "L'enregistrement du snapshot a été reconstitué à partir de l'hôte."},
-	PhraseRedefined:      {English: "The VPS was defined anew with its disks of before the snapshot; this was put right.", French: "Le VPS avait été redéfini avec ses disques d'avant le snapshot ; cela a été corrigé."},
-	PhraseMergeOutrun:    {English: "Deleting the snapshot takes longer: the VPS writes as fast as its disk is merged.", French: "La suppression du snapshot dure plus longtemps : le VPS écrit aussi vite que son disque est fusionné."},
-	PhraseMergeStops:     {English: "Deleting the snapshot takes longer: the VPS writes as fast as its disk is merged; it may be stopped for moments of at most {longest} until the merge has caught up.", French: "La suppression du snapshot dure plus longtemps : le VPS écrit aussi vite que son disque est fusionné ; il peut être suspendu par instants de {longest} au plus, jusqu'à ce que la fusion l'ait rattrapé."},
-	PhraseMovedAway:      {English: "The VPS was moved to another host and has taken its snapshot along.", French: "Le VPS a été déplacé vers un autre hôte et a emporté son snapshot."},
-	PhraseMovedHere:      {English: "The VPS has brought its snapshot along, which is in use here now.", French: "Le VPS a apporté son snapshot, qui est désormais utilisé ici."},
-	PhraseFed:            {English: "The VPS had stopped because its disk could not grow; there is space again, and it runs on.", French: "Le VPS s'était arrêté parce que son disque ne pouvait plus grandir ; il y a de nouveau de la place et il continue."},
-	PhraseSpaceOK:        {English: "Space is ok: {free} of {total} are free where VPSes have their disks.", French: "L'espace disque suffit : {free} sur {total} sont libres là où les VPS ont leurs disques."},
-	PhraseSpaceWarning:   {English: "Space is warning: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].", French: "L'espace disque diminue : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme]."},
-	PhraseSpaceCritical:  {English: "Space is critical: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].", French: "L'espace disque est critique : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme]."},
-	PhraseOldDatabase:    {English: "The daemon's database is older than what it had recorded last.", French: "La base de données du service est plus ancienne que ce qu'il avait enregistré en dernier."},
-	PhraseWebhookGivenUp: {English: "A webhook could not be told some news; trying was given up.", French: "Un webhook n'a pas pu recevoir certaines informations ; les tentatives ont été abandonnées."},
-	PhraseMailGivenUp:    {English: "An e-mail could not be sent; trying was given up.", French: "Un e-mail n'a pas pu être envoyé ; les tentatives ont été abandonnées."},
+	PhraseSnapshotFound: {
+		English: "The record of the snapshot was made anew from the host.",
+		French:  "L'enregistrement du snapshot a été reconstitué à partir de l'hôte.",
+	},
+	PhraseRedefined: {
+		English: "The VPS was defined anew with its disks of before the snapshot; this was put right.",
+		French:  "Le VPS avait été redéfini avec ses disques d'avant le snapshot ; cela a été corrigé.",
+	},
+	PhraseMergeOutrun: {
+		English: "Deleting the snapshot takes longer: the VPS writes as fast as its disk is merged.",
+		French:  "La suppression du snapshot dure plus longtemps : le VPS écrit aussi vite que son disque est fusionné.",
+	},
+	PhraseMergeStops: {
+		English: "Deleting the snapshot takes longer: the VPS writes as fast as its disk is merged; it may be stopped for moments of at most {longest} until the merge has caught up.",
+		French:  "La suppression du snapshot dure plus longtemps : le VPS écrit aussi vite que son disque est fusionné ; il peut être suspendu par instants de {longest} au plus, jusqu'à ce que la fusion l'ait rattrapé.",
+	},
+	PhraseMovedAway: {
+		English: "The VPS was moved to another host and has taken its snapshot along.",
+		French:  "Le VPS a été déplacé vers un autre hôte et a emporté son snapshot.",
+	},
+	PhraseMovedHere: {
+		English: "The VPS has brought its snapshot along, which is in use here now.",
+		French:  "Le VPS a apporté son snapshot, qui est désormais utilisé ici.",
+	},
+	PhraseFed: {
+		English: "The VPS had stopped because its disk could not grow; there is space again, and it runs on.",
+		French:  "Le VPS s'était arrêté parce que son disque ne pouvait plus grandir ; il y a de nouveau de la place et il continue.",
+	},
+	PhraseSpaceOK: {
+		English: "Space is ok: {free} of {total} are free where VPSes have their disks.",
+		French:  "L'espace disque suffit : {free} sur {total} sont libres là où les VPS ont leurs disques.",
+	},
+	PhraseSpaceWarning: {
+		English: "Space is warning: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].",
+		French:  "L'espace disque diminue : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme].",
+	},
+	PhraseSpaceCritical: {
+		English: "Space is critical: {free} of {total} are free where VPSes have their disks[; full in {full} at this rate].",
+		French:  "L'espace disque est critique : {free} sur {total} sont libres là où les VPS ont leurs disques[ ; plein dans {full} à ce rythme].",
+	},
+	PhraseOldDatabase: {
+		English: "The daemon's database is older than what it had recorded last.",
+		French:  "La base de données du service est plus ancienne que ce qu'il avait enregistré en dernier.",
+	},
+	PhraseWebhookGivenUp: {
+		English: "A webhook could not be told some news; trying was given up.",
+		French:  "Un webhook n'a pas pu recevoir certaines informations ; les tentatives ont été abandonnées.",
+	},
+	PhraseMailGivenUp: {
+		English: "An e-mail could not be sent; trying was given up.",
+		French:  "Un e-mail n'a pas pu être envoyé ; les tentatives ont été abandonnées.",
+	},
 }
 
 // results are the parts of an operation's result and of its note, which are in

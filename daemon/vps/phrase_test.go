@@ -56,16 +56,30 @@ func TestMessageIn(t *testing.T) {
 		english string
 		french  string
 	}{
-		{PhraseTakeDone, map[string]string{"result": "the guest's file systems were frozen for 205 ms; the last restore can no longer be undone"},
+		{
+			PhraseTakeDone,
+			map[string]string{
+				"result": "the guest's file systems were frozen for 205 ms; the last restore can no longer be undone",
+			},
 			"The snapshot was taken: the guest's file systems were frozen for 205 ms; the last restore can no longer be undone.",
-			"Le snapshot a été créé : les systèmes de fichiers ont été figés pendant 205 ms ; la dernière restauration ne peut plus être annulée."},
+			"Le snapshot a été créé : les systèmes de fichiers ont été figés pendant 205 ms ; la dernière restauration ne peut plus être annulée.",
+		},
 		{PhraseDeleteDone, map[string]string{"result": ""}, "The snapshot was deleted.", "Le snapshot a été supprimé."},
-		{PhraseTakeDone, map[string]string{"result": "{until} [odd]"}, "The snapshot was taken: {until} [odd].", "Le snapshot a été créé."},
+		{
+			PhraseTakeDone,
+			map[string]string{"result": "{until} [odd]"},
+			"The snapshot was taken: {until} [odd].",
+			"Le snapshot a été créé.",
+		},
 		{PhraseOptionGrace, map[string]string{"until": "2026-12-01T10:00:00Z"},
 			"The snapshot option has ended. The snapshot is kept until 2026-12-01T10:00:00Z and can be restored until then.",
 			"L'option snapshot a pris fin. Le snapshot est conservé jusqu'au 01/12/2026 à 10:00 UTC et peut être restauré jusque-là."},
-		{PhraseSnapshotBroken, map[string]string{"reason": "its base is missing"}, "The snapshot is broken and cannot be restored for the time being.",
-			"Le snapshot est endommagé et ne peut pas être restauré pour le moment."},
+		{
+			PhraseSnapshotBroken,
+			map[string]string{"reason": "its base is missing"},
+			"The snapshot is broken and cannot be restored for the time being.",
+			"Le snapshot est endommagé et ne peut pas être restauré pour le moment.",
+		},
 	}
 	for _, c := range cases {
 		m := Message{Phrase: c.phrase, Params: c.params, Text: "old"}
@@ -114,12 +128,16 @@ func TestPriceIn(t *testing.T) {
 
 func TestOperationIn(t *testing.T) {
 	o := Operation{Result: "the VPS was off", Error: &Error{Code: CodeGuestUnresponsive, Detail: "/srv/x", Remedy: "virsh"},
-		Progress: Progress{Note: "the VPS writes as fast as its disk is merged; it may be stopped for moments of at most 2s until the merge has caught up"}}
-	if got := o.In(English); got.Error.Detail != CodeGuestUnresponsive.In(English) || got.Progress != o.Progress || got.Result != o.Result {
+		Progress: Progress{
+			Note: "the VPS writes as fast as its disk is merged; it may be stopped for moments of at most 2s until the merge has caught up",
+		}}
+	if got := o.In(English); got.Error.Detail != CodeGuestUnresponsive.In(English) || got.Progress != o.Progress ||
+		got.Result != o.Result {
 		t.Errorf("%+v", got)
 	}
 	got := o.In(French)
-	if got.Result != "le VPS était éteint" || got.Error.Detail != "L'agent invité du VPS n'a pas répondu." || !strings.Contains(got.Error.Remedy, "qemu-guest-agent") ||
+	if got.Result != "le VPS était éteint" || got.Error.Detail != "L'agent invité du VPS n'a pas répondu." ||
+		!strings.Contains(got.Error.Remedy, "qemu-guest-agent") ||
 		got.Progress.Note != "le VPS écrit aussi vite que son disque est fusionné ; il peut être suspendu par instants de 2s au plus, jusqu'à ce que la fusion l'ait rattrapé" {
 		t.Errorf("%+v %+v", got, got.Error)
 	}

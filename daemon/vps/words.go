@@ -70,84 +70,168 @@ func (w Words) InOr(l Language, c Code) string {
 // that names something of the host, the English for customers stands beside it.
 var sentences = map[string]map[Language]string{
 	// Who may call what.
-	"the call needs exactly one token":                                               {French: "l'appel demande exactement un jeton"},
-	"send it as: Authorization: Bearer TOKEN":                                        {French: "envoyez-le ainsi : Authorization: Bearer JETON"},
-	"a token in the URL is not accepted":                                             {French: "un jeton dans l'URL n'est pas accepté"},
-	"send it in the Authorization header, and replace it: it may be in a log by now": {French: "envoyez-le dans l'en-tête Authorization, et remplacez-le : il figure peut-être déjà dans un journal"},
-	"the token is not valid":                                                         {French: "le jeton n'est pas valable"},
-	"the token has expired":                                                          {French: "le jeton a expiré"},
-	"the token %q lacks the scope %q":                                                {French: "le jeton %q n'a pas la portée %q"},
-	"cannot tell who calls":                                                          {French: "l'auteur de l'appel est inconnu"},
-	"user %s is not an operator of this host":                                        {French: "l'utilisateur %s n'est pas un opérateur de cet hôte"},
-	"use root or a member of the group %s":                                           {French: "utilisez root ou un membre du groupe %s"},
-	"too many wrong tokens came from this address":                                   {French: "trop de jetons faux sont venus de cette adresse"},
-	"too many calls come from this address":                                          {French: "trop d'appels viennent de cette adresse"},
-	"this user makes too many calls":                                                 {French: "cet utilisateur fait trop d'appels"},
-	"the token makes too many calls":                                                 {French: "le jeton fait trop d'appels"},
-	"wait %d s":                                                                      {French: "attendez %d s"},
+	"the call needs exactly one token": {
+		French: "l'appel demande exactement un jeton",
+	},
+	"send it as: Authorization: Bearer TOKEN": {
+		French: "envoyez-le ainsi : Authorization: Bearer JETON",
+	},
+	"a token in the URL is not accepted": {
+		French: "un jeton dans l'URL n'est pas accepté",
+	},
+	"send it in the Authorization header, and replace it: it may be in a log by now": {
+		French: "envoyez-le dans l'en-tête Authorization, et remplacez-le : il figure peut-être déjà dans un journal",
+	},
+	"the token is not valid": {French: "le jeton n'est pas valable"},
+	"the token has expired":  {French: "le jeton a expiré"},
+	"the token %q lacks the scope %q": {
+		French: "le jeton %q n'a pas la portée %q",
+	},
+	"cannot tell who calls": {
+		French: "l'auteur de l'appel est inconnu",
+	},
+	"user %s is not an operator of this host": {
+		French: "l'utilisateur %s n'est pas un opérateur de cet hôte",
+	},
+	"use root or a member of the group %s": {
+		French: "utilisez root ou un membre du groupe %s",
+	},
+	"too many wrong tokens came from this address": {
+		French: "trop de jetons faux sont venus de cette adresse",
+	},
+	"too many calls come from this address": {
+		French: "trop d'appels viennent de cette adresse",
+	},
+	"this user makes too many calls": {
+		French: "cet utilisateur fait trop d'appels",
+	},
+	"the token makes too many calls": {French: "le jeton fait trop d'appels"},
+	"wait %d s":                      {French: "attendez %d s"},
 
 	// The form of a call.
-	"no such path":                                                    {French: "ce chemin n'existe pas"},
-	"the path does not know this method":                              {French: "le chemin ne connaît pas cette méthode"},
-	"the request is malformed":                                        {French: "la demande est mal formée"},
-	"the body must be application/json":                               {French: "le corps doit être de type application/json"},
-	"the body is larger than %d bytes":                                {French: "le corps dépasse %d octets"},
-	"the body did not arrive within %s":                               {French: "le corps n'est pas arrivé en %s"},
-	"the body could not be read":                                      {French: "le corps n'a pas pu être lu"},
-	"the body is not one JSON value in UTF-8":                         {French: "le corps n'est pas une valeur JSON en UTF-8"},
-	"there is no such time: %s":                                       {French: "cette date ou cette heure n'existe pas : %s"},
-	"the body must not be compressed":                                 {French: "le corps ne doit pas être compressé"},
-	"the body has the field %q twice":                                 {French: "le corps a deux fois le champ %q"},
-	"this call takes no body":                                         {French: "cet appel ne prend pas de corps"},
-	"the query is malformed":                                          {French: "les paramètres de l'URL sont mal formés"},
-	"the path is malformed":                                           {French: "le chemin est mal formé"},
-	"the query parameter %q is not known here":                        {French: "le paramètre %q n'est pas connu ici"},
-	"the query parameter %q was given %d times":                       {French: "le paramètre %q a été donné %d fois"},
-	"%s is not accepted: %s":                                          {French: "%s n'est pas accepté : %s"},
-	"the body":                                                        {French: "le corps"},
-	"the parameter %s":                                                {French: "le paramètre %s"},
-	"the field %s":                                                    {French: "le champ %s"},
-	"the parameter wait is no duration":                               {French: "le paramètre wait n'est pas une durée"},
-	"the parameter cursor is not one that was given out":              {French: "le paramètre cursor n'a pas été reçu d'une page précédente"},
-	"the id of the last event is not one that was given out":          {French: "l'identifiant du dernier événement n'a jamais été attribué"},
-	"a call has one Idempotency-Key, of 1 to 255 characters, or none": {French: "un appel a une seule Idempotency-Key, de 1 à 255 caractères, ou aucune"},
-	"the Idempotency-Key was used for another call":                   {French: "cette Idempotency-Key a servi à un autre appel"},
-	"If-Match must hold an ETag in its quotes, or *":                  {French: "If-Match doit contenir un ETag entre guillemets, ou *"},
-	"it was changed since you read it":                                {French: "l'objet a été modifié depuis que vous l'avez lu"},
-	"read it again, and decide anew":                                  {French: "relisez-le, puis décidez à nouveau"},
+	"no such path":                       {French: "ce chemin n'existe pas"},
+	"the path does not know this method": {French: "le chemin ne connaît pas cette méthode"},
+	"the request is malformed":           {French: "la demande est mal formée"},
+	"the body must be application/json": {
+		French: "le corps doit être de type application/json",
+	},
+	"the body is larger than %d bytes":  {French: "le corps dépasse %d octets"},
+	"the body did not arrive within %s": {French: "le corps n'est pas arrivé en %s"},
+	"the body could not be read":        {French: "le corps n'a pas pu être lu"},
+	"the body is not one JSON value in UTF-8": {
+		French: "le corps n'est pas une valeur JSON en UTF-8",
+	},
+	"there is no such time: %s": {
+		French: "cette date ou cette heure n'existe pas : %s",
+	},
+	"the body must not be compressed":           {French: "le corps ne doit pas être compressé"},
+	"the body has the field %q twice":           {French: "le corps a deux fois le champ %q"},
+	"this call takes no body":                   {French: "cet appel ne prend pas de corps"},
+	"the query is malformed":                    {French: "les paramètres de l'URL sont mal formés"},
+	"the path is malformed":                     {French: "le chemin est mal formé"},
+	"the query parameter %q is not known here":  {French: "le paramètre %q n'est pas connu ici"},
+	"the query parameter %q was given %d times": {French: "le paramètre %q a été donné %d fois"},
+	"%s is not accepted: %s":                    {French: "%s n'est pas accepté : %s"},
+	"the body":                                  {French: "le corps"},
+	"the parameter %s":                          {French: "le paramètre %s"},
+	"the field %s":                              {French: "le champ %s"},
+	"the parameter wait is no duration":         {French: "le paramètre wait n'est pas une durée"},
+	"the parameter cursor is not one that was given out": {
+		French: "le paramètre cursor n'a pas été reçu d'une page précédente",
+	},
+	"the id of the last event is not one that was given out": {
+		French: "l'identifiant du dernier événement n'a jamais été attribué",
+	},
+	"a call has one Idempotency-Key, of 1 to 255 characters, or none": {
+		French: "un appel a une seule Idempotency-Key, de 1 à 255 caractères, ou aucune",
+	},
+	"the Idempotency-Key was used for another call": {
+		French: "cette Idempotency-Key a servi à un autre appel",
+	},
+	"If-Match must hold an ETag in its quotes, or *": {
+		French: "If-Match doit contenir un ETag entre guillemets, ou *",
+	},
+	"it was changed since you read it": {
+		French: "l'objet a été modifié depuis que vous l'avez lu",
+	},
+	"read it again, and decide anew": {French: "relisez-le, puis décidez à nouveau"},
 
 	// What a call asks for.
-	"a description is one line of at most 500 characters":                          {French: "une description tient en une ligne de 500 caractères au plus"},
-	"quiesce must be prefer, require or never, not %q":                             {French: "quiesce doit être prefer, require ou never, et non %q"},
-	"power_after must be previous, running or off, not %q":                         {French: "power_after doit être previous, running ou off, et non %q"},
-	"an option can be put to ordered or active, not to %q":                         {French: "une option peut passer à ordered ou active, pas à %q"},
-	"cancel it with DELETE to end it":                                              {French: "résiliez-la par DELETE pour y mettre fin"},
-	"order_ref is one line of at most 128 characters":                              {French: "order_ref tient en une ligne de 128 caractères au plus"},
-	"contact_email is no e-mail address":                                           {French: "contact_email n'est pas une adresse e-mail"},
-	"locale is no language tag, such as fr or de-CH":                               {French: "locale n'est pas une étiquette de langue, comme fr ou de-CH"},
-	"a price needs an amount of 0 or more in minor units and an ISO 4217 currency": {French: "un prix demande un montant de 0 ou plus dans la plus petite unité et une devise ISO 4217"},
-	"a price is per month, year or once, not per %q":                               {French: "un prix est par month, year ou once, pas par %q"},
-	"ends_at lies in the past":                                                     {French: "ends_at est dans le passé"},
-	"ends_at lies after the year 9999":                                             {French: "ends_at est après l'an 9999"},
-	"leave it out for an option that goes on until it is cancelled":                {French: "omettez-le pour une option qui dure jusqu'à sa résiliation"},
-	"the name must consist of 1 to 64 letters, digits and . _ @ + -":               {French: "le nom doit compter de 1 à 64 lettres, chiffres et . _ @ + -"},
-	"the token has no scopes":                                                      {French: "le jeton n'a aucune portée"},
-	"way %q is neither panel nor order":                                            {French: "way %q n'est ni panel ni order"},
-	"vps is empty":                                                                 {French: "vps est vide"},
-	"leave it out for all VPS, or name some":                                       {French: "omettez-le pour tous les VPS, ou nommez-en"},
-	"a token with scope admin cannot be bound to some VPS":                         {French: "un jeton de portée admin ne peut pas être lié à certains VPS"},
-	"the token would have expired already":                                         {French: "le jeton aurait déjà expiré"},
-	"unknown scope %q":                                                             {French: "la portée %q est inconnue"},
-	"there is a token called %s":                                                   {French: "il y a déjà un jeton nommé %s"},
-	"choose another name, or revoke that one first":                                {French: "choisissez un autre nom, ou révoquez d'abord ce jeton"},
-	"the token has made %d tokens already":                                         {French: "le jeton a déjà créé %d jetons"},
-	"wait until some of them have expired":                                         {French: "attendez que certains aient expiré"},
-	"the token %q cannot give the scope %q, which it has not":                      {French: "le jeton %q ne peut pas donner la portée %q, qu'il n'a pas"},
-	"a token that was made by a token cannot make others":                          {French: "un jeton créé par un jeton ne peut pas en créer d'autres"},
-	"only an operator can make a token for all VPS":                                {French: "seul un opérateur peut créer un jeton pour tous les VPS"},
-	"say for which it is":                                                          {French: "indiquez pour lesquels il est"},
-	"the token is for the way %s":                                                  {French: "le jeton est pour la voie %s"},
-	"a token that a token makes lives %s at most":                                  {French: "un jeton créé par un jeton vit %s au plus"},
+	"a description is one line of at most 500 characters": {
+		French: "une description tient en une ligne de 500 caractères au plus",
+	},
+	"quiesce must be prefer, require or never, not %q": {
+		French: "quiesce doit être prefer, require ou never, et non %q",
+	},
+	"power_after must be previous, running or off, not %q": {
+		French: "power_after doit être previous, running ou off, et non %q",
+	},
+	"an option can be put to ordered or active, not to %q": {
+		French: "une option peut passer à ordered ou active, pas à %q",
+	},
+	"cancel it with DELETE to end it": {
+		French: "résiliez-la par DELETE pour y mettre fin",
+	},
+	"order_ref is one line of at most 128 characters": {
+		French: "order_ref tient en une ligne de 128 caractères au plus",
+	},
+	"contact_email is no e-mail address": {
+		French: "contact_email n'est pas une adresse e-mail",
+	},
+	"locale is no language tag, such as fr or de-CH": {
+		French: "locale n'est pas une étiquette de langue, comme fr ou de-CH",
+	},
+	"a price needs an amount of 0 or more in minor units and an ISO 4217 currency": {
+		French: "un prix demande un montant de 0 ou plus dans la plus petite unité et une devise ISO 4217",
+	},
+	"a price is per month, year or once, not per %q": {
+		French: "un prix est par month, year ou once, pas par %q",
+	},
+	"ends_at lies in the past":         {French: "ends_at est dans le passé"},
+	"ends_at lies after the year 9999": {French: "ends_at est après l'an 9999"},
+	"leave it out for an option that goes on until it is cancelled": {
+		French: "omettez-le pour une option qui dure jusqu'à sa résiliation",
+	},
+	"the name must consist of 1 to 64 letters, digits and . _ @ + -": {
+		French: "le nom doit compter de 1 à 64 lettres, chiffres et . _ @ + -",
+	},
+	"the token has no scopes": {French: "le jeton n'a aucune portée"},
+	"way %q is neither panel nor order": {
+		French: "way %q n'est ni panel ni order",
+	},
+	"vps is empty": {French: "vps est vide"},
+	"leave it out for all VPS, or name some": {
+		French: "omettez-le pour tous les VPS, ou nommez-en",
+	},
+	"a token with scope admin cannot be bound to some VPS": {
+		French: "un jeton de portée admin ne peut pas être lié à certains VPS",
+	},
+	"the token would have expired already": {French: "le jeton aurait déjà expiré"},
+	"unknown scope %q":                     {French: "la portée %q est inconnue"},
+	"there is a token called %s":           {French: "il y a déjà un jeton nommé %s"},
+	"choose another name, or revoke that one first": {
+		French: "choisissez un autre nom, ou révoquez d'abord ce jeton",
+	},
+	"the token has made %d tokens already": {
+		French: "le jeton a déjà créé %d jetons",
+	},
+	"wait until some of them have expired": {
+		French: "attendez que certains aient expiré",
+	},
+	"the token %q cannot give the scope %q, which it has not": {
+		French: "le jeton %q ne peut pas donner la portée %q, qu'il n'a pas",
+	},
+	"a token that was made by a token cannot make others": {
+		French: "un jeton créé par un jeton ne peut pas en créer d'autres",
+	},
+	"only an operator can make a token for all VPS": {
+		French: "seul un opérateur peut créer un jeton pour tous les VPS",
+	},
+	"say for which it is":         {French: "indiquez pour lesquels il est"},
+	"the token is for the way %s": {French: "le jeton est pour la voie %s"},
+	"a token that a token makes lives %s at most": {
+		French: "un jeton créé par un jeton vit %s au plus",
+	},
 
 	// What there is not, and what cannot be now.
 	"no such VPS":                        {French: "ce VPS n'existe pas"},
@@ -157,10 +241,16 @@ var sentences = map[string]map[Language]string{
 	"the VPS has no snapshot option":     {French: "le VPS n'a pas d'option snapshot"},
 	"%s has no active snapshot option":   {French: "%s n'a pas d'option snapshot active"},
 	"the snapshot option ended just now": {French: "l'option snapshot vient de prendre fin"},
-	"order and activate the snapshot option first (PUT /v1/vps/{vps}/option)": {French: "commandez et activez d'abord l'option snapshot (PUT /v1/vps/{vps}/option)"},
-	"%s has a snapshot already, from %s":                                      {French: "%s a déjà un snapshot, du %s"},
-	"delete the snapshot first, or replace it (\"replace\": true)":            {French: "supprimez d'abord le snapshot, ou remplacez-le (\"replace\": true)"},
-	"the snapshot of %s is %s and cannot be replaced":                         {French: "le snapshot de %s est %s et ne peut pas être remplacé"},
+	"order and activate the snapshot option first (PUT /v1/vps/{vps}/option)": {
+		French: "commandez et activez d'abord l'option snapshot (PUT /v1/vps/{vps}/option)",
+	},
+	"%s has a snapshot already, from %s": {French: "%s a déjà un snapshot, du %s"},
+	"delete the snapshot first, or replace it (\"replace\": true)": {
+		French: "supprimez d'abord le snapshot, ou remplacez-le (\"replace\": true)",
+	},
+	"the snapshot of %s is %s and cannot be replaced": {
+		French: "le snapshot de %s est %s et ne peut pas être remplacé",
+	},
 	"the snapshot of %s cannot be replaced: the one before it could not be merged away yet": {
 		English: "the snapshot of %s cannot be replaced: the one before it is not deleted yet", French: "le snapshot de %s ne peut pas être remplacé : le précédent n'est pas encore supprimé"},
 	"delete the snapshot, which merges both, then take a new one": {
@@ -168,12 +258,19 @@ var sentences = map[string]map[Language]string{
 	"the snapshot of %s is %s and cannot be restored":   {French: "le snapshot de %s est %s et ne peut pas être restauré"},
 	"the snapshot of %s is %s and cannot be downloaded": {French: "le snapshot de %s est %s et ne peut pas être téléchargé"},
 	"the snapshot of %s is %s":                          {French: "le snapshot de %s est %s"},
-	"the snapshot of %s is %s: %s":                      {English: "the snapshot of %[1]s is %[2]s", French: "le snapshot de %[1]s est %[2]s"},
-	"the snapshot of %s is broken: %s":                  {French: "le snapshot de %[1]s est endommagé et ne peut pas être restauré pour le moment"},
+	"the snapshot of %s is %s: %s": {
+		English: "the snapshot of %[1]s is %[2]s",
+		French:  "le snapshot de %[1]s est %[2]s",
+	},
+	"the snapshot of %s is broken: %s": {
+		French: "le snapshot de %[1]s est endommagé et ne peut pas être restauré pour le moment",
+	},
 	"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks": {
 		English: "the snapshot of %[1]s is broken; only an operator of the host can do away with it", French: "le snapshot de %[1]s est endommagé ; seul un opérateur de l'hôte peut l'éliminer"},
-	"%s has no restore that can be undone":           {French: "%s n'a pas de restauration qui puisse être annulée"},
-	"the time to undo the restore of %s ended at %s": {French: "le délai pour annuler la restauration de %s a pris fin le %s"},
+	"%s has no restore that can be undone": {French: "%s n'a pas de restauration qui puisse être annulée"},
+	"the time to undo the restore of %s ended at %s": {
+		French: "le délai pour annuler la restauration de %s a pris fin le %s",
+	},
 	"everything that %s has written since %s (about %s) is taken back, and the VPS is stopped for a moment; the restore %s": {
 		French: "tout ce que %s a écrit depuis le %s (environ %s) sera perdu, et le VPS sera arrêté un instant ; la restauration %s"},
 	"the confirmation names another snapshot: %s": {French: "la confirmation désigne un autre snapshot : %s"},
@@ -186,23 +283,45 @@ var sentences = map[string]map[Language]string{
 	"hour":                                        {French: "heure"},
 	"hours":                                       {French: "heures"},
 	"send {\"confirm\": \"%s\"} to confirm":       {French: "envoyez {\"confirm\": \"%s\"} pour confirmer"},
-	"everything written since %s is taken back":          {French: "tout ce qui a été écrit depuis le %s sera perdu"},
-	"possible until %s":                                  {French: "possible jusqu'au %s"},
-	"this ends the possibility to undo the last restore": {French: "cela met fin à la possibilité d'annuler la dernière restauration"},
+	"everything written since %s is taken back": {French: "tout ce qui a été écrit depuis le %s sera perdu"},
+	"possible until %s":                         {French: "possible jusqu'au %s"},
+	"this ends the possibility to undo the last restore": {
+		French: "cela met fin à la possibilité d'annuler la dernière restauration",
+	},
 
 	// What is under way.
-	"another operation of %s is not finished":                                 {French: "une autre opération de %s n'est pas terminée"},
-	"%s has an operation in progress (%s, %s)":                                {French: "%s a une opération en cours (%s, %s)"},
-	"operation %s of %s waits for an operator":                                {French: "l'opération %s de %s attend un opérateur"},
-	"the snapshot of %s is about to change (%s, %s)":                          {French: "le snapshot de %s est sur le point de changer (%s, %s)"},
-	"wait for it to end":                                                      {French: "attendez qu'elle se termine"},
-	"wait for it to end (GET /v1/operations)":                                 {French: "attendez qu'elle se termine (GET /v1/operations)"},
-	"wait for it to end (GET /v1/operations), then ask again":                 {French: "attendez qu'elle se termine (GET /v1/operations), puis refaites la demande"},
-	"wait for the operation to end (GET /v1/operations), then ask again":      {French: "attendez la fin de l'opération (GET /v1/operations), puis refaites la demande"},
-	"cannot cancel operation %s: it has ended (%s)":                           {French: "l'opération %s ne peut pas être annulée : elle est terminée (%s)"},
-	"cannot cancel operation %s: it stopped at step %s and needs an operator": {French: "l'opération %s ne peut pas être annulée : elle s'est arrêtée à l'étape %s et demande un opérateur"},
-	"cannot cancel operation %s: step %s cannot be taken back, only finished": {French: "l'opération %s ne peut pas être annulée : l'étape %s ne peut qu'être menée à son terme"},
-	"cure the cause on the host, then resume the operation":                   parked,
+	"another operation of %s is not finished": {
+		French: "une autre opération de %s n'est pas terminée",
+	},
+	"%s has an operation in progress (%s, %s)": {
+		French: "%s a une opération en cours (%s, %s)",
+	},
+	"operation %s of %s waits for an operator": {
+		French: "l'opération %s de %s attend un opérateur",
+	},
+	"the snapshot of %s is about to change (%s, %s)": {
+		French: "le snapshot de %s est sur le point de changer (%s, %s)",
+	},
+	"wait for it to end": {French: "attendez qu'elle se termine"},
+	"wait for it to end (GET /v1/operations)": {
+		French: "attendez qu'elle se termine (GET /v1/operations)",
+	},
+	"wait for it to end (GET /v1/operations), then ask again": {
+		French: "attendez qu'elle se termine (GET /v1/operations), puis refaites la demande",
+	},
+	"wait for the operation to end (GET /v1/operations), then ask again": {
+		French: "attendez la fin de l'opération (GET /v1/operations), puis refaites la demande",
+	},
+	"cannot cancel operation %s: it has ended (%s)": {
+		French: "l'opération %s ne peut pas être annulée : elle est terminée (%s)",
+	},
+	"cannot cancel operation %s: it stopped at step %s and needs an operator": {
+		French: "l'opération %s ne peut pas être annulée : elle s'est arrêtée à l'étape %s et demande un opérateur",
+	},
+	"cannot cancel operation %s: step %s cannot be taken back, only finished": {
+		French: "l'opération %s ne peut pas être annulée : l'étape %s ne peut qu'être menée à son terme",
+	},
+	"cure the cause on the host, then resume the operation": parked,
 
 	// The VPS.
 	"%s does not answer its host":               {French: "%s ne répond pas à son hôte"},
@@ -212,15 +331,22 @@ var sentences = map[string]map[Language]string{
 	"it took too long":                          {French: "cela a pris trop de temps"},
 	"vpssnapd is not ready":                     {French: "vpssnapd n'est pas prêt"},
 	"%s was migrated to another host":           {French: "%s a été déplacé vers un autre hôte"},
-	"%s was migrated to another host; only its definition is still here": {English: "%s was migrated to another host", French: "%s a été déplacé vers un autre hôte"},
+	"%s was migrated to another host; only its definition is still here": {
+		English: "%s was migrated to another host",
+		French:  "%s a été déplacé vers un autre hôte",
+	},
 	"the name %s belonged to another VPS, %s, which is gone from the host and still has a snapshot or an option here": {
 		English: "the name %[1]s belonged to another VPS; name the VPS by its id", French: "le nom %[1]s appartenait à un autre VPS ; désignez le VPS par son identifiant"},
 	"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)": {
-		English: "the memory of %s is saved on its host and belongs to the disks as they are; start the VPS first", French: "la mémoire de %s est enregistrée sur son hôte et correspond aux disques tels qu'ils sont ; démarrez d'abord le VPS"},
+		English: "the memory of %s is saved on its host and belongs to the disks as they are; start the VPS first",
+		French:  "la mémoire de %s est enregistrée sur son hôte et correspond aux disques tels qu'ils sont ; démarrez d'abord le VPS",
+	},
 	"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)": {
 		English: "the host has %[2]d other snapshots of %[1]s that would be lost; only its operator can delete them", French: "l'hôte a %[2]d autres snapshots de %[1]s, qui seraient perdus ; seul son opérateur peut les supprimer"},
 	"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)": {
-		English: "%s is not persistent any more; only the operator of its host can put that right", French: "%s n'est plus persistant ; seul l'opérateur de son hôte peut y remédier"},
+		English: "%s is not persistent any more; only the operator of its host can put that right",
+		French:  "%s n'est plus persistant ; seul l'opérateur de son hôte peut y remédier",
+	},
 
 	// Disks that a snapshot leaves out, or cannot be made of.
 	"cannot take a snapshot of %s: %s":          {French: "impossible de créer un snapshot de %s : %s"},
@@ -232,31 +358,54 @@ var sentences = map[string]map[Language]string{
 		English: "left out of snapshots by its definition",
 		French:  "laissé de côté : sa définition l'exclut des snapshots",
 	},
-	"device type %s is not supported":                                    {French: "le type de périphérique %s n'est pas pris en charge"},
-	"the disk is shareable: another VPS may write to it":                 {French: "le disque est partageable : un autre VPS peut y écrire"},
-	"the disk is transient: its changes are thrown away at power-off":    {French: "le disque est transitoire : ses modifications sont perdues à l'arrêt"},
-	"the disk is encrypted":                                              {French: "le disque est chiffré"},
-	"the disk is of type %s, only image files are supported":             {French: "le disque est de type %s ; seuls les fichiers image sont pris en charge"},
-	"the disk is a slice of a file":                                      {French: "le disque est une tranche de fichier"},
-	"the disk has the format %s, only qcow2 and raw are supported":       {French: "le disque a le format %s ; seuls qcow2 et raw sont pris en charge"},
-	"the disk has no image file":                                         {French: "le disque n'a pas de fichier image"},
-	"the VPS is not persistent, its definition is gone at power-off":     {French: "le VPS n'est pas persistant : sa définition disparaît à l'arrêt"},
-	"the guest put itself to sleep; wake it up first":                    {French: "le système invité s'est mis en veille ; réveillez-le d'abord"},
-	"the VPS has an emulated TPM, whose state a snapshot would not hold": {French: "le VPS a un TPM émulé, dont un snapshot ne contiendrait pas l'état"},
-	"the VPS keeps its UEFI variables elsewhere than in a local file":    {French: "le VPS garde ses variables UEFI ailleurs que dans un fichier local"},
+	"device type %s is not supported": {
+		French: "le type de périphérique %s n'est pas pris en charge",
+	},
+	"the disk is shareable: another VPS may write to it": {
+		French: "le disque est partageable : un autre VPS peut y écrire",
+	},
+	"the disk is transient: its changes are thrown away at power-off": {
+		French: "le disque est transitoire : ses modifications sont perdues à l'arrêt",
+	},
+	"the disk is encrypted": {French: "le disque est chiffré"},
+	"the disk is of type %s, only image files are supported": {
+		French: "le disque est de type %s ; seuls les fichiers image sont pris en charge",
+	},
+	"the disk is a slice of a file": {French: "le disque est une tranche de fichier"},
+	"the disk has the format %s, only qcow2 and raw are supported": {
+		French: "le disque a le format %s ; seuls qcow2 et raw sont pris en charge",
+	},
+	"the disk has no image file": {French: "le disque n'a pas de fichier image"},
+	"the VPS is not persistent, its definition is gone at power-off": {
+		French: "le VPS n'est pas persistant : sa définition disparaît à l'arrêt",
+	},
+	"the guest put itself to sleep; wake it up first": {
+		French: "le système invité s'est mis en veille ; réveillez-le d'abord",
+	},
+	"the VPS has an emulated TPM, whose state a snapshot would not hold": {
+		French: "le VPS a un TPM émulé, dont un snapshot ne contiendrait pas l'état",
+	},
+	"the VPS keeps its UEFI variables elsewhere than in a local file": {
+		French: "le VPS garde ses variables UEFI ailleurs que dans un fichier local",
+	},
 	"it has %d libvirt snapshots of its own; delete them first (virsh snapshot-list)": {
 		English: "the host has %d other snapshots of it; only its operator can delete them", French: "l'hôte détient %d autres snapshots de ce VPS ; seul son opérateur peut les supprimer"},
 	"it has %d libvirt checkpoints, which a restore would make void (virsh checkpoint-list)": {
 		English: "the host has %d checkpoints of it, which a restore would make void", French: "l'hôte détient %d points de contrôle de ce VPS, qu'une restauration rendrait caducs"},
 	"its memory is saved to disk (managed save); start it or drop the saved memory first (virsh managedsave-remove)": {
 		English: "its memory is saved on its host; start it first", French: "sa mémoire est enregistrée sur son hôte ; démarrez-le d'abord"},
-	"it has no disk that a snapshot would cover":           {French: "il n'a pas de disque que couvrirait un snapshot"},
-	"the image is encrypted":                               {French: "l'image est chiffrée"},
-	"the image keeps its data in another file (data_file)": {French: "l'image garde ses données dans un autre fichier (data_file)"},
+	"it has no disk that a snapshot would cover": {French: "il n'a pas de disque que couvrirait un snapshot"},
+	"the image is encrypted":                     {French: "l'image est chiffrée"},
+	"the image keeps its data in another file (data_file)": {
+		French: "l'image garde ses données dans un autre fichier (data_file)",
+	},
 	"the image holds %d internal snapshots (qemu-img snapshot -l)": {
 		English: "the image holds %d internal snapshots", French: "l'image contient %d snapshots internes"},
-	"the image holds %d persistent bitmaps":        {French: "l'image contient %d bitmaps persistants"},
-	"the image is marked corrupt (qemu-img check)": {English: "the image is marked corrupt", French: "l'image est marquée comme corrompue"},
+	"the image holds %d persistent bitmaps": {French: "l'image contient %d bitmaps persistants"},
+	"the image is marked corrupt (qemu-img check)": {
+		English: "the image is marked corrupt",
+		French:  "l'image est marquée comme corrompue",
+	},
 	"its image was not closed by who last wrote to it (dirty flag)": {
 		English: "its image was not closed by who last wrote to it", French: "son image n'a pas été fermée par celui qui y a écrit en dernier"},
 	"start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)": {
@@ -265,24 +414,40 @@ var sentences = map[string]map[Language]string{
 	"another VPS of this host uses its image too": {French: "un autre VPS de cet hôte utilise aussi son image"},
 
 	// Downloads.
-	"there is nothing to download here":                                  {French: "il n'y a rien à télécharger ici"},
-	"the link may be over, or its snapshot deleted; ask for another one": {French: "le lien a peut-être expiré, ou son snapshot a été supprimé ; demandez-en un autre"},
-	"%s has no such link":                                                {French: "%s n'a pas ce lien"},
-	"the snapshot of %s has %d links already":                            {French: "le snapshot de %s a déjà %d liens"},
+	"there is nothing to download here": {French: "il n'y a rien à télécharger ici"},
+	"the link may be over, or its snapshot deleted; ask for another one": {
+		French: "le lien a peut-être expiré, ou son snapshot a été supprimé ; demandez-en un autre",
+	},
+	"%s has no such link":                     {French: "%s n'a pas ce lien"},
+	"the snapshot of %s has %d links already": {French: "le snapshot de %s a déjà %d liens"},
 	"revoke those that are no longer needed: vpssnap downloads list, and revoke": {
 		English: "revoke those that are no longer needed", French: "révoquez ceux dont vous n'avez plus besoin"},
-	"the snapshot of %s has %d disks":                       {French: "le snapshot de %s a %d disques"},
-	"the snapshot of %s has no disk %s":                     {French: "le snapshot de %s n'a pas de disque %s"},
-	"choose one of %s":                                      {French: "choisissez parmi %s"},
-	"disk %s of %s cannot be downloaded as qcow2":           {French: "le disque %s de %s ne peut pas être téléchargé en qcow2"},
-	"ask for raw":                                           {French: "demandez raw"},
-	"disk %s of the snapshot of %s cannot be read: %s":      {English: "disk %[1]s of the snapshot of %[2]s cannot be read", French: "le disque %[1]s du snapshot de %[2]s ne peut pas être lu"},
-	"disk %s of the snapshot of %s cannot be read just now": {French: "le disque %s du snapshot de %s ne peut pas être lu pour le moment"},
-	"%d downloads of this VPS run already":                  {French: "%d téléchargements de ce VPS sont déjà en cours"},
-	"as many downloads run on this host as may":             {French: "cet hôte a déjà autant de téléchargements en cours qu'il peut en avoir"},
-	"wait until one has ended":                              {French: "attendez que l'un d'eux se termine"},
+	"the snapshot of %s has %d disks":   {French: "le snapshot de %s a %d disques"},
+	"the snapshot of %s has no disk %s": {French: "le snapshot de %s n'a pas de disque %s"},
+	"choose one of %s":                  {French: "choisissez parmi %s"},
+	"disk %s of %s cannot be downloaded as qcow2": {
+		French: "le disque %s de %s ne peut pas être téléchargé en qcow2",
+	},
+	"ask for raw": {French: "demandez raw"},
+	"disk %s of the snapshot of %s cannot be read: %s": {
+		English: "disk %[1]s of the snapshot of %[2]s cannot be read",
+		French:  "le disque %[1]s du snapshot de %[2]s ne peut pas être lu",
+	},
+	"disk %s of the snapshot of %s cannot be read just now": {
+		French: "le disque %s du snapshot de %s ne peut pas être lu pour le moment",
+	},
+	"%d downloads of this VPS run already": {French: "%d téléchargements de ce VPS sont déjà en cours"},
+	"as many downloads run on this host as may": {
+		French: "cet hôte a déjà autant de téléchargements en cours qu'il peut en avoir",
+	},
+	"wait until one has ended": {French: "attendez que l'un d'eux se termine"},
 
 	// Our own faults.
-	"something went wrong inside vpssnapd; its log says what": {English: "something went wrong on the host", French: "une erreur s'est produite sur l'hôte"},
-	"give the request id to the operator of this host":        {French: "donnez l'identifiant de la demande (request_id) à l'opérateur de cet hôte"},
+	"something went wrong inside vpssnapd; its log says what": {
+		English: "something went wrong on the host",
+		French:  "une erreur s'est produite sur l'hôte",
+	},
+	"give the request id to the operator of this host": {
+		French: "donnez l'identifiant de la demande (request_id) à l'opérateur de cet hôte",
+	},
 }

@@ -18,7 +18,8 @@ func source(t *testing.T, see func(path string, n ast.Node)) {
 	t.Helper()
 	for _, dir := range []string{"..", "../../api/server"} {
 		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-			other := !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".gen.go") ||
+			other := !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") ||
+				strings.HasSuffix(path, ".gen.go") ||
 				strings.Contains(path, "daemontest")
 			if err != nil || other {
 				return err
@@ -93,7 +94,9 @@ var forOperators = regexp.MustCompile(`/(webhook|hook|runner)\.go$|/webhook/`)
 // What a caller can do something about is said in words for customers, and not by its
 // code only.
 func TestRefusalsHaveSentences(t *testing.T) {
-	ours := regexp.MustCompile(`^Code(Unauthenticated|Forbidden|NotFound|OptionRequired|SnapshotExists|OperationInProgress|ConfirmationRequired|PreconditionFailed|Invalid|RateLimited)$`)
+	ours := regexp.MustCompile(
+		`^Code(Unauthenticated|Forbidden|NotFound|OptionRequired|SnapshotExists|OperationInProgress|ConfirmationRequired|PreconditionFailed|Invalid|RateLimited)$`,
+	)
 	seen := 0
 	source(t, func(path string, n ast.Node) {
 		call, ok := n.(*ast.CallExpr)

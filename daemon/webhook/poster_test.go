@@ -99,7 +99,8 @@ func TestAnswers(t *testing.T) {
 			}
 			continue
 		}
-		if !errors.As(err, &e) || e.Gone != c.want.Gone || e.After != c.want.After || e.Final || !strings.Contains(err.Error(), strconv.Itoa(c.code)) {
+		if !errors.As(err, &e) || e.Gone != c.want.Gone || e.After != c.want.After || e.Final ||
+			!strings.Contains(err.Error(), strconv.Itoa(c.code)) {
 			t.Errorf("%d with Retry-After %q: %+v", c.code, c.after, err)
 		}
 	}
@@ -195,7 +196,8 @@ func TestRebinding(t *testing.T) {
 		t.Fatalf("at first: %v, reached %d times", err, reached.Load())
 	}
 	leads.Store(netip.MustParseAddr("127.0.0.2"))
-	if err := p.Post(t.Context(), to, NewSecret(), "msg_2", nil); err == nil || !strings.Contains(err.Error(), "127.0.0.2 is not a public address") {
+	if err := p.Post(t.Context(), to, NewSecret(), "msg_2", nil); err == nil ||
+		!strings.Contains(err.Error(), "127.0.0.2 is not a public address") {
 		t.Errorf("then: %v", err)
 	}
 	if reached.Load() != 1 {
@@ -266,7 +268,9 @@ func TestURLs(t *testing.T) {
 	if err := New(Config{AllowHTTP: true}).CheckURL("http://panel.example.net/"); err != nil {
 		t.Error(err)
 	}
-	if err := New(Config{Allow: loopback}).Post(t.Context(), "http://127.0.0.1:9/", NewSecret(), "msg_1", nil); vps.CodeOf(err) != vps.CodeInvalid {
+	if err := New(Config{Allow: loopback}).Post(t.Context(), "http://127.0.0.1:9/", NewSecret(), "msg_1", nil); vps.CodeOf(
+		err,
+	) != vps.CodeInvalid {
 		t.Errorf("without TLS it is sent: %v", err)
 	}
 }

@@ -53,8 +53,16 @@ func (ws *Webhooks) Webhook(ctx context.Context, id string) (vps.Webhook, error)
 
 // CreateWebhook makes one that is told of these types of events; none: of all that
 // webhooks are told of. Codes: invalid.
-func (ws *Webhooks) CreateWebhook(ctx context.Context, url string, types []vps.EventType, actor vps.Actor) (vps.Webhook, error) {
-	w := vps.Webhook{ID: vps.NewWebhookID(), URL: url, Secret: NewSecret(), Types: vps.Unique(types), CreatedAt: ws.store.Now()}
+func (ws *Webhooks) CreateWebhook(
+	ctx context.Context, url string, types []vps.EventType, actor vps.Actor,
+) (vps.Webhook, error) {
+	w := vps.Webhook{
+		ID:        vps.NewWebhookID(),
+		URL:       url,
+		Secret:    NewSecret(),
+		Types:     vps.Unique(types),
+		CreatedAt: ws.store.Now(),
+	}
 	if err := ws.poster.CheckURL(url); err != nil {
 		return w, err
 	}
@@ -69,7 +77,8 @@ func (ws *Webhooks) CreateWebhook(ctx context.Context, url string, types []vps.E
 			return err
 		}
 		if len(all) >= mostWebhooks {
-			return vps.Errorf(vps.CodeInvalid, "there are %d webhooks already", mostWebhooks).WithRemedy("delete one that is not needed any more")
+			return vps.Errorf(vps.CodeInvalid, "there are %d webhooks already", mostWebhooks).
+				WithRemedy("delete one that is not needed any more")
 		}
 		return errors.Join(tx.AddWebhook(ctx, w), tx.KeepAnswer(ctx, w))
 	})

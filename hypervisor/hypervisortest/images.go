@@ -69,7 +69,8 @@ func createOverlayExclusive(s *suite) {
 	link, victim := g.path("link"), g.path("victim")
 	s.must(os.Symlink(victim, link))
 	for _, path := range []string{taken, link, base, filepath.Base(taken)} {
-		_, err := s.host().CreateOverlay(s.ctx, hypervisor.Overlay{Path: path, Base: base, BaseFormat: "qcow2", SizeBytes: diskSize})
+		_, err := s.host().
+			CreateOverlay(s.ctx, hypervisor.Overlay{Path: path, Base: base, BaseFormat: "qcow2", SizeBytes: diskSize})
 		if err == nil {
 			s.Errorf("an overlay was made at %s", path)
 		}
@@ -91,7 +92,8 @@ func (s *suite) absent(path string) {
 func createOverlayNoBase(s *suite) {
 	g := s.written("qcow2")
 	path := g.path("over")
-	_, err := s.host().CreateOverlay(s.ctx, hypervisor.Overlay{Path: path, Base: g.path("none"), BaseFormat: "qcow2", SizeBytes: diskSize})
+	_, err := s.host().
+		CreateOverlay(s.ctx, hypervisor.Overlay{Path: path, Base: g.path("none"), BaseFormat: "qcow2", SizeBytes: diskSize})
 	s.is(err, fs.ErrNotExist)
 	s.absent(path)
 }

@@ -62,11 +62,17 @@ func mergeOfflineBusy(s *suite) {
 	g.start()
 	l := g.take("snap")["vda"]
 	s.is(s.host().MergeOffline(s.ctx, l.offline(), nil), hypervisor.ErrBusy)
-	s.is(s.host().MergeOffline(s.ctx, hypervisor.OfflineMerge{Overlay: l.base, Base: base, BaseFormat: "qcow2"}, nil), hypervisor.ErrBusy)
+	s.is(
+		s.host().MergeOffline(s.ctx, hypervisor.OfflineMerge{Overlay: l.base, Base: base, BaseFormat: "qcow2"}, nil),
+		hypervisor.ErrBusy,
+	)
 	// Another's overlay, whose base this guest reads.
 	foreign := golden.path("foreign")
 	s.overlay(foreign, base, "qcow2", diskSize)
-	s.is(s.host().MergeOffline(s.ctx, hypervisor.OfflineMerge{Overlay: foreign, Base: base, BaseFormat: "qcow2"}, nil), hypervisor.ErrBusy)
+	s.is(
+		s.host().MergeOffline(s.ctx, hypervisor.OfflineMerge{Overlay: foreign, Base: base, BaseFormat: "qcow2"}, nil),
+		hypervisor.ErrBusy,
+	)
 	g.check()
 	g.write("vda", 0, 0x82, mib)
 	g.off()

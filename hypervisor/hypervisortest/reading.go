@@ -23,7 +23,8 @@ var reading = []test{
 func infoTellsVersions(s *suite) {
 	info, err := s.host().Info(s.ctx)
 	s.must(err)
-	if info.Hostname == "" || strings.Count(info.LibvirtVersion, ".") != 2 || strings.Count(info.HypervisorVersion, ".") != 2 {
+	if info.Hostname == "" || strings.Count(info.LibvirtVersion, ".") != 2 ||
+		strings.Count(info.HypervisorVersion, ".") != 2 {
 		s.Fatalf("got %+v", info)
 	}
 }
@@ -37,7 +38,8 @@ func domainReadsStates(s *suite) {
 		g.off()
 		g.enter(state)
 		d := g.domain()
-		if d.ID != g.id || d.ID != strings.ToLower(d.ID) || d.Name != g.name || !d.Persistent || d.Autostart || d.ManagedSave {
+		if d.ID != g.id || d.ID != strings.ToLower(d.ID) || d.Name != g.name || !d.Persistent || d.Autostart ||
+			d.ManagedSave {
 			s.Fatalf("got %+v", d)
 		}
 		if state == hypervisor.Paused && d.PauseReason == hypervisor.PausedByIO {
@@ -116,7 +118,8 @@ func listNamesAll(s *suite) {
 			s.Fatalf("%s is not listed", g.name)
 		}
 		got := list[i]
-		if got.Name != want.Name || got.State != want.State || len(got.Disks) != 1 || got.Disks[0].Path != want.Disks[0].Path {
+		if got.Name != want.Name || got.State != want.State || len(got.Disks) != 1 ||
+			got.Disks[0].Path != want.Disks[0].Path {
 			s.Errorf("listed as %+v, want %+v", got, want)
 		}
 	}
@@ -153,8 +156,14 @@ func unknownIsNotFound(s *suite) {
 	}
 	g := s.written("qcow2")
 	g.start()
-	s.is(h.SwitchToOverlays(ctx, g.id, []hypervisor.DiskSwitch{{Target: "vdz", Overlay: g.path("none")}}), hypervisor.ErrNotFound)
-	s.is(h.StartMerge(ctx, g.id, hypervisor.Merge{Target: "vdz", Top: "/a", Base: "/b", Active: true}), hypervisor.ErrNotFound)
+	s.is(
+		h.SwitchToOverlays(ctx, g.id, []hypervisor.DiskSwitch{{Target: "vdz", Overlay: g.path("none")}}),
+		hypervisor.ErrNotFound,
+	)
+	s.is(
+		h.StartMerge(ctx, g.id, hypervisor.Merge{Target: "vdz", Top: "/a", Base: "/b", Active: true}),
+		hypervisor.ErrNotFound,
+	)
 	_, err := h.MergeJob(ctx, g.id, "vdz")
 	s.is(err, hypervisor.ErrNotFound)
 	s.is(h.Pivot(ctx, g.id, "vdz"), hypervisor.ErrNotFound)

@@ -17,6 +17,7 @@ func TestHalt(t *testing.T) {
 		var flags int
 		_, text, _ := strings.Cut(registers, "EFL=")
 		_, _ = fmt.Sscanf(text, "%x", &flags) // 0: not yet
-		return strings.Contains(registers, "EIP=00007c0") && strings.Contains(registers, "HLT=1") && flags != 0 && flags&interrupts == 0, err
+		return strings.Contains(registers, "EIP=00007c0") && strings.Contains(registers, "HLT=1") && flags != 0 &&
+			flags&interrupts == 0, err
 	}))
 }

@@ -48,7 +48,14 @@ func (l *Lab) installRecorder(ctx context.Context, d DiskSpec) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	source, object, sector := filepath.Join(work, "recorder.s"), filepath.Join(work, "recorder.o"), filepath.Join(work, "sector")
+	source, object, sector := filepath.Join(
+		work, "recorder.s",
+	), filepath.Join(
+		work,
+		"recorder.o",
+	), filepath.Join(
+		work, "sector",
+	)
 	text, err := guestFiles.ReadFile("guest/recorder.s")
 	if err != nil {
 		return err

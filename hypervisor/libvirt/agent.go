@@ -39,7 +39,9 @@ func (h *Host) PingAgent(ctx context.Context, id string, limit time.Duration) er
 // for ever by default. With its own time-out it can still take that time
 // several times over (another call before ours, the synchronisation), so the
 // limit is kept here too.
-func (h *Host) askAgent(ctx context.Context, which line, what, id string, limit time.Duration, f func(*libvirt.Domain) error) error {
+func (h *Host) askAgent(
+	ctx context.Context, which line, what, id string, limit time.Duration, f func(*libvirt.Domain) error,
+) error {
 	bounded, cancel := context.WithTimeoutCause(ctx, limit, errLate)
 	defer cancel()
 	err := do(bounded, h, which, what, id, func(d *libvirt.Domain) error {
@@ -49,7 +51,10 @@ func (h *Host) askAgent(ctx context.Context, which line, what, id string, limit 
 		return f(d)
 	})
 	switch {
-	case err == nil, errors.Is(err, hypervisor.ErrNotFound), errors.Is(err, hypervisor.ErrOff), errors.Is(err, hypervisor.ErrAgent):
+	case err == nil,
+		errors.Is(err, hypervisor.ErrNotFound),
+		errors.Is(err, hypervisor.ErrOff),
+		errors.Is(err, hypervisor.ErrAgent):
 		return err
 	case errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, errLate):
 		return err

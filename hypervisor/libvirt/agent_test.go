@@ -12,7 +12,9 @@ func TestAgentFreezesAndThaws(t *testing.T) {
 	l := startLab(t)
 	h := host(t, l)
 	ctx := t.Context()
-	id, err := l.DefineDomain(ctx, lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 64 * mib, Ext4: true}}})
+	id, err := l.DefineDomain(
+		ctx, lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 64 * mib, Ext4: true}}},
+	)
 	must(t, err)
 	agent := func(want hypervisor.AgentState) {
 		t.Helper()

@@ -45,7 +45,10 @@ func (h *Host) AllowMerge(ctx context.Context, id string, bases []string) error 
 		if err != nil || !allowed {
 			return err
 		}
-		h.log.Info("AppArmor denied writes to a base; the rule was removed until libvirt writes the profile anew", "domain", id, "bases", bases)
+		h.log.Info(
+			"AppArmor denied writes to a base; the rule was removed until libvirt writes the profile anew", "domain",
+			id, "bases", bases,
+		)
 		// libvirt loads the profile again itself when a merge begins, so this matters
 		// for merges that run already.
 		if err := reloadProfile(ctx, filepath.Join(h.profiles, label)); err != nil {
@@ -61,7 +64,8 @@ func (d *definition) appArmor() string {
 	uuid := d.domain.SelectElement("uuid")
 	for _, e := range d.domain.SelectElements("seclabel") {
 		label := e.SelectElement("label")
-		if e.SelectAttrValue("model", "") == "apparmor" && uuid != nil && label != nil && label.Text() == "libvirt-"+uuid.Text() {
+		if e.SelectAttrValue("model", "") == "apparmor" && uuid != nil && label != nil &&
+			label.Text() == "libvirt-"+uuid.Text() {
 			return label.Text()
 		}
 	}

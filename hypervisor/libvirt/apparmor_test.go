@@ -51,7 +51,9 @@ func guarded(t *testing.T) (text string, bases []string) {
 // profileOf is the list of files that libvirt itself would put into the profile.
 func profileOf(t *testing.T, text string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/usr/lib/libvirt/virt-aa-helper", "--dryrun", "--replace", "--uuid", "libvirt-"+guardedID)
+	cmd := exec.CommandContext(
+		t.Context(), "/usr/lib/libvirt/virt-aa-helper", "--dryrun", "--replace", "--uuid", "libvirt-"+guardedID,
+	)
 	cmd.Stdin = strings.NewReader(text)
 	var printed bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &printed, &printed

@@ -123,7 +123,8 @@ func (f *fixture) Read(t testing.TB, id, target string, offset, length int64) []
 func (f *fixture) ReadImage(t testing.TB, path, format string, offset, length int64) []byte {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
-	out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-U", "-f", format, "-O", "raw", path, raw).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-U", "-f", format, "-O", "raw", path, raw).
+		CombinedOutput()
 	if err != nil {
 		t.Fatalf("cannot read %s: %v: %s", path, err, strings.TrimSpace(string(out)))
 	}

@@ -179,7 +179,8 @@ func (d *definition) nvram() (path string, other bool) {
 		return "", false
 	}
 	if nvram == nil {
-		flash := loader != nil && loader.SelectAttrValue("type", "") == "pflash" && loader.SelectAttrValue("readonly", "") == "yes"
+		flash := loader != nil && loader.SelectAttrValue("type", "") == "pflash" &&
+			loader.SelectAttrValue("readonly", "") == "yes"
 		return "", flash || system.SelectAttrValue("firmware", "") == "efi"
 	}
 	if nvram.SelectAttr("type") != nil {

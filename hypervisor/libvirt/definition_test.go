@@ -231,7 +231,11 @@ func TestPointDiskChangesNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := strings.Replace(rich, `      <backingStore type="file"><format type="raw"/><source file="/i/base"/><backingStore/></backingStore>`+"\n", "", 1)
+	want := strings.Replace(
+		rich,
+		`      <backingStore type="file"><format type="raw"/><source file="/i/base"/><backingStore/></backingStore>`+"\n",
+		"", 1,
+	)
 	want = strings.Replace(want, `type="qcow2"`, `type="raw"`, 1)
 	want = strings.Replace(want, `file="/i/over"`, `file="/i/n&amp;&quot;e'&lt;w>&#10;"`, 1)
 	// The white space around what was removed is nobody's concern.
@@ -301,7 +305,8 @@ func TestSnapshotListsEveryDisk(t *testing.T) {
 	if got.Memory.Snapshot != "no" || len(got.Disks) != 4 {
 		t.Fatalf("got %s", text)
 	}
-	if a := got.Disks[0]; a.Name != "vda" || a.Snapshot != "external" || a.Driver.Type != "qcow2" || a.Source.File != "/i/o&\"<'\n" {
+	if a := got.Disks[0]; a.Name != "vda" || a.Snapshot != "external" || a.Driver.Type != "qcow2" ||
+		a.Source.File != "/i/o&\"<'\n" {
 		t.Errorf("vda: %s", text)
 	}
 	for i, name := range []string{"vdb", "sda", "fda"} {
@@ -309,16 +314,21 @@ func TestSnapshotListsEveryDisk(t *testing.T) {
 			t.Errorf("%s: %s", name, text)
 		}
 	}
-	if _, err := d.snapshotXML([]hypervisor.DiskSwitch{{Target: "vdz", Overlay: "/i/o"}}); !errors.Is(err, hypervisor.ErrNotFound) {
+	if _, err := d.snapshotXML([]hypervisor.DiskSwitch{{Target: "vdz", Overlay: "/i/o"}}); !errors.Is(
+		err, hypervisor.ErrNotFound,
+	) {
 		t.Errorf("an unknown disk: %v", err)
 	}
 }
 
 func TestMergeNamesLayersThatAreThere(t *testing.T) {
-	live := parse(t, withDisk(`<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/i/c' index='3'/>
+	live := parse(
+		t,
+		withDisk(`<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/i/c' index='3'/>
 		<backingStore type='file' index='5'><format type='qcow2'/><source file='/i/b'/>
 			<backingStore type='file' index='1'><format type='raw'/><source file='/i/a'/><backingStore/></backingStore>
-		</backingStore><target dev='vda'/></disk>`))
+		</backingStore><target dev='vda'/></disk>`),
+	)
 	for _, c := range []struct {
 		merge     hypervisor.Merge
 		top, base string
@@ -381,7 +391,11 @@ func TestNoXMLIsAnError(t *testing.T) {
 
 func FuzzDefinition(f *testing.F) {
 	f.Add(rich)
-	f.Add(withDisk(`<disk type='file'><source file='/i/a' index='1'/><backingStore><backingStore/></backingStore><target dev='vda'/></disk>`))
+	f.Add(
+		withDisk(
+			`<disk type='file'><source file='/i/a' index='1'/><backingStore><backingStore/></backingStore><target dev='vda'/></disk>`,
+		),
+	)
 	f.Add(`<domain><os firmware='efi'/><metadata><a xmlns='https://vpssnapd.org/xmlns/snapshot/1'/></metadata></domain>`)
 	f.Fuzz(func(t *testing.T, text string) {
 		d, err := parseDefinition(text)

@@ -35,7 +35,9 @@ func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error)
 }
 
 // domain reads a domain, and what more there is to be read.
-func (h *Host) domain(ctx context.Context, id string, more func(*libvirt.Domain, *hypervisor.Domain) error) (hypervisor.Domain, error) {
+func (h *Host) domain(
+	ctx context.Context, id string, more func(*libvirt.Domain, *hypervisor.Domain) error,
+) (hypervisor.Domain, error) {
 	domain, err := on(ctx, h, ordinary, id, func(d *libvirt.Domain) (hypervisor.Domain, error) {
 		domain, err := readDomain(d)
 		if err == nil {
@@ -290,7 +292,8 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	if domain.State == "" {
 		domain.State = hypervisor.Unknown
 	}
-	domain.MigratedAway = domain.State == hypervisor.Off && libvirt.DomainShutoffReason(f.reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
+	domain.MigratedAway = domain.State == hypervisor.Off &&
+		libvirt.DomainShutoffReason(f.reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
 	if domain.State == hypervisor.Paused {
 		domain.PauseReason = pauseReason(libvirt.DomainPausedReason(f.reason))
 	}

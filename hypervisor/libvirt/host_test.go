@@ -85,7 +85,10 @@ func overlay(t *testing.T, l *lab.Lab, h *libvirt.Host, id, name string) (path s
 	d, err := h.Domain(t.Context(), id)
 	must(t, err)
 	path, base = filepath.Join(l.ImageDir(), name), d.Disks[0]
-	_, err = h.CreateOverlay(t.Context(), hypervisor.Overlay{Path: path, Base: base.Path, BaseFormat: base.Format, SizeBytes: base.SizeBytes})
+	_, err = h.CreateOverlay(
+		t.Context(),
+		hypervisor.Overlay{Path: path, Base: base.Path, BaseFormat: base.Format, SizeBytes: base.SizeBytes},
+	)
 	must(t, err)
 	return path, base
 }
@@ -123,7 +126,12 @@ func TestOpenNeedsNoLibvirtd(t *testing.T) {
 func TestOpenRefusesWhatCannotWork(t *testing.T) {
 	images, err := qemuimg.New()
 	must(t, err)
-	good := libvirt.Config{URI: "qemu:///system", ConfigDir: "/etc/libvirt/qemu", Images: images, Logger: slog.New(slog.DiscardHandler)}
+	good := libvirt.Config{
+		URI:       "qemu:///system",
+		ConfigDir: "/etc/libvirt/qemu",
+		Images:    images,
+		Logger:    slog.New(slog.DiscardHandler),
+	}
 	for _, spoil := range []func(*libvirt.Config){
 		func(c *libvirt.Config) { c.URI = "" },
 		func(c *libvirt.Config) { c.ConfigDir = "qemu" },
@@ -147,7 +155,10 @@ func TestKilledLibvirtdIsToldAtOnce(t *testing.T) {
 	must(t, l.StopQEMU("web1"))
 	done := make(chan error, 1)
 	go func() { done <- h.Suspend(t.Context(), id) }()
-	until(t, "the call to reach libvirtd", func() bool { return strings.Contains(virsh(t, l, "domcontrol", "web1"), "occupied") })
+	until(
+		t, "the call to reach libvirtd",
+		func() bool { return strings.Contains(virsh(t, l, "domcontrol", "web1"), "occupied") },
+	)
 	must(t, l.KillLibvirtd())
 	killed := time.Now()
 	is(t, <-done, hypervisor.ErrUnavailable)
@@ -214,7 +225,10 @@ func TestEmergencyCallsPassStuckOnes(t *testing.T) {
 	for range 8 {
 		go func() { _, err := h.Domain(ctx, stuck); done <- err }()
 	}
-	until(t, "the calls to reach libvirtd", func() bool { return strings.Contains(virsh(t, l, "domcontrol", "stuck"), "occupied") })
+	until(
+		t, "the calls to reach libvirtd",
+		func() bool { return strings.Contains(virsh(t, l, "domcontrol", "stuck"), "occupied") },
+	)
 	begun := time.Now()
 	must(t, h.Suspend(t.Context(), well))
 	must(t, h.Resume(t.Context(), well))
@@ -435,7 +449,9 @@ func TestHostileImageNames(t *testing.T) {
 			base := filepath.Join(l.ImageDir(), name)
 			must(t, os.WriteFile(base, make([]byte, mib), 0o600))
 			domain := "web" + string(rune('a'+i))
-			id, err := l.DefineDomain(t.Context(), lab.Spec{Name: domain, Disks: []lab.DiskSpec{{Target: "vda", Format: "raw", Path: base}}})
+			id, err := l.DefineDomain(
+				t.Context(), lab.Spec{Name: domain, Disks: []lab.DiskSpec{{Target: "vda", Format: "raw", Path: base}}},
+			)
 			must(t, err)
 			top, _ := overlay(t, l, h, id, name+"!")
 			must(t, h.SwitchToOverlays(t.Context(), id, []hypervisor.DiskSwitch{{Target: "vda", Overlay: top}}))
@@ -475,7 +491,9 @@ func TestHostileImageNames(t *testing.T) {
 func TestVariablesOfUEFIAreFound(t *testing.T) {
 	l := startLab(t)
 	h := host(t, l)
-	id, err := l.DefineDomain(t.Context(), lab.Spec{Name: "web1", UEFI: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 8 * mib}}})
+	id, err := l.DefineDomain(
+		t.Context(), lab.Spec{Name: "web1", UEFI: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 8 * mib}}},
+	)
 	must(t, err)
 	must(t, l.DefineXML(t.Context(), `<domain type='qemu'><name>auto</name><memory unit='MiB'>64</memory>
 		<os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features></domain>`))

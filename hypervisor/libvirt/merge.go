@@ -39,7 +39,9 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 
 // commitArguments checks the layers against what the guest uses, lest a caller
 // with old knowledge merges another layer than it means.
-func commitArguments(live *definition, m hypervisor.Merge) (top, base string, flags libvirt.DomainBlockCommitFlags, err error) {
+func commitArguments(
+	live *definition, m hypervisor.Merge,
+) (top, base string, flags libvirt.DomainBlockCommitFlags, err error) {
 	layers, err := live.layers(m.Target)
 	if err != nil {
 		return "", "", 0, err

@@ -52,7 +52,10 @@ func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervis
 func (h *Host) unlessSwitched(d *libvirt.Domain, disks []hypervisor.DiskSwitch, failure error) error {
 	live, err := readDefinition(d, 0)
 	if err != nil || !live.active() {
-		return fmt.Errorf("%w: it is unknown whether the disks were switched: %w", hypervisor.ErrUnavailable, errors.Join(failure, err))
+		return fmt.Errorf(
+			"%w: it is unknown whether the disks were switched: %w", hypervisor.ErrUnavailable,
+			errors.Join(failure, err),
+		)
 	}
 	for _, s := range disks {
 		if disk := live.disk(s.Target); disk == nil || filePath(disk) != s.Overlay {

@@ -88,7 +88,8 @@ func TestLargeDisk(t *testing.T) {
 	must(t, err)
 	m.Add(0, mostBytes)
 	image := NewImage(m)
-	if blocks, entries := (image.total+perBlock-1)/perBlock, (image.refBlocks-image.refTable)*perTable; blocks > entries || image.l2-image.refBlocks != blocks {
+	if blocks, entries := (image.total+perBlock-1)/perBlock, (image.refBlocks-image.refTable)*perTable; blocks > entries ||
+		image.l2-image.refBlocks != blocks {
 		t.Errorf("%d refcount blocks are needed, %d made, %d named", blocks, image.l2-image.refBlocks, entries)
 	}
 	if got := image.guest(mostBytes/cluster - 1); got != mostBytes/cluster-1 {

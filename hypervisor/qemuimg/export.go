@@ -73,7 +73,9 @@ func parseExtents(from io.Reader, visit func(extent) error) error {
 			return fmt.Errorf("qemu-img's answer: %w", err)
 		}
 		if e.Start != end || e.Length <= 0 || e.Start+e.Length < e.Start {
-			return fmt.Errorf("%w: qemu-img's answer has %d bytes at %d, after %d", hypervisor.ErrUnsupported, e.Length, e.Start, end)
+			return fmt.Errorf(
+				"%w: qemu-img's answer has %d bytes at %d, after %d", hypervisor.ErrUnsupported, e.Length, e.Start, end,
+			)
 		}
 		end += e.Length
 		if err := visit(e); err != nil {

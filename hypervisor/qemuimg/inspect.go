@@ -47,7 +47,9 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 	}
 	// Opening a named pipe would wait for its other end.
 	if kind := file.Mode().Type(); kind != 0 && kind != fs.ModeDevice {
-		return hypervisor.Image{}, fmt.Errorf("%s: %w: it is neither a file nor a block device", what, hypervisor.ErrUnsupported)
+		return hypervisor.Image{}, fmt.Errorf(
+			"%s: %w: it is neither a file nor a block device", what, hypervisor.ErrUnsupported,
+		)
 	}
 	ctx, cancel := context.WithTimeout(ctx, shortTime)
 	defer cancel()
@@ -89,7 +91,9 @@ func parseInfo(data []byte, format string) (hypervisor.Image, error) {
 		return hypervisor.Image{}, fmt.Errorf("qemu-img's answer: %w", err)
 	}
 	if in.Format != format || in.VirtualSize < 0 || in.ActualSize < 0 {
-		return hypervisor.Image{}, fmt.Errorf("%w: qemu-img's answer is of format %q and size %d", hypervisor.ErrUnsupported, in.Format, in.VirtualSize)
+		return hypervisor.Image{}, fmt.Errorf(
+			"%w: qemu-img's answer is of format %q and size %d", hypervisor.ErrUnsupported, in.Format, in.VirtualSize,
+		)
 	}
 	specific := in.Specific.Data
 	return hypervisor.Image{

@@ -67,7 +67,9 @@ func (i *Images) checkMerge(ctx context.Context, m hypervisor.OfflineMerge) (ove
 	}
 	chain, err := i.checkChain(ctx, m.Overlay, "qcow2")
 	if len(chain) > 0 && (chain[0].Backing != m.Base || chain[0].BackingFormat != m.BaseFormat) {
-		return overlay, base, fmt.Errorf("%w: its header names %q (%s)", hypervisor.ErrReplaced, chain[0].Backing, chain[0].BackingFormat)
+		return overlay, base, fmt.Errorf(
+			"%w: its header names %q (%s)", hypervisor.ErrReplaced, chain[0].Backing, chain[0].BackingFormat,
+		)
 	}
 	if err != nil {
 		return overlay, base, err
@@ -119,10 +121,16 @@ func copyDown(m hypervisor.OfflineMerge, cache, file string) []string {
 	if m.BytesPerSecond > 0 {
 		args = append(args, "-r", strconv.FormatInt(m.BytesPerSecond, 10))
 	}
-	return append(args, "--image-opts", "--target-image-opts",
-		fmt.Sprintf("driver=qcow2,%[1]sfilename=%[2]s,%[1]saio=%[3]s,backing.driver=%[4]s,backing.file.driver=file,backing.file.filename=%[5]s,backing.file.locking=off",
-			file, overlay, aio, m.BaseFormat, base),
-		fmt.Sprintf("driver=%s,file.driver=file,file.filename=%s,file.aio=%s%s", m.BaseFormat, base, aio, counts))
+	return append(
+		args,
+		"--image-opts",
+		"--target-image-opts",
+		fmt.Sprintf(
+			"driver=qcow2,%[1]sfilename=%[2]s,%[1]saio=%[3]s,backing.driver=%[4]s,backing.file.driver=file,backing.file.filename=%[5]s,backing.file.locking=off",
+			file, overlay, aio, m.BaseFormat, base,
+		),
+		fmt.Sprintf("driver=%s,file.driver=file,file.filename=%s,file.aio=%s%s", m.BaseFormat, base, aio, counts),
+	)
 }
 
 // optionValue writes a value as QEMU's option lists want it.

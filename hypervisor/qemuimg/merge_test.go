@@ -46,7 +46,11 @@ func newMergeRound(t *testing.T, seed uint64) *mergeRound {
 	dir, twin := t.TempDir(), t.TempDir()
 	r.baseSize = 2*mib + r.random.Int64N(5)*512
 	r.size = []int64{r.baseSize, r.baseSize, r.baseSize + mib + 512, r.baseSize - mib}[seed%4]
-	r.ours = hypervisor.OfflineMerge{Overlay: dir + "/over", Base: dir + "/ba,se", BaseFormat: []string{"qcow2", "raw", "qcow2"}[seed%3]}
+	r.ours = hypervisor.OfflineMerge{
+		Overlay:    dir + "/over",
+		Base:       dir + "/ba,se",
+		BaseFormat: []string{"qcow2", "raw", "qcow2"}[seed%3],
+	}
 	r.theirs = hypervisor.OfflineMerge{Overlay: twin + "/over", Base: twin + "/ba,se", BaseFormat: r.ours.BaseFormat}
 	r.makeBase(seed%3 == 2)
 	r.makeOverlay(seed%5 == 4)
@@ -73,7 +77,10 @@ func (r *mergeRound) makeBase(clone bool) {
 // makeOverlay makes an overlay as we do, or as libvirt does.
 func (r *mergeRound) makeOverlay(plain bool) {
 	if plain {
-		tool(r.T, "qemu-img", "create", "-q", "-f", "qcow2", "-b", r.ours.Base, "-F", r.ours.BaseFormat, r.ours.Overlay, strconv.FormatInt(r.size, 10))
+		tool(
+			r.T, "qemu-img", "create", "-q", "-f", "qcow2", "-b", r.ours.Base, "-F", r.ours.BaseFormat, r.ours.Overlay,
+			strconv.FormatInt(r.size, 10),
+		)
 	} else {
 		_, err := r.images.CreateOverlay(r.Context(), hypervisor.Overlay{Path: r.ours.Overlay, Base: r.ours.Base, BaseFormat: r.ours.BaseFormat, SizeBytes: r.size})
 		r.must(err)
@@ -145,7 +152,10 @@ func (r *mergeRound) play() {
 	for range 2 {
 		r.must(r.images.MergeOffline(r.Context(), r.ours, nil))
 		if r.content(r.ours.Base, r.ours.BaseFormat) != want {
-			r.Fatalf("the base is not what qemu-img commit makes of it: %+v, base of %d bytes, overlay of %d", r.ours, r.baseSize, r.size)
+			r.Fatalf(
+				"the base is not what qemu-img commit makes of it: %+v, base of %d bytes, overlay of %d", r.ours,
+				r.baseSize, r.size,
+			)
 		}
 		whole("after the merge")
 	}
@@ -170,7 +180,10 @@ func TestMergeOfZeroesBeyondAGoldenImage(t *testing.T) {
 	if err := images.MergeOffline(t.Context(), hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "qcow2"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 0 4k", "-c", "read -P 1 4k 1020k", "-c", "read -P 0 1M 1536k", "-c", "read -P 2 2560k 512k", base)
+	tool(
+		t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 0 4k", "-c", "read -P 1 4k 1020k", "-c",
+		"read -P 0 1M 1536k", "-c", "read -P 2 2560k 512k", base,
+	)
 	tool(t, "qemu-io", "-r", "-f", "raw", "-c", "read -P 1 0 1M", golden)
 }
 

@@ -148,10 +148,14 @@ func TestNamesThatAreNoLocalFileAreRefused(t *testing.T) {
 		if _, err := images.Inspect(t.Context(), name, "raw"); !errors.Is(err, hypervisor.ErrUnsupported) {
 			t.Errorf("Inspect(%q): %v", name, err)
 		}
-		if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: dir + "/o", Base: name, BaseFormat: "raw", SizeBytes: mib}); !errors.Is(err, hypervisor.ErrUnsupported) {
+		if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: dir + "/o", Base: name, BaseFormat: "raw", SizeBytes: mib}); !errors.Is(
+			err, hypervisor.ErrUnsupported,
+		) {
 			t.Errorf("CreateOverlay over %q: %v", name, err)
 		}
-		if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: name, Base: base, BaseFormat: "raw", SizeBytes: mib}); !errors.Is(err, hypervisor.ErrUnsupported) {
+		if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: name, Base: base, BaseFormat: "raw", SizeBytes: mib}); !errors.Is(
+			err, hypervisor.ErrUnsupported,
+		) {
 			t.Errorf("CreateOverlay of %q: %v", name, err)
 		}
 		if err := images.Remove(t.Context(), name, 1); !errors.Is(err, hypervisor.ErrUnsupported) {
@@ -165,7 +169,9 @@ func TestNamesThatAreNoLocalFileAreRefused(t *testing.T) {
 		}
 	}
 	for _, format := range []string{"", "raw,file=x", "-U", "ra w"} {
-		if _, err := images.Inspect(t.Context(), base, format); format != "-U" && !errors.Is(err, hypervisor.ErrUnsupported) || err == nil {
+		if _, err := images.Inspect(t.Context(), base, format); format != "-U" &&
+			!errors.Is(err, hypervisor.ErrUnsupported) ||
+			err == nil {
 			t.Errorf("Inspect as %q: %v", format, err)
 		}
 	}
@@ -221,7 +227,9 @@ func TestOverlayNeverTakesAnExistingName(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{foreign, link} {
-		_, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: path, Base: base, BaseFormat: "raw", SizeBytes: mib})
+		_, err := images.CreateOverlay(
+			t.Context(), hypervisor.Overlay{Path: path, Base: base, BaseFormat: "raw", SizeBytes: mib},
+		)
 		if !errors.Is(err, fs.ErrExist) {
 			t.Errorf("overlay at %s: %v", path, err)
 		}
@@ -242,17 +250,30 @@ func TestFailedOverlayLeavesNothing(t *testing.T) {
 	dir := mountTmpfs(t, "size=1m")
 	base := filepath.Join(dir, "base")
 	writeBase(t, base, 4096, 1)
-	_, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: filepath.Join(dir, "overlay"), Base: base, BaseFormat: "raw", SizeBytes: 100 << 30})
+	_, err := images.CreateOverlay(
+		t.Context(),
+		hypervisor.Overlay{Path: filepath.Join(dir, "overlay"), Base: base, BaseFormat: "raw", SizeBytes: 100 << 30},
+	)
 	if !errors.Is(err, hypervisor.ErrNoSpace) {
 		t.Errorf("on a full file system: %v", err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = images.CreateOverlay(ended, hypervisor.Overlay{Path: filepath.Join(dir, "overlay"), Base: base, BaseFormat: "raw", SizeBytes: mib})
+	_, err = images.CreateOverlay(
+		ended, hypervisor.Overlay{Path: filepath.Join(dir, "overlay"), Base: base, BaseFormat: "raw", SizeBytes: mib},
+	)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	_, err = images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: filepath.Join(dir, "overlay"), Base: filepath.Join(dir, "none"), BaseFormat: "raw", SizeBytes: mib})
+	_, err = images.CreateOverlay(
+		t.Context(),
+		hypervisor.Overlay{
+			Path:       filepath.Join(dir, "overlay"),
+			Base:       filepath.Join(dir, "none"),
+			BaseFormat: "raw",
+			SizeBytes:  mib,
+		},
+	)
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without its base: %v", err)
 	}
@@ -406,21 +427,31 @@ func TestMergeKeepsTheOverlayWholeAndMayBeRepeated(t *testing.T) {
 		tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 2 0 6M", "-c", "write -q -P 3 12M 4k", overlay)
 		for range 2 {
 			var last, total int64
-			err := images.MergeOffline(t.Context(), hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw"}, func(done, all int64) {
-				if done < last {
-					t.Errorf("progress went back from %d to %d", last, done)
-				}
-				last, total = done, all
-			})
+			err := images.MergeOffline(
+				t.Context(),
+				hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw"},
+				func(done, all int64) {
+					if done < last {
+						t.Errorf("progress went back from %d to %d", last, done)
+					}
+					last, total = done, all
+				},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if last != total || total < mib || total > 16*mib {
 				t.Errorf("progress ended at %d of %d", last, total)
 			}
-			tool(t, "qemu-io", "-f", "raw", "-c", "read -P 2 0 6M", "-c", "read -P 1 6M 6M", "-c", "read -P 3 12M 4k", "-c", "read -P 1 12292k 4092k", base)
+			tool(
+				t, "qemu-io", "-f", "raw", "-c", "read -P 2 0 6M", "-c", "read -P 1 6M 6M", "-c", "read -P 3 12M 4k",
+				"-c", "read -P 1 12292k 4092k", base,
+			)
 			writeBase(t, base, 16*mib, 9)
-			tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 2 0 6M", "-c", "read -P 9 6M 6M", "-c", "read -P 3 12M 4k", overlay)
+			tool(
+				t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 2 0 6M", "-c", "read -P 9 6M 6M", "-c",
+				"read -P 3 12M 4k", overlay,
+			)
 			writeBase(t, base, 16*mib, 1)
 		}
 	}
@@ -478,13 +509,17 @@ func TestMergeLocksTheOverlay(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var refusal string
-	err := images.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw", BytesPerSecond: mib}, func(_, _ int64) {
-		if refusal == "" {
-			out, _ := exec.Command("qemu-io", "-f", "qcow2", "-c", "write 0 512", overlay).CombinedOutput()
-			refusal = string(out)
-			stop()
-		}
-	})
+	err := images.MergeOffline(
+		ctx,
+		hypervisor.OfflineMerge{Overlay: overlay, Base: base, BaseFormat: "raw", BytesPerSecond: mib},
+		func(_, _ int64) {
+			if refusal == "" {
+				out, _ := exec.Command("qemu-io", "-f", "qcow2", "-c", "write 0 512", overlay).CombinedOutput()
+				refusal = string(out)
+				stop()
+			}
+		},
+	)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("merge: %v", err)
 	}
@@ -533,7 +568,9 @@ func TestKilledMergeLeavesACleanBase(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("the merge was not killed: %v", err)
 	}
-	if info := tool(t, "qemu-img", "info", "-f", "qcow2", "--output=json", base); strings.Contains(info, `"dirty-flag": true`) {
+	if info := tool(t, "qemu-img", "info", "-f", "qcow2", "--output=json", base); strings.Contains(
+		info, `"dirty-flag": true`,
+	) {
 		t.Errorf("the killed merge left a base that only a repair makes safe to write to:\n%s", info)
 	}
 }
@@ -706,13 +743,16 @@ func TestCopyKeepsContentModeAndOwner(t *testing.T) {
 	if err := unix.Stat(dst, &st); err != nil {
 		t.Fatal(err)
 	}
-	if st.Uid != 12345 || st.Gid != 23456 || st.Mode&0o7777 != 0o640 || st.Ino != file.Inode || file.Size != int64(len(content)) {
+	if st.Uid != 12345 || st.Gid != 23456 || st.Mode&0o7777 != 0o640 || st.Ino != file.Inode ||
+		file.Size != int64(len(content)) {
 		t.Errorf("owner %d:%d, mode %o, %+v", st.Uid, st.Gid, st.Mode&0o7777, file)
 	}
 	if got, _ := os.ReadFile(dst); string(got) != content {
 		t.Error("the content differs")
 	}
-	if _, err := images.Copy(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := images.Copy(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x")); !errors.Is(
+		err, fs.ErrNotExist,
+	) {
 		t.Errorf("of a missing file: %v", err)
 	}
 	small := mountTmpfs(t, "size=64k")
@@ -761,8 +801,12 @@ func TestProgressIsReadInAnyPortions(t *testing.T) {
 }
 
 func FuzzParseInfo(f *testing.F) {
-	f.Add([]byte(`{"format":"qcow2","virtual-size":1048576,"actual-size":1,"backing-filename":"/a","backing-filename-format":"raw",
-		"snapshots":[{"name":"a"}],"format-specific":{"type":"qcow2","data":{"corrupt":true,"data-file":"x","bitmaps":[{}],"encrypt":{}}}}`))
+	f.Add(
+		[]byte(
+			`{"format":"qcow2","virtual-size":1048576,"actual-size":1,"backing-filename":"/a","backing-filename-format":"raw",
+		"snapshots":[{"name":"a"}],"format-specific":{"type":"qcow2","data":{"corrupt":true,"data-file":"x","bitmaps":[{}],"encrypt":{}}}}`,
+		),
+	)
 	f.Add([]byte(`{"format":"qcow2","virtual-size":-1}`))
 	f.Add([]byte(`[]`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -820,7 +864,9 @@ func TestRoomComesBack(t *testing.T) {
 
 // FuzzExtents: whatever qemu-img says, what is visited is in order and apart.
 func FuzzExtents(f *testing.F) {
-	f.Add(`[{"start":0,"length":65536,"depth":1,"present":true,"zero":false,"data":true,"offset":327680},{"start":65536,"length":512,"zero":true}]`)
+	f.Add(
+		`[{"start":0,"length":65536,"depth":1,"present":true,"zero":false,"data":true,"offset":327680},{"start":65536,"length":512,"zero":true}]`,
+	)
 	f.Add(`[{"start":0,"length":1,"zero":false}`)
 	f.Add(`[{"start":0,"length":9223372036854775807},{"start":9223372036854775807,"length":1}]`)
 	f.Add(`{"start":0}`)

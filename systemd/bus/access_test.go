@@ -79,7 +79,8 @@ func TestPolkitDecides(t *testing.T) {
 		}
 		polkit.set(true, false)
 		user.flags, want.flags = 0, 0
-		if got := user.refused(c.path, c.method, c.args...); got == accessDenied || got == needPassword || polkit.last() != want {
+		if got := user.refused(c.path, c.method, c.args...); got == accessDenied || got == needPassword ||
+			polkit.last() != want {
 			t.Errorf("%s, when polkit says yes: %s; it was asked %+v", c.method, got, polkit.last())
 		}
 	}
@@ -135,7 +136,8 @@ func TestBusPolicy(t *testing.T) {
 	s := newSite(t)
 	s.end()
 	user := s.as(nobody)
-	if _, err := user.conn.RequestName(serverName, dbus.NameFlagDoNotQueue); err == nil || !strings.Contains(err.Error(), "not allowed") {
+	if _, err := user.conn.RequestName(serverName, dbus.NameFlagDoNotQueue); err == nil ||
+		!strings.Contains(err.Error(), "not allowed") {
 		t.Errorf("nobody gets the name: %v", err)
 	}
 	s.serve(nil)

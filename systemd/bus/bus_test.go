@@ -79,7 +79,9 @@ type authorization struct {
 }
 
 // CheckAuthorization is the method of polkit's authority.
-func (p *polkit) CheckAuthorization(s subject, action string, _ map[string]string, flags uint32, _ string) (authorization, *dbus.Error) {
+func (p *polkit) CheckAuthorization(
+	s subject, action string, _ map[string]string, flags uint32, _ string,
+) (authorization, *dbus.Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	who, _ := s.Details["name"].Value().(string)
@@ -143,8 +145,14 @@ func newHost(t *testing.T) *host {
 	h.path = dbus.ObjectPath(manager + "/vps/" + strings.ReplaceAll(h.web1, "-", "_"))
 	h.daemon, err = daemon.Open(context.Background(), daemon.Config{
 		Host: h.fake, StateDir: t.TempDir(), Version: "test",
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}}, Notify: notify.Policy{Grace: time.Hour}, Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second}, Guest: guest.Policy{FreezeLimit: time.Second}, Merge: merge.Policy{Limit: 2}},
-		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Settings: daemon.Settings{
+			Offer:    vps.Offer{ID: "snapshot", Price: vps.Price{Amount: 299, Currency: "EUR", Period: vps.PeriodMonth}},
+			Notify:   notify.Policy{Grace: time.Hour},
+			Snapshot: snapshot.Policy{UndoKeep: time.Hour, AgentWait: time.Second},
+			Guest:    guest.Policy{FreezeLimit: time.Second},
+			Merge:    merge.Policy{Limit: 2},
+		},
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	check(t, err)
 	t.Cleanup(func() { check(t, errors.Join(h.daemon.Close(), h.fake.Close())) })
@@ -155,7 +163,13 @@ func newHost(t *testing.T) *host {
 func (h *host) serve(around func(*bus.Services)) {
 	h.t.Helper()
 	d := h.daemon
-	services := bus.Services{Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Operations: d.Operations, Events: d.Journal}
+	services := bus.Services{
+		Overview:   d.Overview,
+		Options:    d.Options,
+		Snapshots:  d.Snapshots,
+		Operations: d.Operations,
+		Events:     d.Journal,
+	}
 	if around != nil {
 		around(&services)
 	}
@@ -163,7 +177,14 @@ func (h *host) serve(around func(*bus.Services)) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		bus.Serve(ctx, bus.Config{Services: services, Version: "1.2.3", Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		bus.Serve(
+			ctx,
+			bus.Config{
+				Services: services,
+				Version:  "1.2.3",
+				Logger:   slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			},
+		)
 	}()
 	h.end = sync.OnceFunc(func() { cancel(); <-ended })
 	h.t.Cleanup(func() {

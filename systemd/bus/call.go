@@ -155,7 +155,18 @@ func (s *server) logCall(m *bound, c *call, err error, took time.Duration) {
 	if m.method.action != actionRead && m.method.action != open {
 		level = slog.LevelInfo
 	}
-	line := []any{"method", m.iface + "." + m.name, "path", m.path, "actor", c.actor.Name, "caller", c.from.name, "took", took}
+	line := []any{
+		"method",
+		m.iface + "." + m.name,
+		"path",
+		m.path,
+		"actor",
+		c.actor.Name,
+		"caller",
+		c.from.name,
+		"took",
+		took,
+	}
 	if err != nil {
 		line = append(line, "error", err)
 		if busError(err).Name == errorName(vps.CodeInternal) {

@@ -103,7 +103,8 @@ func (f *inFlight) enter(uid uint32) (leave func(), err error) {
 	case f.empty != nil:
 		return nil, vps.Errorf(vps.CodeHypervisorUnavailable, "vpssnapd is stopping").WithRemedy("call again in a while")
 	case uid != 0 && f.of[uid] >= callsOfOne:
-		return nil, vps.Errorf(vps.CodeRateLimited, "user %d has %d calls in progress", uid, callsOfOne).WithRemedy("wait until some have ended")
+		return nil, vps.Errorf(vps.CodeRateLimited, "user %d has %d calls in progress", uid, callsOfOne).
+			WithRemedy("wait until some have ended")
 	}
 	f.of[uid]++
 	f.all++

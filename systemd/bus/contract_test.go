@@ -45,11 +45,45 @@ func TestMethodsAreThoseOfTheContract(t *testing.T) {
 // full has every field set that leaves the process.
 func full() vps.VPS {
 	at := time.Unix(1, 0)
-	o := vps.Option{ID: "o", VPS: "v", State: vps.OptionActive, OrderRef: "r", Price: vps.Price{Amount: 1, Currency: "EUR", Period: vps.PeriodMonth},
-		ContactEmail: "a@b", Locale: "fr", OrderedAt: at, ActivatedAt: &at, EndsAt: &at, CancelledAt: &at, GraceUntil: &at, ReleasedAt: &at, UpdatedAt: at}
-	s := vps.Snapshot{ID: "s", VPS: "v", State: vps.SnapshotBroken, Reason: "r", Description: "d", CreatedAt: at, Consistency: vps.ConsistencyCrash,
-		FreezeMS: 1, SizeBytes: 1, DeltaBytes: 1, RestoredAt: &at, UndoUntil: &at, UpdatedAt: at}
-	return vps.VPS{ID: "v", Name: "web1\x00\xff", Disks: []vps.Disk{{Target: "vda"}}, Option: &o, Snapshot: &s, Operation: &vps.Operation{ID: "op-1"}}
+	o := vps.Option{
+		ID:           "o",
+		VPS:          "v",
+		State:        vps.OptionActive,
+		OrderRef:     "r",
+		Price:        vps.Price{Amount: 1, Currency: "EUR", Period: vps.PeriodMonth},
+		ContactEmail: "a@b",
+		Locale:       "fr",
+		OrderedAt:    at,
+		ActivatedAt:  &at,
+		EndsAt:       &at,
+		CancelledAt:  &at,
+		GraceUntil:   &at,
+		ReleasedAt:   &at,
+		UpdatedAt:    at,
+	}
+	s := vps.Snapshot{
+		ID:          "s",
+		VPS:         "v",
+		State:       vps.SnapshotBroken,
+		Reason:      "r",
+		Description: "d",
+		CreatedAt:   at,
+		Consistency: vps.ConsistencyCrash,
+		FreezeMS:    1,
+		SizeBytes:   1,
+		DeltaBytes:  1,
+		RestoredAt:  &at,
+		UndoUntil:   &at,
+		UpdatedAt:   at,
+	}
+	return vps.VPS{
+		ID:        "v",
+		Name:      "web1\x00\xff",
+		Disks:     []vps.Disk{{Target: "vda"}},
+		Option:    &o,
+		Snapshot:  &s,
+		Operation: &vps.Operation{ID: "op-1"},
+	}
 }
 
 // The properties have the types that the contract promises, and none is missing.
@@ -151,7 +185,8 @@ func TestActionsAreThoseOfThePolicy(t *testing.T) {
 	var known, asked []string
 	for _, a := range policy.Actions {
 		known = append(known, a.ID)
-		if d := a.Defaults; a.Message == "" || d.Any != "auth_admin" || d.Inactive != "auth_admin" || d.Active != "auth_admin_keep" {
+		if d := a.Defaults; a.Message == "" || d.Any != "auth_admin" || d.Inactive != "auth_admin" ||
+			d.Active != "auth_admin_keep" {
 			t.Errorf("%+v", a)
 		}
 	}

@@ -51,12 +51,16 @@ func TestMainJob(t *testing.T) {
 		"price": variant(options{"amount": variant(int64(500)), "currency": variant("CHF"), "period": variant("year")}),
 	}}, &option)
 	price, _ := option["price"].Value().(map[string]dbus.Variant)
-	if option["state"].Value() != "active" || option["ends_at"].Value() != "2099-01-31T00:00:00Z" || price["amount"].Value() != int64(500) {
+	if option["state"].Value() != "active" || option["ends_at"].Value() != "2099-01-31T00:00:00Z" ||
+		price["amount"].Value() != int64(500) {
 		t.Errorf("the option: %v", option)
 	}
 
 	var operation dbus.ObjectPath
-	root.must(s.path, vpsI+".Take", []any{options{"description": variant("before the upgrade"), "quiesce": variant("require")}}, &operation)
+	root.must(
+		s.path, vpsI+".Take",
+		[]any{options{"description": variant("before the upgrade"), "quiesce": variant("require")}}, &operation,
+	)
 	if got := root.finish(operation); got != "succeeded" {
 		t.Fatalf("the take: %s", got)
 	}
@@ -317,7 +321,9 @@ func TestEndedOperationsAreNotPolled(t *testing.T) {
 // activate activates the option of web1.
 func (h *host) activate() {
 	h.t.Helper()
-	_, err := h.daemon.Options.PutOption(h.t.Context(), h.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Name: "test", Way: vps.WayOrder})
+	_, err := h.daemon.Options.PutOption(
+		h.t.Context(), h.web1, vps.OptionOrder{State: vps.OptionActive}, vps.Actor{Name: "test", Way: vps.WayOrder},
+	)
 	check(h.t, err)
 }
 

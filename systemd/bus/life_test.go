@@ -19,7 +19,10 @@ func TestBusComesAndGoes(t *testing.T) {
 	b.Stop()
 	s := &site{host: newHost(t), bus: b}
 	s.serve(nil)
-	eventually(t, "the daemon says that there is no bus", func() bool { return strings.Contains(s.log.String(), "not on D-Bus for now") })
+	eventually(
+		t, "the daemon says that there is no bus",
+		func() bool { return strings.Contains(s.log.String(), "not on D-Bus for now") },
+	)
 	for range 2 {
 		b.Start()
 		s.ready()
@@ -43,7 +46,10 @@ func TestTwoDaemons(t *testing.T) {
 	s := newSite(t)
 	second := newHost(t)
 	second.serve(nil)
-	eventually(t, "the second says so", func() bool { return strings.Contains(second.log.String(), "another vpssnapd has it") })
+	eventually(
+		t, "the second says so",
+		func() bool { return strings.Contains(second.log.String(), "another vpssnapd has it") },
+	)
 	s.end()
 	eventually(t, "the second has the name", func() bool { return strings.Contains(second.log.String(), `msg="on D-Bus"`) })
 	var found dbus.ObjectPath
@@ -104,7 +110,11 @@ type talkative struct{ events }
 
 func (d talkative) Events(ctx context.Context, after int64) (vps.EventPage, error) {
 	page, err := d.events.Events(ctx, after)
-	full := vps.Event{ID: page.After, Type: vps.EventSpaceCritical, EventData: vps.EventData{Space: &vps.SpaceEvent{Path: strings.Repeat("/x", 1000)}}}
+	full := vps.Event{
+		ID:        page.After,
+		Type:      vps.EventSpaceCritical,
+		EventData: vps.EventData{Space: &vps.SpaceEvent{Path: strings.Repeat("/x", 1000)}},
+	}
 	page.Events = []vps.Event{full}
 	return page, err
 }

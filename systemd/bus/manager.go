@@ -69,7 +69,17 @@ func (s *server) listOperations(c *call) ([]any, error) {
 	}
 	list := []listedOperation{}
 	for _, op := range page.Operations {
-		list = append(list, listedOperation{operationPath(op.ID), op.ID, vpsPath(op.VPS), text(op.VPSName), string(op.Kind), string(op.Status)})
+		list = append(
+			list,
+			listedOperation{
+				operationPath(op.ID),
+				op.ID,
+				vpsPath(op.VPS),
+				text(op.VPSName),
+				string(op.Kind),
+				string(op.Status),
+			},
+		)
 	}
 	return []any{list}, nil
 }
@@ -93,7 +103,16 @@ func (s *server) listStorage(c *call) ([]any, error) {
 	}
 	list := []listedStorage{}
 	for _, dir := range host.Storage {
-		list = append(list, listedStorage{text(dir.Path), bytes(dir.TotalBytes), bytes(dir.FreeBytes), string(dir.Level), bytes(dir.FullInSeconds)})
+		list = append(
+			list,
+			listedStorage{
+				text(dir.Path),
+				bytes(dir.TotalBytes),
+				bytes(dir.FreeBytes),
+				string(dir.Level),
+				bytes(dir.FullInSeconds),
+			},
+		)
 	}
 	return []any{list}, nil
 }

@@ -60,5 +60,8 @@ func noInterface(iface string) error {
 }
 
 func (s *server) set(*call) ([]any, error) {
-	return nil, dbus.NewError("org.freedesktop.DBus.Error.PropertyReadOnly", []any{"no property can be set; there are methods for what can be changed"})
+	return nil, dbus.NewError(
+		"org.freedesktop.DBus.Error.PropertyReadOnly",
+		[]any{"no property can be set; there are methods for what can be changed"},
+	)
 }

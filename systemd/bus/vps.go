@@ -35,7 +35,10 @@ func (s *server) show(c *call) ([]any, error) {
 func (s *server) take(c *call) ([]any, error) {
 	var r vps.TakeRequest
 	var quiesce string
-	err := options(c.args[0].(map[string]dbus.Variant), map[string]any{"description": &r.Description, "quiesce": &quiesce, "replace": &r.Replace})
+	err := options(
+		c.args[0].(map[string]dbus.Variant),
+		map[string]any{"description": &r.Description, "quiesce": &quiesce, "replace": &r.Replace},
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +106,9 @@ func verdictOf(v vps.Verdict) verdict {
 func vpsProperties(v vps.VPS) dict {
 	disks := []listedDisk{}
 	for _, d := range v.Disks {
-		disks = append(disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason.String())})
+		disks = append(
+			disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason.String())},
+		)
 	}
 	operation := nowhere
 	if v.Operation != nil {

@@ -19,7 +19,10 @@ func TestREADMEIsShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	if lines := strings.Count(string(text), "\n"); lines > longestREADME {
-		t.Errorf("README.md has %d lines, more than %d: move what is not for every reader to packaging/doc", lines, longestREADME)
+		t.Errorf(
+			"README.md has %d lines, more than %d: move what is not for every reader to packaging/doc", lines,
+			longestREADME,
+		)
 	}
 }
 
@@ -44,7 +47,8 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			t.Errorf("README.md does not link to %s, so nobody finds it", document)
 		}
 		for _, target := range links(t, document) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(document), target)); err != nil || filepath.Base(target) != target {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(document), target)); err != nil ||
+				filepath.Base(target) != target {
 				t.Errorf("%s links to %s, which is not a document beside it", document, target)
 			}
 		}

@@ -49,17 +49,33 @@ var ours = []struct {
 	may     []string
 	because string
 }{
-	{"vpssnapd/hypervisor/libvirt", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"}, "an implementation knows the interface, not its user"},
-	{"vpssnapd/hypervisor/qemuimg", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable"}, "an implementation knows the interface, not its user"},
+	{
+		"vpssnapd/hypervisor/libvirt",
+		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"},
+		"an implementation knows the interface, not its user",
+	},
+	{
+		"vpssnapd/hypervisor/qemuimg",
+		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable"},
+		"an implementation knows the interface, not its user",
+	},
 	{"vpssnapd/hypervisor/durable", nil, "a sync knows nobody's files"},
 	{"vpssnapd/hypervisor/feed", []string{"vpssnapd/hypervisor"}, "it carries the interface's events"},
 	{"vpssnapd/hypervisor/qcow2", nil, "a file format knows nobody's use of it"},
-	{"vpssnapd/hypervisor/fake", []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"}, "an implementation knows the interface, not its user"},
+	{
+		"vpssnapd/hypervisor/fake",
+		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"},
+		"an implementation knows the interface, not its user",
+	},
 	{"vpssnapd/hypervisor/hypervisortest", []string{"vpssnapd/hypervisor"}, "the contract is about the interface"},
 	{"vpssnapd/hypervisor/lab", nil, "the lab must be able to test everything"},
 	{"vpssnapd/hypervisor", nil, "the interface has its own types"},
 	{"vpssnapd/api/client", []string{"vpssnapd/api"}, "a client links neither SQLite nor libvirt"},
-	{"vpssnapd/api/server", []string{"vpssnapd/api", "vpssnapd/api/server/...", "vpssnapd/daemon/vps"}, "the API asks the daemon, never the host or the database"},
+	{
+		"vpssnapd/api/server",
+		[]string{"vpssnapd/api", "vpssnapd/api/server/...", "vpssnapd/daemon/vps"},
+		"the API asks the daemon, never the host or the database",
+	},
 	{"vpssnapd/api", nil, "the contract is the wire's alone"},
 	{"vpssnapd/systemd", []string{"vpssnapd/daemon/vps"}, "D-Bus serves the same daemon as REST"},
 	{"vpssnapd/cmd/vpssnapd", []string{"vpssnapd/..."}, "main wires"},

@@ -93,7 +93,9 @@ func TestDisksRefused(t *testing.T) {
 func TestTransientVPS(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")
-	text, err := h.Lab.DomainXML(t.Context(), lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 1 << 20}}})
+	text, err := h.Lab.DomainXML(
+		t.Context(), lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 1 << 20}}},
+	)
 	h.must(err)
 	h.tool("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(h.Lab.ImageDir(), "web1-vda.qcow2"), "1M")
 	file := filepath.Join(h.Lab.Dir(), "web1.xml")

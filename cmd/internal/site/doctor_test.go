@@ -53,7 +53,10 @@ func (h *host) paste(r api.Remedy) {
 			line += " --yes"
 		}
 		cmd := exec.CommandContext(h.t.Context(), "bash", "-c", line)
-		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI="+h.Lab.URI(), "VPSSNAP_SOCKET="+h.Socket(), "PATH="+binDir+":"+os.Getenv("PATH"))
+		cmd.Env = append(
+			os.Environ(), "LIBVIRT_DEFAULT_URI="+h.Lab.URI(), "VPSSNAP_SOCKET="+h.Socket(),
+			"PATH="+binDir+":"+os.Getenv("PATH"),
+		)
 		if out, err := cmd.CombinedOutput(); err != nil && !strings.HasPrefix(line, "vpssnap doctor") {
 			h.t.Fatalf("%s: %v\n%s", line, err, out)
 		}
@@ -103,7 +106,10 @@ func (h *host) snapped(name, state string) (id string) {
 }
 
 func twoDisks(name string) lab.Spec {
-	return lab.Spec{Name: name, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}, {Target: "vdb", SizeBytes: 16 << 20, Format: "raw"}}}
+	return lab.Spec{
+		Name:  name,
+		Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}, {Target: "vdb", SizeBytes: 16 << 20, Format: "raw"}},
+	}
 }
 
 func (h *host) fill(name string, pattern byte) {
@@ -149,7 +155,10 @@ func (h *host) foreignOnTop(name, state string) {
 	for _, target := range []string{"vda", "vdb"} {
 		top := filepath.Join(h.Lab.ImageDir(), name+" it's "+target+".qcow2")
 		other := map[string]string{"vda": "vdb", "vdb": "vda"}[target]
-		h.virsh("snapshot-create-as", name, "by hand", "--disk-only", "--diskspec", target+",snapshot=external,file="+top, "--diskspec", other+",snapshot=no")
+		h.virsh(
+			"snapshot-create-as", name, "by hand", "--disk-only", "--diskspec", target+",snapshot=external,file="+top,
+			"--diskspec", other+",snapshot=no",
+		)
 		f := h.finds("foreign_snapshot")
 		if f.VPSName != name || f.Disk != target || f.Path != top || f.Repairable {
 			h.t.Errorf("found %+v", f)
@@ -231,7 +240,9 @@ func (h *host) overlayGone(name string) {
 	id := h.snapped(name, "running")
 	h.must(os.Remove(h.path(name, "vda")))
 	f := h.finds("missing_overlay")
-	rescue := slices.IndexFunc(f.Remedies, func(r api.Remedy) bool { return strings.Contains(strings.Join(r.Commands, " "), "blockcopy") })
+	rescue := slices.IndexFunc(
+		f.Remedies, func(r api.Remedy) bool { return strings.Contains(strings.Join(r.Commands, " "), "blockcopy") },
+	)
 	if rescue < 0 || f.VPS != id {
 		h.t.Fatalf("no rescue in %+v", f)
 	}

@@ -26,9 +26,14 @@ type listener struct {
 }
 
 func (l *listener) connect(ctx context.Context) error {
-	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", l.h.Socket())
-	}}}
+	web := &http.Client{
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", l.h.Socket())
+			},
+		},
+	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vpssnapd/v1/events", nil)
 	if err != nil {
 		return err
@@ -130,7 +135,8 @@ func TestEventsAcrossKills(t *testing.T) {
 
 func (l *listener) heardTheEnd(operation string) bool {
 	for _, e := range l.events {
-		if o := e.Operation; o != nil && o.ID == operation && (o.Status == api.OperationStatusSucceeded || o.Status == api.OperationStatusFailed) {
+		if o := e.Operation; o != nil && o.ID == operation &&
+			(o.Status == api.OperationStatusSucceeded || o.Status == api.OperationStatusFailed) {
 			return true
 		}
 	}

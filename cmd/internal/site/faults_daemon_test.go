@@ -48,7 +48,8 @@ func TestTwoDaemons(t *testing.T) {
 	defer cancel()
 	second := exec.CommandContext(limited, filepath.Join(binDir, "vpssnapd"), "-config", h.ConfigFile())
 	out, err := second.CombinedOutput()
-	if err == nil || second.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "another vpssnapd works on "+h.StateDir()) {
+	if err == nil || second.ProcessState.ExitCode() != 1 ||
+		!strings.Contains(string(out), "another vpssnapd works on "+h.StateDir()) {
 		t.Errorf("the second daemon: %v\n%s", err, out)
 	}
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 1 << 20}}}, "running")
@@ -114,7 +115,13 @@ func (h *host) hostileEnvironment(environment *[]string) {
 	for _, program := range []string{"qemu-img", "virsh", "qemu-system-x86_64", "sh"} {
 		h.must(os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\necho $0 >>"+proof+"\nexit 1\n"), 0o700))
 	}
-	*environment = []string{"PATH=" + dir, "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "LIBVIRT_DEFAULT_URI=qemu:///session", "LIBVIRT_AUTH_FILE=" + proof}
+	*environment = []string{
+		"PATH=" + dir,
+		"HOME=" + dir,
+		"XDG_CONFIG_HOME=" + dir,
+		"LIBVIRT_DEFAULT_URI=qemu:///session",
+		"LIBVIRT_AUTH_FILE=" + proof,
+	}
 	h.restart()
 	h.take("web1", api.TakeRequest{})
 	h.restore("web1")

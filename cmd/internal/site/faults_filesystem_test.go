@@ -32,7 +32,10 @@ func newVolume(t *testing.T, kind, dir string, mib int) *volume {
 	v.image = filepath.Join(t.TempDir(), "volume")
 	v.check(os.WriteFile(v.image, nil, 0o600))
 	v.check(os.Truncate(v.image, int64(mib)<<20))
-	v.tool("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", v.image)
+	v.tool(
+		"mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
+		v.image,
+	)
 	v.mount()
 	return v
 }

@@ -58,7 +58,11 @@ func (h mortal) diesWhenFrozen() {
 // frozen, and is then killed and started anew, as systemd's watchdog does.
 func (h mortal) stoppedWhenFrozen() {
 	ctx := h.t.Context()
-	h.must(h.Lab.GuestWriteFile(ctx, pointVPS, "/run/hook", []byte("[ $1 = thaw ] || { echo FREEZING >/dev/console; sleep 1; }\n")))
+	h.must(
+		h.Lab.GuestWriteFile(
+			ctx, pointVPS, "/run/hook", []byte("[ $1 = thaw ] || { echo FREEZING >/dev/console; sleep 1; }\n"),
+		),
+	)
 	op, err := h.Client.Take(ctx, pointVPS, api.TakeRequest{})
 	h.must(err)
 	h.eventually("the freeze is under way", func() bool { return h.printed(pointVPS, "FREEZING") > 0 })

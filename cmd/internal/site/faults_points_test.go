@@ -90,10 +90,34 @@ var pointCases = []struct {
 	{row: "FAULTS row 10", operation: "delete", point: "delete/unlink/Remove/before", want: "succeeded"},
 	{row: "FAULTS row 11", operation: "restore", point: "restore/exchange/Exchange/after", want: "succeeded"},
 	{row: "FAULTS row 12", operation: "restore", point: "restore/start/Start/before", want: "succeeded"},
-	{row: "FAULTS row 15", operation: "delete", point: "delete/merge/StartMerge/after", meanwhile: mortal.anotherLibvirtd, want: "succeeded"},
-	{row: "FAULTS row 18", operation: "delete", point: "delete/merge/commit/before", meanwhile: mortal.guestDies, want: "succeeded"},
-	{row: "FAULTS row 19", operation: "delete", point: "delete/settle/PointDisks/before", meanwhile: mortal.guestDies, want: "succeeded"},
-	{row: "FAULTS row 22", operation: "delete", point: "delete/pivot/Pivot/after", meanwhile: mortal.secondDiskFails, want: "succeeded"},
+	{
+		row:       "FAULTS row 15",
+		operation: "delete",
+		point:     "delete/merge/StartMerge/after",
+		meanwhile: mortal.anotherLibvirtd,
+		want:      "succeeded",
+	},
+	{
+		row:       "FAULTS row 18",
+		operation: "delete",
+		point:     "delete/merge/commit/before",
+		meanwhile: mortal.guestDies,
+		want:      "succeeded",
+	},
+	{
+		row:       "FAULTS row 19",
+		operation: "delete",
+		point:     "delete/settle/PointDisks/before",
+		meanwhile: mortal.guestDies,
+		want:      "succeeded",
+	},
+	{
+		row:       "FAULTS row 22",
+		operation: "delete",
+		point:     "delete/pivot/Pivot/after",
+		meanwhile: mortal.secondDiskFails,
+		want:      "succeeded",
+	},
 }
 
 const pointVPS = "web1"

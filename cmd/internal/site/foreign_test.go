@@ -17,7 +17,9 @@ func TestForeignClient(t *testing.T) {
 	ctx := t.Context()
 	url := h.listen()
 	for _, name := range []string{"web1", "web2"} {
-		_, err := h.Lab.DefineDomain(ctx, lab.Spec{Name: name, Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 16 << 20}}})
+		_, err := h.Lab.DefineDomain(
+			ctx, lab.Spec{Name: name, Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 16 << 20}}},
+		)
 		h.must(err)
 		h.eventually("the daemon knows "+name, func() bool {
 			_, err := h.Client.VPS(ctx, name)

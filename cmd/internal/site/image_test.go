@@ -158,7 +158,11 @@ func TestSharedImages(t *testing.T) {
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}}, "running")
 	image := h.path("web1", "vda")
 	h.define(lab.Spec{Name: "web2", Disks: []lab.DiskSpec{{Target: "vda", Path: image}}}, "shut off")
-	h.refused(api.CodeUnsupportedDisk, "disk vda: another VPS of this host uses its image too")(h.Client.Take(ctx, "web1", api.TakeRequest{}))
+	h.refused(
+		api.CodeUnsupportedDisk, "disk vda: another VPS of this host uses its image too",
+	)(
+		h.Client.Take(ctx, "web1", api.TakeRequest{}),
+	)
 	h.undefine("web2")
 	h.clean("web1")
 

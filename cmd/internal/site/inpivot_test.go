@@ -158,7 +158,9 @@ func libvirtDiesInThePivot(t *testing.T, pivots, wrote bool, want vps.Status) {
 	images, err := qemuimg.New()
 	must(err)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	real, err := libvirt.Open(ctx, libvirt.Config{URI: l.URI(), ConfigDir: filepath.Join(l.ConfigDir(), "qemu"), Images: images, Logger: log})
+	real, err := libvirt.Open(
+		ctx, libvirt.Config{URI: l.URI(), ConfigDir: filepath.Join(l.ConfigDir(), "qemu"), Images: images, Logger: log},
+	)
 	must(err)
 	host := &splitHost{Host: real, meanwhile: func() error {
 		if err := l.KillLibvirtd(); err != nil {
@@ -174,7 +176,12 @@ func libvirtDiesInThePivot(t *testing.T, pivots, wrote bool, want vps.Status) {
 		return errors.Join(err, l.KillQEMU("web1"), l.StartLibvirtd(ctx))
 	}}
 	d, err := daemon.Open(ctx, daemon.Config{Host: host, StateDir: t.TempDir(), Version: "test", Logger: log,
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, Guest: guest.Policy{FreezeLimit: 10 * time.Second}, Snapshot: snapshot.Policy{AgentWait: time.Minute}, Merge: merge.Policy{Limit: 1}}})
+		Settings: daemon.Settings{
+			Offer:    vps.Offer{ID: "snapshot"},
+			Guest:    guest.Policy{FreezeLimit: 10 * time.Second},
+			Snapshot: snapshot.Policy{AgentWait: time.Minute},
+			Merge:    merge.Policy{Limit: 1},
+		}})
 	must(err)
 	t.Cleanup(func() { must(errors.Join(d.Close(), real.Close())) })
 	operator := vps.Actor{Name: "test", Way: vps.WayOperator}

@@ -161,7 +161,9 @@ func (h *host) life(name, state string, n int) {
 	for i := range n {
 		target := fmt.Sprintf("vd%c", 'a'+i)
 		targets = append(targets, target)
-		spec.Disks = append(spec.Disks, lab.DiskSpec{Target: target, Format: []string{"qcow2", "raw"}[i%2], SizeBytes: 16 << 20})
+		spec.Disks = append(
+			spec.Disks, lab.DiskSpec{Target: target, Format: []string{"qcow2", "raw"}[i%2], SizeBytes: 16 << 20},
+		)
 	}
 	h.define(spec, state)
 	write := func(offset int64, pattern byte) {
@@ -215,7 +217,14 @@ func TestRealGuest(t *testing.T) {
 	h := newHost(t, "")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	h.define(lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 256 << 20, Ext4: true}}}, "running")
+	h.define(
+		lab.Spec{
+			Name:  "web1",
+			OS:    true,
+			Disks: []lab.DiskSpec{{Target: "vda", Format: "qcow2", SizeBytes: 256 << 20, Ext4: true}},
+		},
+		"running",
+	)
 	h.must(h.Lab.WaitAgent(ctx, "web1"))
 	h.must(h.Lab.GuestWriteFile(ctx, "web1", "/mnt/vda/kept", []byte("before the upgrade")))
 	op := h.take("web1", api.TakeRequest{})

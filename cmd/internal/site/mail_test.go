@@ -22,11 +22,18 @@ func TestMailOutlivesTheDaemon(t *testing.T) {
 	if err := os.WriteFile(password, []byte(server.Password+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h := newHost(t, fmt.Sprintf("[mail]\nhost = '127.0.0.1'\nport = %d\ntls = 'tls'\nca = '%s'\nusername = 'vpssnapd'\npassword_file = '%s'\nfrom = 'Example <a@example.org>'\n",
-		server.Port, server.CA, password))
+	h := newHost(
+		t,
+		fmt.Sprintf(
+			"[mail]\nhost = '127.0.0.1'\nport = %d\ntls = 'tls'\nca = '%s'\nusername = 'vpssnapd'\npassword_file = '%s'\nfrom = 'Example <a@example.org>'\n",
+			server.Port, server.CA, password,
+		),
+	)
 	ctx := t.Context()
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}}, "shut off")
-	_, err := h.Client.PutOption(ctx, "web1", api.OptionOrder{State: "active", ContactEmail: "jeanne@example.net", Locale: "fr"})
+	_, err := h.Client.PutOption(
+		ctx, "web1", api.OptionOrder{State: "active", ContactEmail: "jeanne@example.net", Locale: "fr"},
+	)
 	h.must(err)
 	h.take("web1", api.TakeRequest{Description: "avant"})
 	h.done(h.Client.Delete(ctx, "web1"))

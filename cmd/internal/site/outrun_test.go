@@ -83,7 +83,12 @@ func (o *outrun) open(policy merge.Policy) *daemon.Daemon {
 	o.must(err)
 	o.disk = &slowDisk{Host: real, speed: 512 << 10}
 	d, err := daemon.Open(o.t.Context(), daemon.Config{Host: o.disk, StateDir: o.state, Version: "test", Logger: log,
-		Settings: daemon.Settings{Offer: vps.Offer{ID: "snapshot"}, Guest: guest.Policy{FreezeLimit: 10 * time.Second}, Snapshot: snapshot.Policy{AgentWait: time.Minute}, Merge: policy}})
+		Settings: daemon.Settings{
+			Offer:    vps.Offer{ID: "snapshot"},
+			Guest:    guest.Policy{FreezeLimit: 10 * time.Second},
+			Snapshot: snapshot.Policy{AgentWait: time.Minute},
+			Merge:    policy,
+		}})
 	o.must(err)
 	return d
 }
@@ -105,15 +110,19 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 	o := &outrun{t: t, lab: l, state: t.TempDir()}
 	o.must(err)
 	t.Cleanup(func() { o.must(l.Close()) })
-	id, err := l.DefineDomain(ctx, lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 128 << 20, Ext4: true}}})
+	id, err := l.DefineDomain(
+		ctx, lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 128 << 20, Ext4: true}}},
+	)
 	o.must(err)
 	_, err = l.Virsh(ctx, "start", "web1")
 	o.must(err)
 	booting, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
 	o.must(l.WaitAgent(booting, "web1"))
-	o.must(l.GuestStart(ctx, "web1", "/bin/sh", "-c",
-		"dd if=/dev/urandom of=/run/data bs=1M count=3; while dd if=/run/data of=/mnt/vda/busy bs=1M count=3 conv=notrunc,fsync; do :; done"))
+	o.must(l.GuestStart(
+		ctx, "web1", "/bin/sh", "-c",
+		"dd if=/dev/urandom of=/run/data bs=1M count=3; while dd if=/run/data of=/mnt/vda/busy bs=1M count=3 conv=notrunc,fsync; do :; done",
+	))
 	o.must(l.StartRecorder(ctx, "web1"))
 
 	operator := vps.Actor{Name: "test", Way: vps.WayOperator}
@@ -145,7 +154,8 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 		op, err = d.Operations.WaitOperation(ctx, op.ID, 200*time.Millisecond)
 		o.must(err)
 	}
-	if op, err = d.Operations.WaitOperation(ctx, op.ID, 20*time.Second); err != nil || op.Status != vps.StatusRunning || op.Step != "merge" {
+	if op, err = d.Operations.WaitOperation(ctx, op.ID, 20*time.Second); err != nil || op.Status != vps.StatusRunning ||
+		op.Step != "merge" {
 		t.Fatalf("without help the merge went on to %s at %s: %v", op.Status, op.Step, err)
 	}
 	t.Logf("without help, after 20 s more: %+v", op.Progress)

@@ -16,7 +16,10 @@ const bootWithin = 2 * time.Minute
 // boot defines and starts a VPS with an OS and waits for its agent.
 func (h *host) boot(name string) {
 	h.t.Helper()
-	h.define(lab.Spec{Name: name, OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 128 << 20, Ext4: true}}}, "running")
+	h.define(
+		lab.Spec{Name: name, OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 128 << 20, Ext4: true}}},
+		"running",
+	)
 	ctx, cancel := context.WithTimeout(h.t.Context(), bootWithin)
 	defer cancel()
 	h.must(h.Lab.WaitAgent(ctx, name))

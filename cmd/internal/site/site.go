@@ -98,7 +98,9 @@ func (s *Site) installHook(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as libvirt has it
 		return err
 	}
-	script := fmt.Sprintf("#!/bin/sh\nexec '%s' -config '%s' -hook \"$@\"\n", filepath.Join(s.options.BinDir, "vpssnapd"), s.ConfigFile())
+	script := fmt.Sprintf(
+		"#!/bin/sh\nexec '%s' -config '%s' -hook \"$@\"\n", filepath.Join(s.options.BinDir, "vpssnapd"), s.ConfigFile(),
+	)
 	if err := os.WriteFile(filepath.Join(dir, "vpssnapd"), []byte(script), 0o755); err != nil { //nolint:gosec // libvirtd runs it
 		return err
 	}
@@ -138,7 +140,9 @@ func (s *Site) StartDaemon(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	args := append(append([]string{}, s.options.Wrap...), filepath.Join(s.options.BinDir, "vpssnapd"), "-config", s.ConfigFile())
+	args := append(
+		append([]string{}, s.options.Wrap...), filepath.Join(s.options.BinDir, "vpssnapd"), "-config", s.ConfigFile(),
+	)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// It keeps away from the machine's own bus.
@@ -204,7 +208,10 @@ func (s *Site) process() *process {
 
 // CLI runs vpssnap on this site.
 func (s *Site) CLI(ctx context.Context, args ...string) (stdout, stderr string, code int) {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.options.BinDir, "vpssnap"), append([]string{"--socket", s.Socket()}, args...)...)
+	cmd := exec.CommandContext(
+		ctx,
+		filepath.Join(s.options.BinDir, "vpssnap"),
+		append([]string{"--socket", s.Socket()}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -33,7 +33,11 @@ func TestWebhookAcrossAKill(t *testing.T) {
 	}))
 	defer panel.Close()
 	made, err := h.Client.CreateWebhook(t.Context(), api.WebhookRequest{URL: panel.URL,
-		Types: []api.WebhookEventType{api.WebhookEventTypeOperationPending, api.WebhookEventTypeOperationSucceeded, api.WebhookEventTypeOperationFailed}})
+		Types: []api.WebhookEventType{
+			api.WebhookEventTypeOperationPending,
+			api.WebhookEventTypeOperationSucceeded,
+			api.WebhookEventTypeOperationFailed,
+		}})
 	h.must(err)
 	library, err := standardwebhooks.NewWebhook(made.Secret)
 	h.must(err)

@@ -17,5 +17,11 @@ func REST(d *daemon.Daemon) server.Services {
 
 // Bus is what D-Bus offers of it.
 func Bus(d *daemon.Daemon) bus.Services {
-	return bus.Services{Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Operations: d.Operations, Events: d.Journal}
+	return bus.Services{
+		Overview:   d.Overview,
+		Options:    d.Options,
+		Snapshots:  d.Snapshots,
+		Operations: d.Operations,
+		Events:     d.Journal,
+	}
 }

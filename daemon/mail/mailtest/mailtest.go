@@ -184,7 +184,8 @@ func (m *Mail) parse() error {
 		if err != nil {
 			return err
 		}
-		if got := p.Header.Get("Content-Type"); !strings.HasPrefix(got, part.kind) || p.Header.Get("Content-Transfer-Encoding") != "quoted-printable" {
+		if got := p.Header.Get("Content-Type"); !strings.HasPrefix(got, part.kind) ||
+			p.Header.Get("Content-Transfer-Encoding") != "quoted-printable" {
 			return fmt.Errorf("a part is %s", got)
 		}
 		text, err := io.ReadAll(quotedprintable.NewReader(p))

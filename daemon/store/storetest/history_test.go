@@ -21,17 +21,20 @@ func TestAddHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	operations, err := s.Operations(ctx, vps.OperationQuery{VPS: "id-1", Limit: 100})
-	if err != nil || len(operations.Operations) != 40 || operations.Operations[0].CreatedAt.Before(operations.Operations[1].CreatedAt) {
+	if err != nil || len(operations.Operations) != 40 ||
+		operations.Operations[0].CreatedAt.Before(operations.Operations[1].CreatedAt) {
 		t.Fatalf("%d operations (%v)", len(operations.Operations), err)
 	}
-	if snap, err := s.Snapshot(ctx, operations.Operations[0].SnapshotID); err != nil || snap.State != vps.SnapshotGone || len(snap.Disks) != 1 {
+	if snap, err := s.Snapshot(ctx, operations.Operations[0].SnapshotID); err != nil || snap.State != vps.SnapshotGone ||
+		len(snap.Disks) != 1 {
 		t.Errorf("the snapshot of an operation is %+v (%v)", snap, err)
 	}
 	messages, err := s.Messages(ctx, vps.MessageQuery{VPS: "id-2", Limit: 100})
 	if err != nil || len(messages.Messages) != 80 {
 		t.Errorf("%d messages (%v)", len(messages.Messages), err)
 	}
-	if changes, err := s.OptionHistory(ctx, vps.OptionQuery{VPS: "id-2", Limit: 100}); err != nil || len(changes.Changes) != 1 {
+	if changes, err := s.OptionHistory(ctx, vps.OptionQuery{VPS: "id-2", Limit: 100}); err != nil ||
+		len(changes.Changes) != 1 {
 		t.Errorf("%d changes (%v)", len(changes.Changes), err)
 	}
 }

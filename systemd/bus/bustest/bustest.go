@@ -80,7 +80,9 @@ func New(t testing.TB, policy string) *Bus {
 // Start starts the bus, after a Stop, and returns when it listens.
 func (b *Bus) Start() {
 	b.t.Helper()
-	b.daemon = exec.CommandContext(context.Background(), "dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address")
+	b.daemon = exec.CommandContext(
+		context.Background(), "dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address",
+	)
 	b.daemon.Stderr = &b.said
 	out, err := b.daemon.StdoutPipe()
 	check(b.t, err)
