@@ -67,6 +67,8 @@ func (i *inspection) file(
 	return file, false
 }
 
+// checkBase looks for the file that is the snapshot, by device and inode, and for a write
+// to it after the moment of the snapshot: one byte in a base spoils the overlay above it.
 func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 	base, ok := i.file(
 		ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase,
@@ -87,6 +89,8 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
+// checkOverlay looks at the file that holds what the guest wrote since the snapshot: that
+// it is the one we made, that nobody else can read it, and that its header names the base.
 func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk) {
 	file, ok := i.file(
 		ctx, disk.Target, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay,
@@ -133,6 +137,7 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 // loginUser says that a uid is a person's by the convention of Debian and Red Hat.
 func loginUser(uid uint32) bool { return uid >= 1000 && uid < 60000 }
 
+// checkUndo looks for the disk that an undone restore would bring back.
 func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
 	if disk.Undo != "" {
 		i.file(
@@ -142,6 +147,8 @@ func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
 	}
 }
 
+// checkNVRAM looks for the UEFI variables as they were; without them a restored guest may
+// find no boot entry.
 func (i *inspection) checkNVRAM(ctx context.Context, s vps.Snapshot) {
 	if s.NVRAMSaved != "" {
 		i.file(
@@ -192,6 +199,7 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 	}
 }
 
+// has says whether the inspection came across code: some checks make no sense after others.
 func (i *inspection) has(code vps.CheckCode) bool {
 	for _, f := range i.findings {
 		if f.Code == code {

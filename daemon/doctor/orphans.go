@@ -96,6 +96,8 @@ type named struct {
 	busy  map[string]bool // snapshot ids
 }
 
+// namedFiles collects every path that a record names, and which snapshots an operation
+// works on at present: their files come and go.
 func (d *Doctor) namedFiles(ctx context.Context) (named, error) {
 	n := named{paths: map[string]bool{}, busy: map[string]bool{}}
 	operations, err1 := d.store.ActiveOperations(ctx)
@@ -205,6 +207,8 @@ func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain
 	return u.below[path], u.sure
 }
 
+// readHeaders follows the backing chain in the files where libvirt gave none. A chain that
+// cannot be read to its end makes us unsure, and then nothing is called an orphan.
 func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
 	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
 		if disk.ChainKnown || disk.Type != "file" || disk.Path == "" || disk.Device != "disk" {

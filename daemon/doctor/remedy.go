@@ -31,6 +31,8 @@ func unreachableHost(err error) vps.Finding {
 		Detail: "libvirt does not answer, so only files were compared: " + err.Error()}
 }
 
+// remedyUnreachable: the two commands that show why libvirt does not answer, on hosts with
+// one daemon and on those with modular ones.
 func remedyUnreachable() vps.Remedy {
 	return remedy(
 		"see why libvirt does not answer", argv("virsh", "uri"),
@@ -38,6 +40,8 @@ func remedyUnreachable() vps.Remedy {
 	)
 }
 
+// parkedDetail says where the operation stopped, why, and whether its VPS is still the one
+// it was.
 func (i *inspection) parkedDetail(op vps.Operation) string {
 	detail := fmt.Sprintf("operation %s (%s) stopped at step %s and waits for an operator", op.ID, op.Kind, op.Step)
 	if op.Error != nil {
@@ -52,6 +56,8 @@ func (i *inspection) parkedDetail(op vps.Operation) string {
 	return detail
 }
 
+// remediesParked are the ways out of an operation that needs an operator: resume it, or,
+// when the VPS is gone for good, give its snapshot up.
 func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 	text := "cure the cause, then let the operation go on"
 	if op.Error != nil && op.Error.Remedy != "" {
@@ -68,6 +74,7 @@ func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 	}
 }
 
+// owedDetail says what the guest may still be without: its file systems, or its CPUs.
 func owedDetail(p store.Debt) string {
 	what := "frozen its file systems may be"
 	if p.Kind == store.DebtResume {
@@ -76,6 +83,7 @@ func owedDetail(p store.Debt) string {
 	return fmt.Sprintf("the guest is owed a %s since %s: %s", p.Kind, p.Since.Format(timeFormat), what)
 }
 
+// remedyOwed gives the guest back what it is owed.
 func remedyOwed(p store.Debt) vps.Remedy {
 	if p.Kind == store.DebtResume {
 		// Not virsh resume: before it runs, its definition must name what it will write to.
@@ -92,6 +100,7 @@ func remedyDelete(id string) vps.Remedy {
 	return remedy("finish the deletion", argv("vpssnap", "delete", id))
 }
 
+// remedyLog is for what only a restart, or a person with the log, can cure.
 func remedyLog() vps.Remedy {
 	return remedy(
 		"restart the daemon, which takes up what it finds, and read its log", argv("systemctl", "restart", "vpssnapd"),
@@ -171,14 +180,14 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 	return ways
 }
 
+// remediesReplaced look for the right inode in the same directory first: a file that was
+// moved aside is whole, and no copy is needed.
 func (i *inspection) remediesReplaced(ctx context.Context, path string, inode uint64) []vps.Remedy {
 	if other := i.d.whereIs(ctx, path, inode); other != "" {
 		return []vps.Remedy{
 			remedy(
 				"the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
-				argv(
-					"virsh", "domstate", i.id,
-				),
+				argv("virsh", "domstate", i.id),
 				argv("mv", "-nT", "--", path, path+".put-aside"),
 				argv("mv", "-nT", "--", other, path),
 			),
@@ -216,6 +225,8 @@ func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 	return w
 }
 
+// remedyMode closes the file to others. Only the owner of the base may read it, as it holds
+// the same customer's data.
 func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
 	w := remedy("take the rights away from others", argv("chmod", "600", "--", disk.Overlay))
 	if owner {
@@ -224,6 +235,8 @@ func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
 	return w
 }
 
+// remedyHeader repairs a header that names another base. The VPS must be off: QEMU reads
+// the header at start only and writes it back at will.
 func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
 	return remedy("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, put it right",
 		argv("virsh", "domstate", id),
@@ -272,6 +285,8 @@ func (i *inspection) remediesOnBase(s vps.Snapshot, disk vps.SnapshotDisk, live 
 		)}
 }
 
+// remediesMoved are the two ways out when a disk no longer uses its overlay: which image is
+// right only the operator knows.
 func (i *inspection) remediesMoved(s vps.Snapshot) []vps.Remedy {
 	return []vps.Remedy{
 		remedy(
@@ -306,6 +321,8 @@ func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.
 	return remedy(text+"; "+use.Path+" is of no use any more then", lines...)
 }
 
+// remedySnapshotObjects removes snapshots and checkpoints that others keep in libvirt and
+// that forbid migration.
 func (i *inspection) remedySnapshotObjects() vps.Remedy {
 	w := remedy(
 		"they keep migration and undefine from working; delete them if nobody needs them",
@@ -364,6 +381,7 @@ func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.
 	}
 }
 
+// overlayList names each disk with its overlay, for a sentence.
 func overlayList(s vps.Snapshot) string {
 	var list []string
 	for _, disk := range s.Disks {

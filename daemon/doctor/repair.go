@@ -26,6 +26,8 @@ func (d *Doctor) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error
 	return report, d.store.KeepAnswer(ctx, report)
 }
 
+// repairAll repairs one finding after another. Findings that one repair cures together are
+// repaired once.
 func (d *Doctor) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, error) {
 	report, err := d.Checks(ctx)
 	if err != nil {
@@ -49,6 +51,8 @@ func (d *Doctor) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, er
 	return report, err
 }
 
+// repair cures one finding within the time that a read of the host may take, and says how
+// it went. A finding that only an operator can cure stays as it is.
 func (d *Doctor) repair(ctx context.Context, f vps.Finding, actor vps.Actor) vps.Repair {
 	r := vps.Repair{Code: f.Code, VPS: f.VPS, VPSName: f.VPSName, Path: f.Path}
 	ctx, cancel := context.WithTimeout(ctx, inventory.HostRead)

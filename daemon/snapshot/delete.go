@@ -40,6 +40,8 @@ func (s *Snapshots) DeleteIf(
 	return s.beginDelete(ctx, vpsID, actor, func(tx *store.Tx) error { return guard(ctx, tx) })
 }
 
+// beginDelete accepts a delete. guard runs in the transaction that writes the operation
+// down, for a caller whose reason to delete may have gone meanwhile.
 func (s *Snapshots) beginDelete(
 	ctx context.Context, ref string, actor vps.Actor, guard func(*store.Tx) error,
 ) (vps.Operation, error) {
@@ -237,6 +239,9 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	})
 }
 
+// mergeOverlaysOff merges the overlays of a VPS that is off, disk by disk, and notes of
+// each when its overlay was last written before that: a write to it after that is noticed
+// by its younger time.
 func (s deleter) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set merge.Set) error {
 	merged := map[string]time.Time{}
 	for _, disk := range set.Snap.Disks {
@@ -256,6 +261,7 @@ func (s deleter) mergeOverlaysOff(ctx context.Context, r *operation.Run, dom hyp
 	return noteMerged(r, merged)
 }
 
+// noteMerged keeps the times in the plan, so that a resumed delete knows them after a kill.
 func noteMerged(r *operation.Run, merged map[string]time.Time) error {
 	var notes deleteNotes
 	if err := r.Plan(&notes); err != nil {

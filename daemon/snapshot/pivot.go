@@ -70,6 +70,8 @@ var errRedefined = errors.New("the VPS was defined anew")
 // without it may lack what the guest wrote last.
 func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
 
+// errDefinedAnew leaves the choice to an operator: the definition names the base although
+// the overlay is newer, and only a person knows whether the VPS ran like that.
 func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	return operation.Park(
 		vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
@@ -290,6 +292,8 @@ func (s deleter) mayHaveRun(ctx context.Context, id string, mark store.PivotMark
 		s.inventory.TimesLost() != state.lost
 }
 
+// errRanInPivot leaves the choice to an operator: the guest may have written to the overlay
+// or to the base after the last moment at which both were the same.
 func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk, cause error) error {
 	if cause == nil {
 		cause = fmt.Errorf("overlay and base differ")

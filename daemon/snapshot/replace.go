@@ -135,6 +135,7 @@ func (s replacer) withoutStaleLayers(
 	return dom, nil
 }
 
+// overlayOf is the overlay of the disk with that target, "" if the snapshot has none.
 func overlayOf(snap vps.Snapshot, target string) string {
 	for _, disk := range snap.Disks {
 		if disk.Target == target {
@@ -238,6 +239,7 @@ func (s replacer) unlinkOld(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
+// replaceState reads the new snapshot and the one that it replaces.
 func (s replacer) replaceState(ctx context.Context, r *operation.Run) (snap, old vps.Snapshot, err error) {
 	snap, notes, err := s.takeState(ctx, r)
 	if err != nil {

@@ -180,6 +180,8 @@ func (s restorer) undoPlan(vps.Operation) (operation.Plan, error) {
 	return append(operation.Plan{{Name: "spares", Do: s.useKeptSpares}}, s.exchangeSteps()...), nil
 }
 
+// exchangeSteps are what a restore and its undo have in common. From "stop" on the guest
+// has lost its memory, so there is no way back but through the end.
 func (s restorer) exchangeSteps() operation.Plan {
 	return operation.Plan{
 		{Name: "stop", Do: s.beginRestore, Irrevocable: true, Uncut: true},
@@ -275,6 +277,8 @@ func (s restorer) useKeptSpares(ctx context.Context, r *operation.Run) error {
 	return s.stageRestoring(ctx, r, snap, notes)
 }
 
+// stageRestoring writes down, in the transaction of the step, that the files are about to
+// change places, and how the VPS ran before.
 func (s restorer) stageRestoring(ctx context.Context, r *operation.Run, snap vps.Snapshot, notes restoreNotes) error {
 	snap.State, snap.UpdatedAt = vps.SnapshotRestoring, s.store.Now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
@@ -417,6 +421,9 @@ func (n restoreNotes) powerResult() string {
 	return text
 }
 
+// powerAfter says whether the VPS runs again after the restore, and whether it is paused
+// then. A VPS that stood still for want of space or for an I/O error was not paused by
+// anyone, so it runs.
 func (n restoreNotes) powerAfter() (start, paused bool) {
 	switch n.After {
 	case vps.PowerOff:
@@ -479,6 +486,7 @@ func (s restorer) tidyRestore(ctx context.Context, r *operation.Run) error {
 	return s.integrity.WriteMetadata(ctx, r)
 }
 
+// restoreState reads the snapshot and what earlier steps noted.
 func (s restorer) restoreState(ctx context.Context, r *operation.Run) (vps.Snapshot, restoreNotes, error) {
 	var notes restoreNotes
 	if err := r.Plan(&notes); err != nil {

@@ -152,6 +152,8 @@ func (s *Snapshots) Measured(ctx context.Context, snap vps.Snapshot) vps.Snapsho
 	return snap
 }
 
+// deltaBytes is what the overlays take on disk, in bytes. A file that cannot be read counts
+// as nothing: the figure is for people, and doctor names the file.
 func (s *Snapshots) deltaBytes(ctx context.Context, snap vps.Snapshot) int64 {
 	var sum int64
 	for _, disk := range snap.Disks {

@@ -79,6 +79,7 @@ func errLayerLeft(dom hypervisor.Domain) error {
 		WithRemedy("delete the snapshot, which merges both, then take a new one")
 }
 
+// takeRemedy says what the caller does before the snapshot can be taken.
 func takeRemedy(rec store.Record) vps.Words {
 	switch {
 	case rec.Option == nil || rec.Option.State != vps.OptionActive:
@@ -490,6 +491,7 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 	return s.host.PointDisks(ctx, dom.ID, wrong)
 }
 
+// takeState reads the snapshot that is being taken and what earlier steps noted.
 func (s *Snapshots) takeState(ctx context.Context, r *operation.Run) (vps.Snapshot, takeNotes, error) {
 	var notes takeNotes
 	if err := r.Plan(&notes); err != nil {
@@ -514,6 +516,7 @@ func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 	return nil
 }
 
+// switches lists for libvirt which disk goes over to which overlay.
 func switches(snap vps.Snapshot) []hypervisor.DiskSwitch {
 	var s []hypervisor.DiskSwitch
 	for _, disk := range snap.Disks {
@@ -522,6 +525,9 @@ func switches(snap vps.Snapshot) []hypervisor.DiskSwitch {
 	return s
 }
 
+// consistencyOf says how whole the data in the bases is: a guest that is off wrote all of
+// it, a frozen one all that its file systems promised, any other what a power cut would
+// leave.
 func consistencyOf(s hypervisor.State, frozen bool) vps.Consistency {
 	switch {
 	case s == hypervisor.Off:
@@ -532,6 +538,7 @@ func consistencyOf(s hypervisor.State, frozen bool) vps.Consistency {
 	return vps.ConsistencyCrash
 }
 
+// resultOfTake is the operation's result as operators read it.
 func resultOfTake(snap vps.Snapshot, note string) string {
 	text := map[vps.Consistency]string{
 		vps.ConsistencyFilesystem: fmt.Sprintf("the guest's file systems were frozen for %d ms", snap.FreezeMS),

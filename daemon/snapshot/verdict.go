@@ -32,6 +32,8 @@ func refuse(code vps.Code, format string, args ...any) vps.Verdict {
 	return vps.Verdict{Code: code, Reason: vps.Say(format, args...)}
 }
 
+// takeVerdict says from the record alone whether a snapshot may be taken now. It asks in
+// the order in which a customer would mend things: the option first.
 func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verdict {
 	switch {
 	case rec.Option == nil || rec.Option.State != vps.OptionActive:
@@ -52,6 +54,7 @@ func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verd
 	return vps.Verdict{Allowed: true}
 }
 
+// restoreVerdict says from the record alone whether the snapshot may be restored now.
 func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
@@ -71,6 +74,7 @@ func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	}
 }
 
+// undoVerdict says from the record alone whether the last restore may be undone at now.
 func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil || rec.Snapshot.UndoUntil == nil || !UndoIsKept(*rec.Snapshot):
@@ -88,6 +92,7 @@ func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Ver
 	return vps.Verdict{Allowed: true, Reason: vps.Say("possible until %s", rec.Snapshot.UndoUntil.Format(time.RFC3339))}
 }
 
+// deleteVerdict says from the record alone whether the snapshot may be deleted now.
 func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
@@ -136,6 +141,8 @@ func foreign(dom hypervisor.Domain) vps.Verdict {
 // be whole: the delete makes sure of that before it merges.
 func givenUp(s vps.Snapshot) bool { return s.State == vps.SnapshotBroken && !s.Heals }
 
+// busy tells an operation that goes on, which ends by itself, from one that waits for an
+// operator.
 func busy(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	if rec.Operation.Status == vps.StatusNeedsAttention {
 		return refuse(vps.CodeOperationInProgress, "operation %s of %s waits for an operator", rec.Operation.ID, dom.Name)
