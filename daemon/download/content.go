@@ -65,6 +65,9 @@ func (d *Downloads) open(r *session, of vps.Download, snap vps.Snapshot) (*conte
 	return c, nil
 }
 
+// openImage prepares the disk for reading, unless the link is for a snapshot that is gone
+// or its files are not what the record says: a customer must never be sent a damaged image
+// as if it were whole.
 func (d *Downloads) openImage(ctx context.Context, c *content, snap vps.Snapshot) error {
 	name := d.inventory.Name(c.of.VPS)
 	disk, err := chosenDisk(name, snap, c.of.Disk)
@@ -114,6 +117,7 @@ type content struct {
 	summed int64
 }
 
+// Seek only notes the place; http.ServeContent asks for the end first, to learn the size.
 func (c *content) Seek(offset int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekCurrent:
@@ -190,6 +194,7 @@ func (c *content) release() {
 	})
 }
 
+// Close ends a read that hangs before it waits for it.
 func (c *content) Close() error {
 	c.reading.cut(errReadingOver)
 	c.release()
@@ -229,6 +234,7 @@ func (d *Downloads) SumImages(ctx context.Context) {
 	}
 }
 
+// sumUp computes the SHA-256 of the image once, for all links to it.
 func (d *Downloads) sumUp(ctx context.Context, of vps.Download) error {
 	known, err := d.store.Image(ctx, of.SnapshotID, of.Disk, of.Format)
 	if err != nil || known.SHA256 != nil {

@@ -126,6 +126,8 @@ func (d *Downloads) MakeDownload(
 	return link, err
 }
 
+// add writes the link down, unless the snapshot has as many as it may have: each may be
+// read at the same time as the others.
 func (d *Downloads) add(ctx context.Context, tx *store.Tx, link *vps.Download, name string, actor vps.Actor) error {
 	valid, err := tx.Downloads(ctx, link.SnapshotID, link.CreatedAt)
 	if err != nil {
@@ -343,6 +345,8 @@ func (d *Downloads) imageOf(
 	return vps.Image{SizeBytes: qcow2.NewImage(m).Size(), Map: m.Pack(), MapName: m.Name()}, nil
 }
 
+// errUnreadable tells a damaged image, of which the customer is to ask the provider, from a
+// host that cannot read just now.
 func errUnreadable(name string, disk vps.SnapshotDisk, why string) *vps.Error {
 	if why != "" {
 		return vps.Errorf(vps.CodeVPSChanged, "disk %s of the snapshot of %s cannot be read: %s", disk.Target, name, why)

@@ -46,6 +46,8 @@ func (j *Journal) logMessage(ctx context.Context, m vps.MessageEvent, about slog
 	j.logger.Log(ctx, level, m.Text, line...)
 }
 
+// logTrouble writes at the level error what an operator has to see, with the fields that
+// journalctl can select by.
 func (j *Journal) logTrouble(t vps.EventType, op vps.OperationEvent, about slog.Attr) {
 	text := "operation has failed"
 	if t == vps.EventOperationNeedsAttention {
@@ -55,6 +57,7 @@ func (j *Journal) logTrouble(t vps.EventType, op vps.OperationEvent, about slog.
 		"by", op.ActorName, "way", op.ActorWay, "code", op.Code, "detail", op.Detail, "remedy", op.Remedy)
 }
 
+// logSpace writes that a directory came near to being full.
 func (j *Journal) logSpace(t vps.EventType, s vps.SpaceEvent) {
 	j.logger.Warn(
 		"space", vps.LogEvent(t), "space", s.Level, "directory", s.Path, "free", s.FreeBytes, "full_in_seconds",

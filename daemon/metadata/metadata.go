@@ -37,6 +37,8 @@ type snapshotXML struct {
 	Disks       []diskXML `xml:"disk"`
 }
 
+// diskXML is one disk of the snapshot as the definition keeps it: all that is needed to
+// make the record anew when the database is lost.
 type diskXML struct {
 	Target       string `xml:"target,attr"`
 	Base         string `xml:"base,attr"`
@@ -225,6 +227,8 @@ func parseTime(text string) (time.Time, error) {
 	return at.UTC(), nil
 }
 
+// parseTimeOrNone reads a time that need not be there. The database keeps microseconds, so
+// more of it would never compare equal.
 func parseTimeOrNone(text string) (*time.Time, error) {
 	if text == "" {
 		return nil, nil //nolint:nilnil // none is no error

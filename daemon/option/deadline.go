@@ -193,6 +193,8 @@ func (opts *Options) releaseOption(ctx context.Context, vpsID string, gone bool)
 	return opts.store.Write(ctx, func(tx *store.Tx) error { return opts.release(ctx, tx, vpsID, gone) })
 }
 
+// release ends an option whose grace is over, unless it was renewed or a snapshot was taken
+// since the caller looked.
 func (opts *Options) release(ctx context.Context, tx *store.Tx, vpsID string, gone bool) error {
 	current, over, err := opts.graceOver(ctx, tx, vpsID)
 	if err != nil || !over {

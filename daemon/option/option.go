@@ -258,6 +258,8 @@ func keepFromExpiry(ctx context.Context, tx *store.Tx, vpsID string) (string, er
 	return op.ID, err
 }
 
+// checkEnd refuses an end that lies in the past, or so far off that RFC 3339 has no digits
+// for it.
 func (opts *Options) checkEnd(o vps.OptionOrder) error {
 	switch {
 	case o.EndsAt != nil && !o.EndsAt.After(opts.store.Now()):
@@ -401,6 +403,8 @@ func (opts *Options) toGrace(
 	return o, err
 }
 
+// saveGrace keeps the option and tells the customer, in the same transaction, until when
+// the snapshot stays.
 func (opts *Options) saveGrace(ctx context.Context, tx *store.Tx, o vps.Option, actor vps.Actor, note string) error {
 	if err := tx.SaveOption(ctx, o, actor, note); err != nil {
 		return err

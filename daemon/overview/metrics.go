@@ -185,6 +185,8 @@ func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	c.outbox(ctx, out)
 }
 
+// merges tells how many merges run and wait, so that an operator sees whether merge_limit
+// is what holds deletes up.
 func (c *stateCollector) merges(out sample) {
 	running, waiting, limit := c.Merger.Count()
 	out.gauge(descMerges, float64(running), "running")
@@ -192,6 +194,8 @@ func (c *stateCollector) merges(out sample) {
 	out.gauge(descMergeMost, float64(limit))
 }
 
+// database tells whether SQLite answers, and how large it and its log are. A log that only
+// grows is a reader that never ends.
 func (c *stateCollector) database(ctx context.Context, out sample) {
 	out.gauge(descDatabase, boolGauge(c.Store.Ping(ctx) == nil))
 	path := filepath.Join(c.StateDir, store.FileName)
@@ -206,6 +210,8 @@ func (c *stateCollector) database(ctx context.Context, out sample) {
 	out.counter(descEvents, float64(c.Journal.Count()))
 }
 
+// records counts operations, snapshots, options and debts by their state. An error leaves
+// the series out: a missing value is honest, a zero is not.
 func (c *stateCollector) records(ctx context.Context, out sample) {
 	if operations, err := c.Store.ActiveOperations(ctx); err == nil {
 		oldest := 0.0
@@ -237,6 +243,7 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 	}
 }
 
+// outbox tells what waits to be sent, for how long, and what was given up.
 func (c *stateCollector) outbox(ctx context.Context, out sample) {
 	queues, err := c.Store.DeliveryQueues(ctx)
 	for _, kind := range deliveryKinds {

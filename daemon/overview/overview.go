@@ -156,6 +156,8 @@ func (o *Overview) Host(ctx context.Context) (vps.Host, error) {
 	return h, nil
 }
 
+// addOverlays adds what a snapshot takes, in bytes, to the directories that its files lie
+// in. They need not be those of the bases.
 func (o *Overview) addOverlays(ctx context.Context, sums map[string]int64, s vps.Snapshot) {
 	for _, disk := range s.Disks {
 		for _, path := range []string{disk.Overlay, disk.Undo} {

@@ -225,6 +225,8 @@ func (s *Space) resumeStarved(ctx context.Context) {
 	}
 }
 
+// resumeIfFed lets a guest run on that stopped for want of space, under its lock, as an
+// operation may want it to stand still.
 func (s *Space) resumeIfFed(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, inventory.AnswerWithin)
 	defer cancel()

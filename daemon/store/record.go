@@ -28,6 +28,8 @@ func (s *Store) Records(ctx context.Context) (all map[string]Record, err error) 
 	return all, err
 }
 
+// record reads all that is known of a VPS within one transaction, so that its parts belong
+// to the same moment.
 func (s queries) record(ctx context.Context, vpsID string) (Record, error) {
 	var rec Record
 	op, err := s.ActiveOperation(ctx, vpsID)

@@ -394,6 +394,8 @@ func (s *Store) read(ctx context.Context, do func(queries) error) error {
 	return do(queries{querier{tx, s.judge}})
 }
 
+// write runs do in the one transaction that may write; the next one waits. What do returned
+// as an error is rolled back.
 func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 	tx, err := s.writer.BeginTx(ctx, nil)
 	if err != nil {

@@ -143,6 +143,8 @@ func (ws *Webhooks) Send(ctx context.Context, what vps.Delivery) error {
 	return ws.postTo(ctx, w, what.ID, e)
 }
 
+// postTo sends one event to one webhook, with the name of this host: a receiver may serve
+// many.
 func (ws *Webhooks) postTo(ctx context.Context, w vps.Webhook, id string, e vps.Event) error {
 	host, err := os.Hostname()
 	if err != nil {

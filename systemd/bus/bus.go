@@ -71,6 +71,8 @@ func Serve(ctx context.Context, c Config) {
 	}
 }
 
+// serve keeps the name on the bus, again and again when the bus restarts. It says an error
+// once, not at each attempt.
 func (s *server) serve(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {

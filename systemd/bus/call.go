@@ -121,6 +121,8 @@ func (m *bound) Call(decoded ...any) ([]any, error) {
 	return out, nil
 }
 
+// carryOut asks polkit, calls the method, and turns a panic into an error of that call
+// alone: the daemon has disks to look after.
 func (s *server) carryOut(m *bound, c *call) (out []any, err error) {
 	defer func() {
 		if v := recover(); v != nil {

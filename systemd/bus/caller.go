@@ -96,6 +96,8 @@ type inFlight struct {
 
 func newInFlight() *inFlight { return &inFlight{of: map[uint32]int{}} }
 
+// enter counts a call in, unless its user has too many at once or the daemon stops. Root is
+// not counted against a limit.
 func (f *inFlight) enter(uid uint32) (leave func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,6 +113,7 @@ func (f *inFlight) enter(uid uint32) (leave func(), err error) {
 	return func() { f.leave(uid) }, nil
 }
 
+// leave counts a call out and tells whoever waits for the last one.
 func (f *inFlight) leave(uid uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

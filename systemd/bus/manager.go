@@ -25,6 +25,7 @@ type listedVPS struct {
 	ID, Name, State, Option, Snapshot string
 }
 
+// listVPS answers ListVPS: every VPS of the host, with its option and its snapshot.
 func (s *server) listVPS(c *call) ([]any, error) {
 	all, err := s.Services.Overview.ListVPS(c.ctx)
 	if err != nil {
@@ -56,6 +57,8 @@ type listedOperation struct {
 	VPSName, Kind, Status string
 }
 
+// listOperations answers ListOperations, the newest first, and at most mostListed: a bus
+// message has an end.
 func (s *server) listOperations(c *call) ([]any, error) {
 	limit := c.args[2].(uint32)
 	if limit < 1 || limit > mostListed {
@@ -96,6 +99,7 @@ type listedStorage struct {
 	FullIn      uint64
 }
 
+// listStorage answers ListStorage: the directories with disks and how full they are.
 func (s *server) listStorage(c *call) ([]any, error) {
 	host, err := s.Services.Overview.Host(c.ctx)
 	if err != nil {
@@ -117,6 +121,8 @@ func (s *server) listStorage(c *call) ([]any, error) {
 	return []any{list}, nil
 }
 
+// introspect names the children of an object only to those who may read. Nobody is asked
+// for a password for it: busctl and desktop tools introspect on their own.
 func (s *server) introspect(c *call) ([]any, error) {
 	described, err := c.introspect(c.ctx, func() bool {
 		silent := c.from

@@ -53,6 +53,8 @@ type objects struct {
 
 var _ dbus.Handler = (*objects)(nil)
 
+// LookupObject makes an object for any path that could be one. Whether there is such a VPS
+// or operation the call itself finds out.
 func (o *objects) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
 	one := &object{objects: o, path: string(path)}
 	parent, last, _ := cutLast(string(path))
@@ -114,6 +116,7 @@ func (o *object) introspect(ctx context.Context, mayLook func() bool) (string, e
 	return strings.TrimSpace(introspect.IntrospectDeclarationString) + "\n" + string(text), err
 }
 
+// children are the names below the object; those of VPSes and operations only if mayLook.
 func (o *object) children(ctx context.Context, mayLook func() bool) []string {
 	switch o.path {
 	case "/":

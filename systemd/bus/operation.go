@@ -33,12 +33,14 @@ func (s *server) wait(c *call) ([]any, error) {
 	return []any{string(op.Status)}, err
 }
 
+// cancel answers Cancel. The operation may have passed its last step; the error says so.
 func (s *server) cancel(c *call) ([]any, error) {
 	op, err := s.Services.Operations.CancelOperation(c.ctx, c.id, c.actor)
 	_, err = c.begun(op, err)
 	return nil, err
 }
 
+// resume answers Resume: the operator has cured what stopped the operation.
 func (s *server) resume(c *call) ([]any, error) {
 	op, err := s.Services.Operations.ResumeOperation(c.ctx, c.id, c.actor)
 	_, err = c.begun(op, err)
@@ -49,6 +51,8 @@ type failure struct{ Name, Detail, Remedy string }
 
 type actor struct{ Name, Way string }
 
+// operationProperties are those of the interface, as D-Bus types: -1 stands for an unknown
+// time, as D-Bus has no null.
 func operationProperties(op vps.Operation) dict {
 	eta := int64(-1)
 	if op.Progress.ETASeconds != nil {

@@ -26,6 +26,8 @@ func (o *object) properties(ctx context.Context) (dict, error) {
 	return dict{"Version": dbus.MakeVariant(s.Version)}, nil
 }
 
+// getAll answers GetAll. An empty interface means all interfaces, by the D-Bus
+// specification.
 func (s *server) getAll(c *call) ([]any, error) {
 	switch iface := c.args[0].(string); iface {
 	case c.iface, "":
@@ -38,6 +40,7 @@ func (s *server) getAll(c *call) ([]any, error) {
 	}
 }
 
+// get answers Get with one property of those that GetAll would give.
 func (s *server) get(c *call) ([]any, error) {
 	iface, wanted := c.args[0].(string), c.args[1].(string)
 	if iface != c.iface && iface != "" {
@@ -59,6 +62,7 @@ func noInterface(iface string) error {
 	return &e
 }
 
+// set answers Set: every property is read-only.
 func (s *server) set(*call) ([]any, error) {
 	return nil, dbus.NewError(
 		"org.freedesktop.DBus.Error.PropertyReadOnly",

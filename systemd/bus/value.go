@@ -36,6 +36,7 @@ func (d dict) text(key, value string) {
 
 func (d dict) time(key string, t *time.Time) { d.text(key, moment(t)) }
 
+// optionDict leaves out what is not known: D-Bus has no null.
 func optionDict(o *vps.Option) dict {
 	d := dict{}
 	if o == nil {
@@ -62,6 +63,7 @@ func optionDict(o *vps.Option) dict {
 	return d
 }
 
+// snapshotDict leaves out what is not known: D-Bus has no null.
 func snapshotDict(s *vps.Snapshot) dict {
 	d := dict{}
 	if s == nil {
@@ -122,6 +124,8 @@ func typeOf(pointer any) string {
 	return "a{sv}"
 }
 
+// orderOf reads the state and the optional fields of SetOption; an unknown field is
+// refused.
 func orderOf(state string, given map[string]dbus.Variant) (vps.OptionOrder, error) {
 	o := vps.OptionOrder{State: vps.OptionState(state)}
 	var endsAt string

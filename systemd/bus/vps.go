@@ -24,6 +24,7 @@ type Options interface {
 	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
 }
 
+// show answers Show with the same properties that a subscriber would see change.
 func (s *server) show(c *call) ([]any, error) {
 	v, err := s.Services.Overview.ShowVPS(c.ctx, c.id)
 	if err != nil {
@@ -32,6 +33,7 @@ func (s *server) show(c *call) ([]any, error) {
 	return []any{vpsProperties(v)}, nil
 }
 
+// take answers Take.
 func (s *server) take(c *call) ([]any, error) {
 	var r vps.TakeRequest
 	var quiesce string
@@ -46,6 +48,8 @@ func (s *server) take(c *call) ([]any, error) {
 	return c.begun(s.Services.Snapshots.Take(c.ctx, c.id, r, c.actor))
 }
 
+// restore answers Restore. The caller repeats the name of the VPS as confirmation, as in
+// REST.
 func (s *server) restore(c *call) ([]any, error) {
 	var power string
 	if err := options(c.args[1].(map[string]dbus.Variant), map[string]any{"power_after": &power}); err != nil {
@@ -73,6 +77,7 @@ func (s *server) getOption(c *call) ([]any, error) {
 	return []any{optionDict(&o)}, err
 }
 
+// setOption answers SetOption, the activation call of order systems on the same host.
 func (s *server) setOption(c *call) ([]any, error) {
 	order, err := orderOf(c.args[0].(string), c.args[1].(map[string]dbus.Variant))
 	if err != nil {
@@ -103,6 +108,7 @@ func verdictOf(v vps.Verdict) verdict {
 	return verdict{v.Allowed, string(v.Code), text(v.Reason.String())}
 }
 
+// vpsProperties are those of the interface, as D-Bus types.
 func vpsProperties(v vps.VPS) dict {
 	disks := []listedDisk{}
 	for _, d := range v.Disks {
