@@ -179,7 +179,7 @@ type ClientInterface interface {
 	// Each event has an `id`, its `event` is the type, and its `data` is one
 	// Event. A new stream begins with what happens from now on; one with
 	// `Last-Event-ID` goes on behind that event, also after the daemon was
-	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+	// restarted. Events are kept for 7 days by default, 50,000 at most. Who asks for older
 	// ones gets an event of type `events.missed` first: read what you need to know
 	// with the other calls, and listen on. So does who comes back when the daemon's
 	// database was made anew, or an old copy of it put back: ids of before are
@@ -724,7 +724,7 @@ func (c *rest) DescribeDownload(ctx context.Context, link string, params *Descri
 // Each event has an `id`, its `event` is the type, and its `data` is one
 // Event. A new stream begins with what happens from now on; one with
 // `Last-Event-ID` goes on behind that event, also after the daemon was
-// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+// restarted. Events are kept for 7 days by default, 50,000 at most. Who asks for older
 // ones gets an event of type `events.missed` first: read what you need to know
 // with the other calls, and listen on. So does who comes back when the daemon's
 // database was made anew, or an old copy of it put back: ids of before are
@@ -4062,7 +4062,7 @@ type ClientWithResponsesInterface interface {
 	// Each event has an `id`, its `event` is the type, and its `data` is one
 	// Event. A new stream begins with what happens from now on; one with
 	// `Last-Event-ID` goes on behind that event, also after the daemon was
-	// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+	// restarted. Events are kept for 7 days by default, 50,000 at most. Who asks for older
 	// ones gets an event of type `events.missed` first: read what you need to know
 	// with the other calls, and listen on. So does who comes back when the daemon's
 	// database was made anew, or an old copy of it put back: ids of before are
@@ -6900,7 +6900,7 @@ func (c *ClientWithResponses) DescribeDownloadWithResponse(ctx context.Context, 
 // Each event has an `id`, its `event` is the type, and its `data` is one
 // Event. A new stream begins with what happens from now on; one with
 // `Last-Event-ID` goes on behind that event, also after the daemon was
-// restarted. Events are kept for 7 days, and 50,000 of them. Who asks for older
+// restarted. Events are kept for 7 days by default, 50,000 at most. Who asks for older
 // ones gets an event of type `events.missed` first: read what you need to know
 // with the other calls, and listen on. So does who comes back when the daemon's
 // database was made anew, or an old copy of it put back: ids of before are
