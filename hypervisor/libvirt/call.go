@@ -78,6 +78,7 @@ func (p *pool) give(c *libvirt.Connect) {
 	p.idle = append(p.idle, c)
 }
 
+// close hangs up the connections that nobody uses at present.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -131,6 +132,7 @@ func (g *gates) pass(ctx context.Context, at gate) error {
 	}
 }
 
+// open lets the next call of the same kind for that domain pass.
 func (g *gates) open(at gate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

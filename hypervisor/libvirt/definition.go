@@ -24,6 +24,8 @@ type definition struct {
 	domain *etree.Element
 }
 
+// parseDefinition keeps the whole document, also what we do not understand: it may be given
+// back to libvirt, and nothing of it may be lost.
 func parseDefinition(text string) (*definition, error) {
 	doc := etree.NewDocument()
 	// A line break in an attribute is kept only as a character reference.
@@ -76,6 +78,8 @@ func (d *definition) disks() []hypervisor.Disk {
 	return disks
 }
 
+// readDisk takes from a <disk> what we use. The format is what the definition states; it is
+// never probed, as a guest can write any header into a raw disk.
 func readDisk(e *etree.Element) hypervisor.Disk {
 	source := e.SelectElement("source")
 	disk := hypervisor.Disk{
@@ -219,6 +223,7 @@ func (d *definition) metadata() (string, error) {
 	return "", nil
 }
 
+// stripNamespace makes our metadata read the same under whatever prefix libvirt gives it.
 func stripNamespace(e *etree.Element, prefix string) {
 	if e.Space == prefix {
 		e.Space = ""

@@ -51,6 +51,7 @@ func (h *Host) domain(
 	return domain, nil
 }
 
+// readDomain reads one domain with its facts, for a call about that domain alone.
 func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	f, err := readFacts(d)
 	if err != nil {
@@ -195,6 +196,8 @@ func (h *Host) findStarved(ctx context.Context, list []hypervisor.Domain) {
 	asked.Wait()
 }
 
+// listDomains reads all domains. What libvirt can tell of all at once is asked once, not
+// for each domain.
 func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	domains, err := c.ListAllDomains(0)
 	if err != nil {
@@ -217,6 +220,7 @@ func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	return list, nil
 }
 
+// free gives the handles back; libvirt counts them, and a daemon runs for months.
 func free(domains []libvirt.Domain) {
 	for i := range domains {
 		_ = domains[i].Free()
@@ -226,6 +230,8 @@ func free(domains []libvirt.Domain) {
 // groups are the ids of the domains to which something applies.
 type groups struct{ persistent, autostart, managedSave, snapshots, checkpoints map[string]bool }
 
+// readGroups asks for the domains of each kind, which takes one call for each kind instead
+// of one for each domain.
 func readGroups(c *libvirt.Connect) (groups, error) {
 	var g groups
 	for _, ask := range []struct {

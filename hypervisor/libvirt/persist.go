@@ -185,6 +185,9 @@ func (h *Host) sync(d *libvirt.Domain) error {
 	return nil
 }
 
+// syncDefinition makes libvirt's own file of the definition durable, once it is seen to
+// name the right images: libvirt does not sync it, and after a power cut an overlay could
+// be in use by a definition that is gone.
 func syncDefinition(dir, name string, want *definition) error {
 	if name != filepath.Base(name) {
 		return fmt.Errorf("%q cannot be a file's name", name)

@@ -147,6 +147,7 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 	}
 }
 
+// dial makes the connections of a session; when one fails, none is left open.
 func (h *Host) dial() (*session, error) {
 	s := &session{uri: h.uri, lost: make(chan struct{}, 1)}
 	s.ctx, s.giveUp = context.WithCancel(context.Background())

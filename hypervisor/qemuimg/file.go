@@ -51,6 +51,7 @@ func (i *Images) Files(ctx context.Context, dir string) ([]hypervisor.NamedFile,
 	return files, nil
 }
 
+// listRegular reads the regular files of dir; a file that goes away meanwhile is left out.
 func listRegular(dir string) ([]hypervisor.NamedFile, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -86,6 +87,8 @@ func (i *Images) Space(ctx context.Context, dir string) (hypervisor.Space, error
 	return space, nil
 }
 
+// measure reads how large and how full the file system of dir is, in bytes. Free is what
+// those without root's reserve get: QEMU is one of them.
 func measure(dir string) (hypervisor.Space, error) {
 	var st unix.Stat_t
 	var fsys unix.Statfs_t
@@ -181,6 +184,7 @@ func (i *Images) Copy(ctx context.Context, src, dst string) (hypervisor.File, er
 	return i.Stat(ctx, dst)
 }
 
+// fillCopy copies the content and makes it durable before anybody may rely on it.
 func fillCopy(ctx context.Context, from, to *os.File, mode fs.FileMode) error {
 	if _, err := io.Copy(to, &contextReader{ctx: ctx, from: from}); err != nil {
 		return err
@@ -219,6 +223,7 @@ func createLike(path string, like fs.FileInfo) (*os.File, error) {
 	return file, nil
 }
 
+// giveTo gives file the owner of like, and to nobody else a right to read it.
 func giveTo(file *os.File, like fs.FileInfo) error {
 	// The umask may have taken bits away.
 	if err := file.Chmod(0o600); err != nil {

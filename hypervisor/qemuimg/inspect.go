@@ -85,6 +85,8 @@ func (i *Images) Unused(ctx context.Context, path, format string) error {
 	return nil
 }
 
+// parseInfo reads the answer of qemu-img info, and refuses one of another format than was
+// stated.
 func parseInfo(data []byte, format string) (hypervisor.Image, error) {
 	var in info
 	if err := json.Unmarshal(data, &in); err != nil {

@@ -161,6 +161,7 @@ type progressReader struct {
 	last   int64
 }
 
+// Write collects what qemu-img prints with -p until its line ends, and reports each.
 func (r *progressReader) Write(p []byte) (int, error) {
 	if r.report == nil {
 		return len(p), nil
@@ -183,6 +184,7 @@ func (r *progressReader) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// parsePercent reads " (12.34/100%)"; anything else that qemu-img prints is no progress.
 func parsePercent(line []byte) (float64, bool) {
 	text, found := strings.CutPrefix(string(bytes.TrimSpace(line)), "(")
 	if !found {

@@ -74,6 +74,8 @@ func negotiate(conn net.Conn) (size int64, err error) {
 	}
 }
 
+// optionReply reads one reply of the handshake. A length that no server sends is refused
+// before memory is taken for it.
 func optionReply(from io.Reader) (kind uint32, data []byte, err error) {
 	var head struct {
 		Magic                uint64
@@ -98,6 +100,8 @@ type reads struct {
 	failed error
 }
 
+// readAt reads in parts that the server takes. After a failure the connection is in an
+// unknown state, so each later read fails with the first error.
 func (r *reads) readAt(conn net.Conn, p []byte, offset int64) (n int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,6 +116,7 @@ func (r *reads) readAt(conn net.Conn, p []byte, offset int64) (n int, err error)
 	return n, r.failed
 }
 
+// read asks for one part and waits for the reply with the same cookie.
 func (r *reads) read(conn net.Conn, p []byte, offset int64) error {
 	if err := conn.SetDeadline(time.Now().Add(nbdTime)); err != nil {
 		return err

@@ -82,6 +82,8 @@ func (i *Images) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hyper
 	return made, nil
 }
 
+// checkOverlay refuses an overlay that qemu-img could take for something else, or round to
+// another size.
 func checkOverlay(o hypervisor.Overlay) error {
 	if err := checkPath(o.Path); err != nil {
 		return err

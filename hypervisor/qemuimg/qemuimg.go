@@ -77,6 +77,9 @@ func (i *Images) runLong(ctx context.Context, read io.Writer, args ...string) er
 	return i.runWith(ctx, read, i.Confine, args)
 }
 
+// runWith runs qemu-img with a list of arguments, never through a shell, and kills it when
+// ctx or this process ends: one that goes on alone would write to images that nobody
+// watches.
 func (i *Images) runWith(ctx context.Context, read io.Writer, confine func(context.Context, int), args []string) error {
 	// The death signal is tied to the thread that starts the process.
 	runtime.LockOSThread()

@@ -32,6 +32,7 @@ func (r *removals) close(fd int, device uint64) {
 	}()
 }
 
+// on lists the removals that go on on a device.
 func (r *removals) on(device uint64) (pending []chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

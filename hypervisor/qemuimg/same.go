@@ -35,6 +35,8 @@ func (i *Images) SameAsBase(ctx context.Context, m hypervisor.OfflineMerge) (sam
 	return true, nil
 }
 
+// compare reads both images through qemu-nbd, byte for byte, but only where the overlay
+// has data of its own: elsewhere it shows the base.
 func (i *Images) compare(ctx context.Context, m hypervisor.OfflineMerge) error {
 	upper, err := i.Export(ctx, m.Overlay, "qcow2")
 	if err != nil {
