@@ -96,6 +96,9 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 		downloadCmd(a), downloadsCmd(a), offersCmd(a), optionCmd(a), messagesCmd(a), eventsCmd(a), watchCmd(a),
 		operationsCmd(a), tokenCmd(a), webhookCmd(a), hostCmd(a), doctorCmd(a), configCmd(a), versionCmd(a), docsCmd(a),
 	)
+	// Now, not when cobra would: their mistakes are explained like all others.
+	root.InitDefaultCompletionCmd()
+	addHelp(root)
 	documentExits(root)
 	explainUsage(root)
 	return root

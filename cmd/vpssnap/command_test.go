@@ -16,11 +16,11 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	a := &app{stdin: os.Stdin, stdout: io.Discard, stderr: io.Discard}
 	var look func(cmd *cobra.Command)
 	look = func(cmd *cobra.Command) {
-		for _, sub := range cmd.Commands() {
-			look(sub)
-		}
 		if cmd.Hidden {
 			return
+		}
+		for _, sub := range cmd.Commands() {
+			look(sub)
 		}
 		long, exits, _ := strings.Cut(cmd.Long, "\n\n"+exitHelp)
 		if cmd.Short == "" || long == "" || long == cmd.Short+"." || exits != "" {

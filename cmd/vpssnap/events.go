@@ -21,8 +21,8 @@ func eventsCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Print what has happened, and what happens",
-		Long: `Print the events that are kept (for 7 days by default), oldest first, or with --follow those
-that come, until it is interrupted. With --output json each is one line, and its
+		Long: `Print the events that are kept (for 7 days by default), oldest first, or with --follow
+those that come, until it is interrupted. With --output json each is one line, and its
 id is what --since goes on behind.`,
 		Example: `  vpssnap events -f --vps web1
   vpssnap events --since 1763804112345 -o json`,
