@@ -21,6 +21,22 @@ type askedHost struct {
 	asked map[string]int
 	// late is how many more times an image gives no answer in time.
 	late map[string]int
+	// hung is how many more times an image lies on a mount that does not answer.
+	hung map[string]int
+}
+
+// Stat fails as hypervisor/qemuimg does for a mount that does not answer.
+func (h *askedHost) Stat(ctx context.Context, path string) (hypervisor.File, error) {
+	h.mu.Lock()
+	hung := h.hung[path] > 0
+	if hung {
+		h.hung[path]--
+	}
+	h.mu.Unlock()
+	if hung {
+		return hypervisor.File{}, hypervisor.ErrUnavailable
+	}
+	return h.Host.Stat(ctx, path)
 }
 
 func (h *askedHost) Inspect(ctx context.Context, path, format string) (hypervisor.Image, error) {
@@ -114,9 +130,19 @@ func padded(image []byte, size int) []byte {
 }
 
 // TestUnansweredIsNotUnshared: an image that could not be asked in time, on a busy
-// host, may lie on what is to be merged: the deletion waits until it says so.
+// host or on a mount that does not answer, may lie on what is to be merged: the deletion
+// waits until it says so.
 func TestUnansweredIsNotUnshared(t *testing.T) {
-	asked := &askedHost{asked: map[string]int{}, late: map[string]int{}}
+	t.Run("busy", func(t *testing.T) {
+		unansweredIsNotUnshared(t, func(h *askedHost, image string) { h.late[image] = 1 })
+	})
+	t.Run("hung mount", func(t *testing.T) {
+		unansweredIsNotUnshared(t, func(h *askedHost, image string) { h.hung[image] = 1 })
+	})
+}
+
+func unansweredIsNotUnshared(t *testing.T, fall func(h *askedHost, image string)) {
+	asked := &askedHost{asked: map[string]int{}, late: map[string]int{}, hung: map[string]int{}}
 	w := newWorld(t, func(c *daemon.Config) {
 		asked.Host = c.Host
 		c.Host = asked
@@ -128,7 +154,10 @@ func TestUnansweredIsNotUnshared(t *testing.T) {
 		"clone", hypervisor.Off,
 		hypervisor.Disk{Target: "vda", SizeBytes: 8 * mib, Chain: []hypervisor.Layer{{Path: base, Format: "qcow2"}}},
 	)
-	asked.late[w.image("clone")] = 1
+	image := w.image("clone")
+	asked.mu.Lock()
+	fall(asked, image)
+	asked.mu.Unlock()
 	op, err := w.daemon.Snapshots.Delete(ctx, id, operator)
 	w.must(err)
 	op, err = w.daemon.Operations.WaitOperation(ctx, op.ID, time.Minute)

@@ -64,9 +64,12 @@ func (i *Images) backing(ctx context.Context, path string) (below hypervisor.Lay
 	return below, nil
 }
 
-// ifNotAsked is err when the host had no time or no room to ask an image, which says
-// nothing about the image.
+// ifNotAsked is err when the host had no time or no room to ask an image, or its mount
+// does not answer, which says nothing about the image.
 func ifNotAsked(err error) error {
+	if errors.Is(err, hypervisor.ErrUnavailable) {
+		return err
+	}
 	for _, why := range []error{context.DeadlineExceeded, context.Canceled, syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if errors.Is(err, why) {
 			return fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
