@@ -35,6 +35,9 @@ import (
 // version is set at build time.
 var version = "dev"
 
+// exitUsage: the command line is not valid.
+const exitUsage = 2
+
 // exitUnusable tells systemd not to start it again (RestartPreventExitStatus=).
 const exitUnusable = 3
 
@@ -42,34 +45,51 @@ const exitUnusable = 3
 const shutdownLimit = 5 * time.Second
 
 func main() {
-	path := flag.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
-	hook := flag.Bool(
+	work, code := command(os.Args[1:])
+	if work == nil {
+		os.Exit(code)
+	}
+	exit(work())
+}
+
+// command reads the command line. Without work there is only an exit code left.
+func command(args []string) (work func() error, code int) {
+	flags := flag.NewFlagSet("vpssnapd", flag.ContinueOnError)
+	path := flags.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
+	hook := flags.Bool(
 		"hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input",
 	)
-	showVersion := flag.Bool("version", false, "print the version and exit")
-	flag.Usage = usage
-	work, args := run, os.Args[1:]
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	flags.Usage = func() { usage(flags) }
+	do := run
 	checks := len(args) > 1 && args[0] == "config" && args[1] == "check"
+	rebuilds := len(args) > 0 && args[0] == "rebuild"
 	switch {
 	case checks:
-		work, args = checkConfig, args[2:]
-	case len(args) > 0 && args[0] == "rebuild":
-		work, args = rebuild, args[1:]
+		do, args = checkConfig, args[2:]
+	case rebuilds:
+		do, args = rebuild, args[1:]
 	}
-	_ = flag.CommandLine.Parse(args) // it exits by itself
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil, 0
+	} else if err != nil {
+		return nil, exitUsage
+	}
+	given := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	alone := !checks && !rebuilds
 	switch {
-	case *showVersion:
-		fmt.Println("vpssnapd", version)
-		return
-	case *hook:
-		exit(hookWith(*path, flag.Args()))
-	case checks && flag.NArg() == 1:
-		*path = flag.Arg(0)
-	case flag.NArg() > 0:
-		usage()
-		os.Exit(2)
+	case *hook && alone && !*showVersion: // its arguments are libvirt's
+		return func() error { return hookWith(*path, flags.Args()) }, 0
+	case *showVersion && alone && !*hook && flags.NArg() == 0:
+		return func() error { fmt.Println("vpssnapd", version); return nil }, 0
+	case checks && flags.NArg() == 1 && len(given) == 0:
+		*path = flags.Arg(0)
+	case *hook || *showVersion || flags.NArg() > 0:
+		flags.Usage()
+		return nil, exitUsage
 	}
-	exit(work(*path))
+	return func() error { return do(*path) }, 0
 }
 
 func exit(err error) {
@@ -92,7 +112,7 @@ func hookWith(path string, args []string) error {
 	return runHook(c, args, os.Stdin)
 }
 
-func usage() {
+func usage(flags *flag.FlagSet) {
 	fmt.Fprint(os.Stderr, `usage: vpssnapd [-config FILE]
        vpssnapd rebuild [-config FILE]
        vpssnapd config check [FILE]
@@ -109,7 +129,7 @@ config check says whether a start could use the configuration, and the files tha
 it names. SIGHUP reads it anew; what then still needs a restart is in the log.
 
 `)
-	flag.PrintDefaults()
+	flags.PrintDefaults()
 	fmt.Fprint(os.Stderr, `
 Exit codes:
   0  stopped on request, rebuilt, or the configuration can be used

@@ -17,7 +17,7 @@ func TestManPageKnowsTheProgram(t *testing.T) {
 	must(t, err)
 	page := strings.ReplaceAll(string(text), "*", "")
 	var named []string
-	for _, m := range regexp.MustCompile(`flag\.\w+\("(\w+)"`).FindAllStringSubmatch(string(program), -1) {
+	for _, m := range regexp.MustCompile(`flags\.\w+\(\s*"(\w+)"`).FindAllStringSubmatch(string(program), -1) {
 		named = append(named, "-"+m[1])
 	}
 	for _, m := range regexp.MustCompile(`(?m)^(?:usage:|.*Print\(os\.Stderr, .usage:|      ) (vpssnapd [a-z ]+)`).FindAllStringSubmatch(string(program), -1) {
@@ -39,11 +39,14 @@ func TestUsageAndManPageNameEveryExitCode(t *testing.T) {
 	must(t, err)
 	stderr := os.Stderr
 	os.Stderr = write
-	usage()
+	_, code := command([]string{"-help"})
 	os.Stderr = stderr
 	must(t, write.Close())
 	text, err := io.ReadAll(read)
 	must(t, err)
+	if code != 0 {
+		t.Errorf("to ask for help ends with %d", code)
+	}
 	_, codes, found := strings.Cut(string(text), "Exit codes:")
 	if !found {
 		t.Fatal("the usage says nothing of exit codes")
@@ -56,6 +59,31 @@ func TestUsageAndManPageNameEveryExitCode(t *testing.T) {
 		}
 		if !strings.Contains(string(page), fmt.Sprintf("\n%d\n: ", code)) {
 			t.Errorf("vpssnapd(8) does not know exit code %d", code)
+		}
+	}
+}
+
+// Whatever vpssnapd does not know is a mistake, never half of a command: FAULTS row 48.
+func TestEveryMistakeIsAUsageError(t *testing.T) {
+	for _, args := range [][]string{
+		{"-frobnicate"}, {"-config"}, {"-hook=perhaps"}, {"-version=perhaps"},
+		{"frobnicate"}, {"-config", "f", "more"}, {"-version", "more"}, {"-hook", "-version"},
+		{"rebuild", "more"}, {"rebuild", "-frobnicate"}, {"rebuild", "-hook"}, {"rebuild", "-version"},
+		{"-config", "f", "rebuild"},
+		{"config"}, {"config", "frobnicate"}, {"config", "check", "f", "more"}, {"config", "check", "-frobnicate"},
+		{"config", "check", "-config", "f", "another"}, {"config", "check", "-hook"}, {"config", "check", "-version"},
+		{"config", "check", "-hook", "f"}, {"-config", "f", "config", "check"},
+	} {
+		if work, code := command(args); work != nil || code != exitUsage {
+			t.Errorf("vpssnapd %q: exit code %d, work: %v", args, code, work != nil)
+		}
+	}
+	for _, args := range [][]string{
+		{}, {"-config", "f"}, {"-version"}, {"-hook", "web1", "prepare", "begin", "-"}, {"-config", "f", "-hook", "web1", "start"},
+		{"rebuild"}, {"rebuild", "-config", "f"}, {"config", "check"}, {"config", "check", "f"}, {"config", "check", "-config", "f"},
+	} {
+		if work, code := command(args); work == nil || code != 0 {
+			t.Errorf("vpssnapd %q: exit code %d", args, code)
 		}
 	}
 }
