@@ -51,9 +51,10 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.merger = merge.New(host, inv, db, d.Operations, d.guests, whole, c.StateDir, d.mergePolicy, log)
 	d.Downloads = download.New(host, inv, db, whole, d.Operations.Kinds, group, d.downloadPolicy, log)
 	d.Snapshots = snapshot.New(snapshot.Parts{
-		Host: host, Inventory: inv, Store: db, Operations: d.Operations, Images: images, Space: d.space, Guests: d.guests,
-		Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir, Policy: d.snapshotPolicy, Logger: log,
-		OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
+		Host: host, Inventory: inv, Store: db, Operations: d.Operations, Images: images, Space: d.space,
+		Guests:    d.guests,
+		Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir, Policy: d.snapshotPolicy,
+		Logger: log, OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
 	})
 	d.Operations.Add(c.Kinds...)
 	d.adopter = adoption.New(
@@ -75,7 +76,8 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.Tokens = access.New(db, inv, log)
 	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
 	d.Metrics.Count(
-		overview.State{Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
+		overview.State{Store: db, Operations: d.Operations, Merger: d.merger,
+			Downloads: d.Downloads, Journal: d.Journal,
 			Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log},
 	)
 	return d, nil

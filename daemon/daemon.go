@@ -129,7 +129,7 @@ func (d *Daemon) begin(all ...func(context.Context)) {
 	}
 }
 
-// ErrUnusable says that the database cannot be worked with until an operator has
+// ErrUnusable means that the database cannot be worked with until an operator has
 // done something about it: another start will not help.
 var ErrUnusable = errors.New("the database cannot be used")
 
@@ -137,7 +137,8 @@ func openStore(ctx context.Context, stateDir string, now func() time.Time) (*sto
 	db, err := store.Open(ctx, filepath.Join(stateDir, store.FileName), now)
 	if errors.Is(err, store.ErrDamaged) {
 		err = fmt.Errorf(
-			"%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the host's VPSes say",
+			"%w; nothing was changed. vpssnapd rebuild -config FILE keeps it aside and makes a new one from what the "+
+				"host's VPSes say",
 			err,
 		)
 	}

@@ -88,7 +88,8 @@ func mustBeEmpty(ctx context.Context, db *store.Store, dir string) error {
 	empty, err := db.Empty(ctx)
 	if err == nil && !empty {
 		return fmt.Errorf(
-			"the database in %s is whole: there is nothing to rebuild. vpssnap doctor --repair records a single snapshot that it does not know",
+			"the database in %s is whole: there is nothing to rebuild. vpssnap doctor --repair records a single "+
+				"snapshot that it does not know",
 			dir,
 		)
 	}

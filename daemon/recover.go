@@ -46,12 +46,16 @@ func (d *Daemon) awaitHost(ctx context.Context) {
 // All else is compared with the host, whose word counts.
 func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
 	d.logger.Error(
-		"the database is older than what was recorded last: an old copy was put back, or it was lost. The host's word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create",
+		"the database is older than what was recorded last: an old copy was put back, or it was lost. The host's "+
+			"word counts; see vpssnap doctor. All tokens were revoked; see vpssnap token create",
 		vps.LogEvent(vps.LogDatabaseOld), "operations", len(ops),
 	)
 	why := func(op vps.Operation) *vps.Error {
-		return vps.Errorf(vps.CodeVPSChanged, "the record of %s is an old copy: this operation has probably ended since, and going on with it could cost data", op.VPSName).
-			WithRemedy("stop vpssnapd, move its database away (vpssnapd.db*), and make a new one from the host (vpssnapd rebuild); only if the database is the right one after all, resume the operation")
+		return vps.Errorf(vps.CodeVPSChanged,
+			"the record of %s is an old copy: this operation has probably ended since, and going on with it could "+
+				"cost data", op.VPSName).
+			WithRemedy("stop vpssnapd, move its database away (vpssnapd.db*), and make a new one from the host " +
+				"(vpssnapd rebuild); only if the database is the right one after all, resume the operation")
 	}
 	err := d.store.Write(failpoint.Within(ctx, "daemon", "recover"), func(tx *store.Tx) error {
 		if err := d.Operations.Park(ctx, tx, ops, why); err != nil {
@@ -61,8 +65,10 @@ func (d *Daemon) parkOutdated(ctx context.Context, ops []vps.Operation) error {
 		if err := tx.RevokeAll(ctx); err != nil {
 			return err
 		}
-		return tx.AddMessage(ctx, vps.Message{Kind: vps.MessageWarning, Actor: vps.ActorWatch, Phrase: vps.PhraseOldDatabase,
-			Detail: "an old copy was put back, or it was lost; what the host says counts; all tokens were revoked: make new ones"})
+		return tx.AddMessage(ctx, vps.Message{Kind: vps.MessageWarning, Actor: vps.ActorWatch,
+			Phrase: vps.PhraseOldDatabase,
+			Detail: "an old copy was put back, or it was lost; what the host says counts; all tokens were revoked: " +
+				"make new ones"})
 	})
 	if err != nil {
 		return err

@@ -51,9 +51,11 @@ func (a *Adopter) Adopt(ctx context.Context, id string, actor vps.Actor) (string
 }
 
 // record makes the record of what reconstruct found.
-func (a *Adopter) record(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r Reconstruction, actor vps.Actor) error {
+func (a *Adopter) record(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r Reconstruction,
+	actor vps.Actor) error {
 	if known, err := tx.Snapshot(ctx, r.Snap.ID); err == nil && (MergedAway(known) || known.VPS != dom.ID) {
-		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s", known.ID, known.State, known.VPS)
+		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s",
+			known.ID, known.State, known.VPS)
 	}
 	if err := tx.SaveSnapshot(ctx, r.Snap); err != nil {
 		return err
@@ -114,7 +116,9 @@ func (a *Adopter) Refill(ctx context.Context, domains []hypervisor.Domain) ([]Fo
 }
 
 // findAll reads what every VPS tells, and what can be recorded of it, by id.
-func (a *Adopter) findAll(ctx context.Context, domains []hypervisor.Domain) (all []Found, records map[string]Reconstruction) {
+func (a *Adopter) findAll(ctx context.Context, domains []hypervisor.Domain) (
+	all []Found, records map[string]Reconstruction,
+) {
 	records = map[string]Reconstruction{}
 	claimed := map[string]string{}
 	for _, dom := range domains {

@@ -46,7 +46,8 @@ func (a *Adopter) departed(ctx context.Context, id string) error {
 			}
 		}
 		if rec.Option != nil {
-			if err := tx.SaveOption(ctx, rec.Option.Leave(tx.Now()), vps.ActorWatch, "the VPS was migrated to another host"); err != nil {
+			if err := tx.SaveOption(ctx, rec.Option.Leave(tx.Now()), vps.ActorWatch,
+				"the VPS was migrated to another host"); err != nil {
 				return err
 			}
 		}
@@ -97,23 +98,24 @@ func (a *Adopter) arrived(ctx context.Context, id string) error {
 	if why, err := a.integrity.WhatIsBroken(ctx, dom, r.Snap); why != "" || err != nil {
 		return err
 	}
-	a.logger.Info("VPS has brought a snapshot along, which is adopted", vps.LogAttr(dom.ID, dom.Name), "snapshot", r.Snap.ID)
+	a.logger.Info("VPS has brought a snapshot along, which is adopted",
+		vps.LogAttr(dom.ID, dom.Name), "snapshot", r.Snap.ID)
 	err = a.store.Write(failpoint.Within(ctx, "daemon", "arrived"), func(tx *store.Tx) error {
 		if err := tx.SaveSnapshot(ctx, r.Snap); err != nil {
 			return err
 		}
-		return tx.AddMessage(ctx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageMoved, Actor: vps.ActorWatch,
-			Phrase: vps.PhraseMovedHere})
+		return tx.AddMessage(ctx, vps.Message{VPS: dom.ID, VPSName: dom.Name,
+			Kind: vps.MessageMoved, Actor: vps.ActorWatch, Phrase: vps.PhraseMovedHere})
 	})
 	a.onMoved()
 	return err
 }
 
-// MovedAway says that a snapshot's record ended because its VPS went to another
+// MovedAway reports whether a snapshot's record ended because its VPS went to another
 // host: that of a deleted one keeps naming its files, so that they are known as stale.
 func MovedAway(s vps.Snapshot) bool { return s.State == vps.SnapshotGone && len(s.Disks) == 0 }
 
-// definitionChanged looks at a VPS that somebody defined, perhaps anew from a
+// definitionChanged looks at a VPS that somebody defined, perhaps again from a
 // panel's own database. A definition that names the base under our overlay
 // would let the next boot write into the base and ruin both: it is put right.
 func (a *Adopter) definitionChanged(ctx context.Context, id string) {
@@ -125,13 +127,14 @@ func (a *Adopter) definitionChanged(ctx context.Context, id string) {
 		a.Departed(ctx, id)
 		return
 	}
-	if err := errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id)); err != nil && stopping.Err() == nil {
+	if err := errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id)); err != nil &&
+		stopping.Err() == nil {
 		a.logger.Error("definition not put right", a.inventory.LogAttr(id), "error", err)
 	}
 }
 
 // reviewDefinitions looks at every VPS that has a snapshot, or says so: somebody
-// may have defined it anew, or moved it, while nobody watched.
+// may have defined it again, or moved it, while nobody watched.
 func (a *Adopter) reviewDefinitions(ctx context.Context) {
 	records, err := a.store.Records(ctx)
 	if err != nil {

@@ -37,9 +37,11 @@ type Adopter struct {
 // New makes an adopter that follows what happens on the host. cutOff ends those who read
 // the disks of a VPS that has left; onMoved is called when a record came or went with its
 // VPS.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, in *integrity.Integrity,
+func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
+	in *integrity.Integrity,
 	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger) *Adopter {
-	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger, cutOff: cutOff, onMoved: onMoved}
+	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger,
+		cutOff: cutOff, onMoved: onMoved}
 	inv.Subscribe(
 		inventory.Watcher{
 			Connected: a.reviewDefinitions,
@@ -69,7 +71,7 @@ type Reconstruction struct {
 	Leftover bool
 }
 
-// Speaks says that a definition has our metadata or names a file of ours.
+// Speaks reports whether a definition has our metadata or names a file of ours.
 func Speaks(dom hypervisor.Domain) bool {
 	return dom.Metadata != "" || len(OurImages(dom)) > 0
 }
@@ -148,7 +150,8 @@ func (a *Adopter) fromFileNames(
 			return Reconstruction{
 				Exists:   true,
 				Hopeless: true,
-				Why:      "disk " + use.Target + " uses " + use.Path + ", which does not go together with the other disks or with its base",
+				Why: "disk " + use.Target + " uses " + use.Path +
+					", which does not go together with the other disks or with its base",
 			}
 		}
 		if base.Modified.Before(r.Snap.CreatedAt) {
@@ -157,7 +160,8 @@ func (a *Adopter) fromFileNames(
 		r.Snap.ID, r.Snap.SizeBytes = id, r.Snap.SizeBytes+img.VirtualSize
 		r.Snap.Disks = append(
 			r.Snap.Disks,
-			vps.SnapshotDisk{Target: use.Target, Base: img.Backing, BaseFormat: img.BackingFormat, BaseInode: base.Inode,
+			vps.SnapshotDisk{Target: use.Target, Base: img.Backing, BaseFormat: img.BackingFormat,
+				BaseInode: base.Inode,
 				SizeBytes: img.VirtualSize, Overlay: use.Path, OverlayInode: overlay.Inode},
 		)
 	}
@@ -186,7 +190,8 @@ func (a *Adopter) fromMetadata(ctx context.Context, dom hypervisor.Domain, m met
 	lacks, doubts := a.compareFiles(ctx, dom, &r.Snap)
 	switch {
 	case len(lacks) == len(m.Snapshot.Disks) && len(OurImages(dom)) == 0 && a.noneLeft(ctx, m.Snapshot):
-		return Reconstruction{Leftover: true, Why: "the snapshot " + m.Snapshot.ID + " that its metadata speaks of is gone"}
+		return Reconstruction{Leftover: true, Why: "the snapshot " + m.Snapshot.ID +
+			" that its metadata speaks of is gone"}
 	case len(doubts) > 0:
 		r.broken(false, strings.Join(doubts, "; "))
 	case len(lacks) > 0:
@@ -199,7 +204,7 @@ func (a *Adopter) fromMetadata(ctx context.Context, dom hypervisor.Domain, m met
 	return r
 }
 
-// undoIsWhole says that all disks from before the last restore are there and lie
+// undoIsWhole reports whether all disks from before the last restore are there and lie
 // on their bases, so that it can still be undone.
 func (a *Adopter) undoIsWhole(ctx context.Context, s vps.Snapshot) bool {
 	if s.UndoUntil == nil {
@@ -234,7 +239,7 @@ func (r *Reconstruction) broken(heals bool, why string) {
 	r.Snap.State, r.Snap.Heals, r.Snap.Reason, r.Why = vps.SnapshotBroken, heals, why, why
 }
 
-// noneLeft says that no overlay of a snapshot exists, where its bases do: an empty
+// noneLeft reports whether no overlay of a snapshot exists, where its bases do: an empty
 // directory may be one on which nothing is mounted.
 func (a *Adopter) noneLeft(ctx context.Context, s vps.Snapshot) bool {
 	for _, disk := range s.Disks {
@@ -353,7 +358,7 @@ func diskNamed(s vps.Snapshot, target string) (vps.SnapshotDisk, bool) {
 
 // interruptedDelete makes a record with which the deletion can be finished. What a
 // running VPS writes to is the authority; of one that is off the definition's
-// choice holds, because it stood still across the pivot.
+// choice holds, because it was suspended across the pivot.
 func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, r Reconstruction) Reconstruction {
 	present, merged := dom.NextDisk, 0
 	if dom.State != hypervisor.Off {
@@ -399,7 +404,7 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 	return r
 }
 
-// MergedAway says that a snapshot is gone because it was deleted, so that its
+// MergedAway reports whether a snapshot is gone because it was deleted, so that its
 // overlays are stale; and not given up, when they may be all that is left of a VPS.
 func MergedAway(s vps.Snapshot) bool {
 	for _, disk := range s.Disks {

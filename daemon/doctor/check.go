@@ -146,7 +146,7 @@ type inspection struct {
 
 	rec  store.Record
 	name string
-	// dom is what libvirt says, when answered; present says that it knows the VPS.
+	// dom is what libvirt says, when answered; present is set when it knows the VPS.
 	dom      hypervisor.Domain
 	answered bool
 	present  bool

@@ -38,7 +38,7 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 	}
 }
 
-// file looks at a recorded file and adds what is wrong with it. ok says that it
+// file looks at a recorded file and adds what is wrong with it. ok reports that it
 // is there and the one that was recorded.
 func (i *inspection) file(
 	ctx context.Context, disk, path string, inode uint64, what string, missing, replaced vps.CheckCode,
@@ -79,7 +79,8 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 			disk.Target,
 			disk.Base,
 			fmt.Sprintf(
-				"the snapshot's data was changed at %s by somebody else; it was last written at %s when the snapshot was taken",
+				"the snapshot's data was changed at %s by somebody else; it was last written at %s when the snapshot "+
+					"was taken",
 				base.Modified.UTC().Format(timeFormat), disk.BaseModified.UTC().Format(timeFormat),
 			),
 			i.remedyBaseWritten(disk),
@@ -134,7 +135,7 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 	}
 }
 
-// loginUser says that a uid is a person's by the convention of Debian and Red Hat.
+// loginUser reports whether a uid is a person's by the convention of Debian and Red Hat.
 func loginUser(uid uint32) bool { return uid >= 1000 && uid < 60000 }
 
 // checkUndo looks for the disk that an undone restore would bring back.
@@ -199,7 +200,7 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 	}
 }
 
-// has says whether the inspection came across code: some checks make no sense after others.
+// has reports whether the inspection came across code: some checks make no sense after others.
 func (i *inspection) has(code vps.CheckCode) bool {
 	for _, f := range i.findings {
 		if f.Code == code {
@@ -246,7 +247,8 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 }
 
 // checkSource says what it means that a disk does not use its overlay.
-func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk, use hypervisor.Disk, live bool) {
+func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk, use hypervisor.Disk,
+	live bool) {
 	when := "at its next boot the disk will use"
 	if live {
 		when = "the disk uses"
@@ -278,12 +280,13 @@ func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.S
 			vps.CheckDiskMoved,
 			disk.Target,
 			use.Path,
-			fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, image.OrNone(use.Path), disk.Overlay),
+			fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, image.OrNone(use.Path),
+				disk.Overlay),
 			i.remediesMoved(s)...)
 	}
 }
 
-// liesOn says whether an image lies on another, by the definition or by the headers.
+// liesOn reports whether an image lies on another, by the definition or by the headers.
 func (i *inspection) liesOn(ctx context.Context, use hypervisor.Disk, below string) bool {
 	for _, l := range use.Chain {
 		if l.Path == below {
@@ -298,7 +301,7 @@ func (i *inspection) liesOn(ctx context.Context, use hypervisor.Disk, below stri
 }
 
 // checkUnfinished finds snapshots that nothing works on. One that came after the record
-// was read is none of that record; checkVPS then compares anew.
+// was read is none of that record; checkVPS then compares again.
 func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	switch {
 	case s.State == vps.SnapshotDeleting && i.rec.Snapshot != nil && s.ID == i.rec.Snapshot.ID:
@@ -322,7 +325,7 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	i.findings[len(i.findings)-1].Snapshot = s.ID
 }
 
-// gone says that libvirt answered, and does not know the VPS.
+// gone reports whether libvirt answered, and does not know the VPS.
 func (i *inspection) gone() bool { return i.answered && !i.present }
 
 // namesake is the id of another VPS that bears the name now, "" for none.
@@ -408,9 +411,11 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 					vps.CheckStaleOverlay,
 					disk.Target,
 					path,
-					"the disk's definition names a file of a snapshot that is gone: "+path+"; the present data is in "+disk.Base,
+					"the disk's definition names a file of a snapshot that is gone: "+path+
+						"; the present data is in "+disk.Base,
 					remedy(
-						"shut the VPS down, keep both files, and let its definition name "+disk.Base+" ("+disk.BaseFormat+") again",
+						"shut the VPS down, keep both files, and let its definition name "+disk.Base+
+							" ("+disk.BaseFormat+") again",
 						argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id),
 					),
 				)
@@ -431,7 +436,8 @@ func (i *inspection) remedyMetadata() vps.Remedy {
 // remedyUnrecorded merges by hand what no record can be made of.
 func (i *inspection) remedyUnrecorded() vps.Remedy {
 	w := remedy(
-		"keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand (virsh blockcommit, qemu-img commit)",
+		"keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand "+
+			"(virsh blockcommit, qemu-img commit)",
 		argv("virsh", "domblklist", "--details", i.id),
 	)
 	for path := range adoption.OurImages(i.dom) {

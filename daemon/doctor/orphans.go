@@ -31,7 +31,8 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			findings = append(
 				findings,
-				vps.Finding{Code: vps.CheckUnreachable, Path: dir, Detail: "the directory cannot be listed: " + err.Error()},
+				vps.Finding{Code: vps.CheckUnreachable, Path: dir,
+					Detail: "the directory cannot be listed: " + err.Error()},
 			)
 		}
 		for _, f := range files {
@@ -150,7 +151,8 @@ func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, user
 		f.Detail = "the file is left from a snapshot that is gone by the record: " + path
 		f.Remedies = []vps.Remedy{
 			remedyOrphan(
-				"its data was merged into the disk below it. If disks or definitions were brought back from a backup since, it may be the newest: compare first, and remove it if nobody needs it",
+				"its data was merged into the disk below it. If disks or definitions were brought back from a backup "+
+					"since, it may be the newest: compare first, and remove it if nobody needs it",
 				path,
 			),
 		}
@@ -181,12 +183,12 @@ type users struct {
 	d       *Doctor
 	domains []hypervisor.Domain
 	// below is who lies on a file by the headers of images whose chain no
-	// definition states; read when it is first needed. sure says that all were read.
+	// definition states; read when it is first needed. sure is set when all were read.
 	below map[string]*hypervisor.Domain
 	sure  bool
 }
 
-// direct says that a definition names the file.
+// direct reports whether a definition names the file.
 func (u *users) direct(path string) bool {
 	for _, dom := range u.domains {
 		if dom.Uses(path) {

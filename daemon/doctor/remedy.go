@@ -67,7 +67,8 @@ func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 	if !i.gone() {
 		return []vps.Remedy{resume}
 	}
-	resume.Text = "if the VPS is to come back, define it with its id " + i.id + " and its disks as they were, do not start it, and let the operation go on"
+	resume.Text = "if the VPS is to come back, define it with its id " + i.id +
+		" and its disks as they were, do not start it, and let the operation go on"
 	return []vps.Remedy{
 		resume,
 		giveUpGone("if it is gone for good, end the operation and give up the record of the snapshot", i.id),
@@ -109,7 +110,8 @@ func remedyLog() vps.Remedy {
 }
 
 func remedyRenew(id string) vps.Remedy {
-	return remedy("if the snapshot shall be of the VPS as it is now, replace it", argv("vpssnap", "take", "--replace", id))
+	return remedy("if the snapshot shall be of the VPS as it is now, replace it",
+		argv("vpssnap", "take", "--replace", id))
 }
 
 // giveUp is how a broken snapshot is dropped: the record goes once no disk uses an
@@ -122,7 +124,8 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 		case i.dom.State != hypervisor.Off:
 			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
 		default:
-			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat + ") when it is merged"
+			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat +
+				") when it is merged"
 			w.Commands = append(
 				w.Commands, argv("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay),
 				argv("virsh", "edit", i.id),
@@ -152,7 +155,8 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 	if other := i.d.whereIs(ctx, path, inode); other != "" {
 		ways = append(
 			ways,
-			remedy("the file lies beside its place under another name: put it back", argv("mv", "-nT", "--", other, path)),
+			remedy("the file lies beside its place under another name: put it back",
+				argv("mv", "-nT", "--", other, path)),
 		)
 	} else if inode != 0 {
 		ways = append(ways, remedy("if it was moved within its file system, find it and move it back to "+path,
@@ -164,7 +168,8 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 		ways = append(
 			ways,
 			remedy(
-				"the running VPS still has the removed file open: do not power it off; copy the whole disk into a new image and go on with that",
+				"the running VPS still has the removed file open: do not power it off; copy the whole disk into a "+
+					"new image and go on with that",
 				argv(
 					"virsh", "blockcopy", i.id, disk, "--dest", rescued, "--format", "qcow2", "--transient-job",
 					"--wait", "--verbose", "--pivot",
@@ -186,7 +191,8 @@ func (i *inspection) remediesReplaced(ctx context.Context, path string, inode ui
 	if other := i.d.whereIs(ctx, path, inode); other != "" {
 		return []vps.Remedy{
 			remedy(
-				"the right file lies beside its place under another name; with the VPS off, put the wrong one aside and the right one back",
+				"the right file lies beside its place under another name; with the VPS off, put the wrong one aside "+
+					"and the right one back",
 				argv("virsh", "domstate", i.id),
 				argv("mv", "-nT", "--", path, path+".put-aside"),
 				argv("mv", "-nT", "--", other, path),
@@ -217,9 +223,12 @@ func (d *Doctor) whereIs(ctx context.Context, path string, inode uint64) string 
 // wrote into. What the VPS sees can be kept by hand.
 func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 	w := remedy(
-		"find out who wrote into " + disk.Base + ": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it runs now, merge its disk by hand and give the snapshot up",
+		"find out who wrote into " + disk.Base +
+			": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it " +
+			"runs now, merge its disk by hand and give the snapshot up",
 	)
-	if live, ok := i.dom.Disk(disk.Target); ok && i.present && i.dom.State != hypervisor.Off && live.Path == disk.Overlay {
+	if live, ok := i.dom.Disk(disk.Target); ok && i.present && i.dom.State != hypervisor.Off &&
+		live.Path == disk.Overlay {
 		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
 	}
 	return w
@@ -238,7 +247,8 @@ func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
 // remedyHeader repairs a header that names another base. The VPS must be off: QEMU reads
 // the header at start only and writes it back at will.
 func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
-	return remedy("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, put it right",
+	return remedy("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, "+
+		"put it right",
 		argv("virsh", "domstate", id),
 		argv("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Overlay))
 }
@@ -268,8 +278,8 @@ func remedyAttach(id string, disk vps.SnapshotDisk, live, config bool) vps.Remed
 }
 
 func remedyJob(id string, disk vps.SnapshotDisk) vps.Remedy {
-	return remedy("find out whose it is; end it if it was not meant", argv("virsh", "blockjob", id, disk.Target, "--info"),
-		argv("virsh", "blockjob", id, disk.Target, "--abort"))
+	return remedy("find out whose it is; end it if it was not meant",
+		argv("virsh", "blockjob", id, disk.Target, "--info"), argv("virsh", "blockjob", id, disk.Target, "--abort"))
 }
 
 // remediesOnBase are for a disk that uses the snapshot's data itself.
@@ -280,7 +290,8 @@ func (i *inspection) remediesOnBase(s vps.Snapshot, disk vps.SnapshotDisk, live 
 	}
 	return []vps.Remedy{i.giveUp(text, s),
 		remedy(
-			"if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let its definition name the overlay again",
+			"if the data in "+disk.Overlay+" is what counts, shut the VPS down, keep a copy of both files, and let "+
+				"its definition name the overlay again",
 			argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id),
 		)}
 }
@@ -339,7 +350,8 @@ func (i *inspection) remedySnapshotObjects() vps.Remedy {
 
 // remedyDefineAgain makes a running VPS persistent again, by its live definition.
 func remedyDefineAgain(id string) vps.Remedy {
-	script := `f=$(mktemp) && virsh dumpxml --security-info --migratable "$1" > "$f" && virsh define "$f"; rm -f -- "$f"`
+	script := `f=$(mktemp) && virsh dumpxml --security-info --migratable "$1" > "$f" && ` +
+		`virsh define "$f"; rm -f -- "$f"`
 	return remedy("define it again while it runs", argv("sh", "-c", script, "sh", id))
 }
 
@@ -357,7 +369,8 @@ func remedyOrphan(text, path string) vps.Remedy {
 // remedyOldLayer merges what a failed replace left between overlay and base.
 func remedyOldLayer(id string) vps.Remedy {
 	return remedy(
-		"the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps its present data",
+		"the present snapshot can be restored; delete it once it is not needed: that merges both, and the VPS keeps "+
+			"its present data",
 		argv("vpssnap", "delete", id),
 	)
 }

@@ -21,7 +21,7 @@ func (d *Doctor) Repair(ctx context.Context, actor vps.Actor) (vps.Report, error
 	}
 	// Each repair commits by itself, and some change the host only; what the answer says
 	// is read after the last. So there is no one transaction that the answer could be
-	// kept in: who is cut off before it is kept asks again, and what is repaired by then
+	// kept in: a caller cut off before it is kept asks again, and what is repaired by then
 	// is not done twice.
 	return report, d.store.KeepAnswer(ctx, report)
 }
@@ -63,7 +63,8 @@ func (d *Doctor) repair(ctx context.Context, f vps.Finding, actor vps.Actor) vps
 		r.Text = err.Error()
 		return r
 	}
-	d.logger.Info("repaired", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "path", f.Path, "by", actor.Name, "done", text)
+	d.logger.Info("repaired", "code", f.Code, vps.LogAttr(f.VPS, f.VPSName), "path", f.Path, "by",
+		actor.Name, "done", text)
 	r.Done, r.Text = true, text
 	return r
 }

@@ -28,7 +28,7 @@ func newDrift() *drift {
 }
 
 // Watch compares everything at the start, whenever libvirt comes back, and
-// now and then; single VPSes are looked at when they are defined anew (lookAt).
+// now and then; single VPSes are looked at when they are defined again (lookAt).
 func (d *Doctor) Watch(ctx context.Context) {
 	ctx = failpoint.Within(ctx, "daemon", "drift")
 	regular := time.NewTicker(driftEvery)

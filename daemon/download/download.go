@@ -50,7 +50,8 @@ type Downloads struct {
 }
 
 // New makes the downloads of a host. They are cut off when a snapshot turns out to be broken.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity, kinds *operation.Kinds,
+func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity,
+	kinds *operation.Kinds,
 	group *work.Group, policy func() Policy, logger *slog.Logger) *Downloads {
 	d := &Downloads{
 		host:      host,
@@ -149,8 +150,10 @@ func (d *Downloads) add(ctx context.Context, tx *store.Tx, link *vps.Download, n
 	}
 	err = tx.AddMessage(
 		ctx,
-		vps.Message{VPS: link.VPS, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadMade,
-			Params: map[string]string{"disk": link.Disk, "until": link.ExpiresAt.Format(time.RFC3339), "link": link.ID}},
+		vps.Message{VPS: link.VPS, VPSName: name, Kind: vps.MessageDownload, Actor: actor,
+			Phrase: vps.PhraseDownloadMade,
+			Params: map[string]string{"disk": link.Disk, "until": link.ExpiresAt.Format(time.RFC3339),
+				"link": link.ID}},
 	)
 	if err != nil {
 		return err
@@ -204,7 +207,8 @@ func (d *Downloads) RevokeDownload(ctx context.Context, ref, id string, actor vp
 		}
 		err := tx.AddMessage(
 			ctx,
-			vps.Message{VPS: vpsID, VPSName: name, Kind: vps.MessageDownload, Actor: actor, Phrase: vps.PhraseDownloadRevoked,
+			vps.Message{VPS: vpsID, VPSName: name, Kind: vps.MessageDownload, Actor: actor,
+				Phrase: vps.PhraseDownloadRevoked,
 				Params: map[string]string{"link": id}},
 		)
 		if err != nil {
@@ -248,13 +252,14 @@ func (d *Downloads) FindDownload(ctx context.Context, link string) (vps.Download
 	return found, d.stillLeads(ctx, found)
 }
 
-// stillLeads says that a link has not expired and its snapshot is there.
+// stillLeads reports whether a link has not expired and its snapshot is there.
 func (d *Downloads) stillLeads(ctx context.Context, link vps.Download) error {
 	if !d.store.Now().Before(link.ExpiresAt) {
 		return errNoLink()
 	}
 	snap, err := d.store.CurrentSnapshot(ctx, link.VPS)
-	if errors.Is(err, sql.ErrNoRows) || err == nil && (snap.ID != link.SnapshotID || snap.State == vps.SnapshotDeleting) {
+	if errors.Is(err, sql.ErrNoRows) || err == nil &&
+		(snap.ID != link.SnapshotID || snap.State == vps.SnapshotDeleting) {
 		return errNoLink()
 	}
 	return err
@@ -314,7 +319,8 @@ var notInFileName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 
 func fileName(name string, snap vps.Snapshot, target string, f vps.ImageFormat) string {
 	name = strings.Trim(notInFileName.ReplaceAllString(name, "-"), ".-")
-	return fmt.Sprintf("%s-%s-%s.%s", name[:min(len(name), 80)], target, snap.CreatedAt.UTC().Format("20060102T150405Z"), f)
+	return fmt.Sprintf("%s-%s-%s.%s", name[:min(len(name), 80)], target,
+		snap.CreatedAt.UTC().Format("20060102T150405Z"), f)
 }
 
 // imageOf is a disk of a snapshot as an image, laid out the first time.
@@ -349,9 +355,11 @@ func (d *Downloads) imageOf(
 // host that cannot read just now.
 func errUnreadable(name string, disk vps.SnapshotDisk, why string) *vps.Error {
 	if why != "" {
-		return vps.Errorf(vps.CodeVPSChanged, "disk %s of the snapshot of %s cannot be read: %s", disk.Target, name, why)
+		return vps.Errorf(vps.CodeVPSChanged, "disk %s of the snapshot of %s cannot be read: %s", disk.Target, name,
+			why)
 	}
-	return vps.Errorf(vps.CodeHypervisorUnavailable, "disk %s of the snapshot of %s cannot be read just now", disk.Target, name).
+	return vps.Errorf(vps.CodeHypervisorUnavailable,
+		"disk %s of the snapshot of %s cannot be read just now", disk.Target, name).
 		WithRemedy("try again in a while; the daemon's log says why")
 }
 
@@ -386,10 +394,12 @@ func (d *Downloads) readable(vpsID string, rec store.Record) error {
 	case rec.Snapshot == nil:
 		return vps.Errorf(vps.CodeNotFound, "%s has no snapshot", name)
 	case rec.Operation != nil && d.kinds.Of(rec.Operation.Kind).ChangesBase:
-		return vps.Errorf(vps.CodeOperationInProgress, "the snapshot of %s is about to change (%s, %s)", name, rec.Operation.Kind, rec.Operation.ID).
+		return vps.Errorf(vps.CodeOperationInProgress, "the snapshot of %s is about to change (%s, %s)", name,
+			rec.Operation.Kind, rec.Operation.ID).
 			WithRemedy("wait for the operation to end (GET /v1/operations), then ask again")
 	case !slices.Contains(whole, rec.Snapshot.State):
-		return vps.Errorf(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be downloaded", name, rec.Snapshot.State)
+		return vps.Errorf(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be downloaded",
+			name, rec.Snapshot.State)
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func (s *sessions) running() (n int) {
 	return n
 }
 
-// end says that nothing of the reader has the disk open any more.
+// end records that nothing of the reader has the disk open any more.
 func (r *session) end() {
 	r.once.Do(func() {
 		r.cut(errReadingOver)

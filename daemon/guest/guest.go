@@ -51,7 +51,7 @@ func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *o
 	return g
 }
 
-// with does something that makes a guest stand still, or go on, together with what
+// with does something that suspends a guest or lets it go on, together with what
 // is recorded of it. Without it a late try to keep a promise would thaw the freeze of the
 // next take, or take the promise of a guest that was just suspended off the record.
 func (g *Guests) with(ctx context.Context, id string, do func() error) error {
@@ -137,7 +137,7 @@ func required(policy vps.Quiesce, dom hypervisor.Domain, f Freezing) error {
 }
 
 // stopLimit is how long a daemon that is told to stop still works on a guest
-// that stands still because of it.
+// that is paused because of it.
 const stopLimit = 8 * time.Second
 
 // evenWhenStopping returns a context that outlives the daemon's stop for a while.
@@ -211,7 +211,7 @@ func (g *Guests) resumeNow(ctx context.Context, id string) error {
 	})
 }
 
-// mayRun is nil when a guest that stands still for a pivot may run: something
+// mayRun is nil when a guest that is suspended for a pivot may run: something
 // durable, the record or the definition, names every base that it will write to.
 func (g *Guests) mayRun(ctx context.Context, id string) error {
 	dom, err := g.inventory.Read(ctx, id)
@@ -240,7 +240,7 @@ func (g *Guests) mayRun(ctx context.Context, id string) error {
 	return g.host.PointDisks(ctx, id, bases)
 }
 
-// nextBootIsTheSame says that the next boot will use the images that QEMU uses now.
+// nextBootIsTheSame reports whether the next boot will use the images that QEMU uses now.
 func nextBootIsTheSame(dom hypervisor.Domain) bool {
 	for _, disk := range dom.Disks {
 		if next, ok := dom.NextDisk(disk.Target); !ok || next.Path != disk.Path {
@@ -274,13 +274,14 @@ func (g *Guests) Release(ctx context.Context, id string) {
 		return
 	}
 	if err := g.Resume(ctx, id); err != nil {
-		g.logger.Error("guest stands still", vps.LogEvent(vps.LogGuestStandsStill), g.inventory.LogAttr(id), "error", err)
+		g.logger.Error("guest stands still", vps.LogEvent(vps.LogGuestStandsStill),
+			g.inventory.LogAttr(id), "error", err)
 		g.retry(store.Debt{VPS: id, Kind: store.DebtResume}, g.keepResumeOfParked)
 	}
 }
 
 // keepResumeOfParked keeps the promise to resume, if it is owed still. It leaves a guest
-// to its operation while that is worked on: it may stand still for the next pivot.
+// to its operation while that is worked on: it may be suspended for the next pivot.
 func (g *Guests) keepResumeOfParked(ctx context.Context, owed store.Debt) error {
 	id := owed.VPS
 	return g.with(ctx, id, func() error {

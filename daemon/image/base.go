@@ -24,7 +24,9 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 		return img, refuse("its image file is missing")
 	}
 	if err != nil {
-		return img, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: its image cannot be read as %s", dom.Name, disk.Target, disk.Format).
+		return img, vps.Errorf(vps.CodeUnsupportedDisk,
+			"cannot take a snapshot of %s: disk %s: its image cannot be read as %s",
+			dom.Name, disk.Target, disk.Format).
 			Because(err)
 	}
 	switch {
@@ -61,8 +63,8 @@ func (i *Images) checkChain(ctx context.Context, dom hypervisor.Domain, disk hyp
 		}
 		switch {
 		case err != nil:
-			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: a backing file cannot be read",
-				dom.Name, disk.Target).
+			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk,
+				"cannot take a snapshot of %s: disk %s: a backing file cannot be read", dom.Name, disk.Target).
 				Because(err)
 		case path != disk.Path && (img.Encrypted || img.DataFile):
 			return hypervisor.Layer{}, refuse("a backing file is encrypted or keeps its data in another file")

@@ -25,7 +25,7 @@ func Cover(d hypervisor.Disk) vps.Disk {
 	return v
 }
 
-// refusal says whether a disk makes a snapshot impossible, and why.
+// refusal reports whether a disk makes a snapshot impossible, and why.
 func refusal(d hypervisor.Disk) (why vps.Words, refused bool) {
 	switch {
 	case d.Device != "disk":
@@ -72,7 +72,8 @@ func Unsupported(dom hypervisor.Domain) *vps.Words {
 	case dom.NVRAMOther:
 		return refuse("the VPS keeps its UEFI variables elsewhere than in a local file")
 	case dom.ForeignSnapshots > 0:
-		return refuse("it has %d libvirt snapshots of its own; delete them first (virsh snapshot-list)", dom.ForeignSnapshots)
+		return refuse("it has %d libvirt snapshots of its own; delete them first (virsh snapshot-list)",
+			dom.ForeignSnapshots)
 	case dom.Checkpoints > 0:
 		return refuse(
 			"it has %d libvirt checkpoints, which a restore would make void (virsh checkpoint-list)", dom.Checkpoints,

@@ -162,6 +162,8 @@ func (i *Images) CheckUnshared(ctx context.Context, dom hypervisor.Domain, image
 	if target == "" {
 		return nil
 	}
-	return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: another VPS of this host uses an image of the snapshot, and would change with it", target, dom.Name).
+	return vps.Errorf(vps.CodeVPSChanged,
+		"cannot merge disk %s of %s: another VPS of this host uses an image of the snapshot, and would change with it",
+		target, dom.Name).
 		WithRemedy("give the other VPS a disk of its own (virsh domblklist), then ask for the same again")
 }

@@ -182,7 +182,7 @@ func (in *Integrity) QuietSnapshot(ctx context.Context, id string) (*vps.Snapsho
 }
 
 // RepairDefinition points the definition at the overlays again, and writes the
-// metadata that a definition made elsewhere has wiped. touched says that it may have
+// metadata that a definition made elsewhere has wiped. touched reports that it may have
 // changed something.
 func (in *Integrity) RepairDefinition(
 	ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot,
@@ -211,7 +211,8 @@ func (in *Integrity) RepairDefinition(
 			return tx.AddMessage(ctx, vps.Message{VPS: dom.ID, VPSName: dom.Name, Kind: vps.MessageWarning,
 				Actor:  vps.ActorWatch,
 				Phrase: vps.PhraseRedefined,
-				Detail: "somebody defined " + dom.Name + " with the base image of its snapshot; the definition names the overlay again"})
+				Detail: "somebody defined " + dom.Name +
+					" with the base image of its snapshot; the definition names the overlay again"})
 		})
 		if err != nil {
 			return true, err
@@ -223,9 +224,10 @@ func (in *Integrity) RepairDefinition(
 	return true, in.RightMetadata(ctx, dom, snap)
 }
 
-// OverlayIsAuthority says whether the overlay surely holds the VPS's data: it
+// OverlayIsAuthority reports whether the overlay surely holds the VPS's data: it
 // runs on it, or it is off and both files are as they were recorded.
-func (in *Integrity) OverlayIsAuthority(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) (bool, error) {
+func (in *Integrity) OverlayIsAuthority(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
+) (bool, error) {
 	if dom.State != hypervisor.Off {
 		live, ok := dom.Disk(disk.Target)
 		overlay, err := in.host.Stat(ctx, disk.Overlay)

@@ -11,7 +11,7 @@ type limiter struct {
 	mu    sync.Mutex
 	limit int
 	held  map[string]bool
-	// queue holds who waits for a slot, the first first.
+	// queue holds the waiters for a slot, the first first.
 	queue []waiter
 }
 
@@ -23,7 +23,7 @@ type waiter struct {
 
 func newLimiter(n int) *limiter { return &limiter{limit: max(n, 1), held: map[string]bool{}} }
 
-// acquire gets a slot for an operation, and says whether it had to be waited for;
+// acquire gets a slot for an operation, and reports whether it had to be waited for;
 // having one already is no error.
 func (s *limiter) acquire(ctx context.Context, operation string) (waited bool, err error) {
 	s.mu.Lock()
@@ -51,7 +51,7 @@ func (s *limiter) acquire(ctx context.Context, operation string) (waited bool, e
 	return waited, ctx.Err()
 }
 
-// holds says whether an operation has a slot.
+// holds reports whether an operation has a slot.
 func (s *limiter) holds(operation string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

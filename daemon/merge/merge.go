@@ -58,10 +58,11 @@ type Merger struct {
 }
 
 // New makes a merger. The place of an operation is free again when its run is over.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, guests *guest.Guests,
+func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
+	guests *guest.Guests,
 	in *integrity.Integrity, stateDir string, policy func() Policy, logger *slog.Logger) *Merger {
-	m := &Merger{host: host, inventory: inv, store: db, operations: ops, guests: guests, integrity: in, stateDir: stateDir,
-		policy: policy, logger: logger, limiter: newLimiter(policy().Limit)}
+	m := &Merger{host: host, inventory: inv, store: db, operations: ops, guests: guests,
+		integrity: in, stateDir: stateDir, policy: policy, logger: logger, limiter: newLimiter(policy().Limit)}
 	ops.OnEnded(func(op vps.Operation) {
 		m.limiter.release(op.ID)
 		startlock.Forget(stateDir, op.VPS)
@@ -119,7 +120,7 @@ type Set struct {
 	// Active: the overlays are what the guest writes to. Otherwise they are
 	// the middle layers that a replace leaves behind.
 	Active bool
-	// Merged says that a disk needs no merge any more.
+	// Merged reports whether a disk needs no merge any more.
 	Merged func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool
 	// Next is whose overlays the next boot shall use, whoever defines the VPS
 	// anew during the merge.
@@ -133,7 +134,9 @@ type Set struct {
 // read, when that is off.
 // All merges begin before anything pivots: with AppArmor a pivot of one disk
 // can take the right to write the next one's base away.
-func (m *Merger) mergeRunning(ctx context.Context, r *operation.Run, set Set) (dom hypervisor.Domain, done bool, err error) {
+func (m *Merger) mergeRunning(ctx context.Context, r *operation.Run, set Set) (
+	dom hypervisor.Domain, done bool, err error,
+) {
 	help := throttler{m: m, r: r}
 	vanished := 0
 	err = m.inventory.Await(ctx, r.Op.VPS, mergePoll, func() (bool, error) {
@@ -176,7 +179,7 @@ type state struct {
 	// copied and left are of the disks that are waited for: a disk that is ready
 	// goes on to copy what the guest writes.
 	copied, left int64
-	// rate is how much was copied per second while the guest stood still.
+	// rate is how much was copied per second while the guest was suspended.
 	rate float64
 }
 
@@ -189,8 +192,10 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 		}
 		if now, ok := dom.Disk(disk.Target); set.Active && (!ok || now.Path != disk.Overlay) {
 			return s, operation.Park(
-				vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay", disk.Target, dom.Name).
-					WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with the overlay, keep both files, then resume the operation", dom.Name).
+				vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay",
+					disk.Target, dom.Name).
+					WithRemedy("somebody changed the VPS's disks during the merge; compare virsh domblklist %s with "+
+						"the overlay, keep both files, then resume the operation", dom.Name).
 					Because(fmt.Errorf("the overlay is %s", disk.Overlay)),
 			)
 		}
@@ -243,8 +248,11 @@ func (m *Merger) checkClosed(ctx context.Context, dom hypervisor.Domain, disk vp
 		return err
 	}
 	return operation.Park(
-		vps.Errorf(vps.CodeVPSChanged, "the base of disk %s of %s was not closed by who last wrote to it, and cannot be merged into while the VPS runs", disk.Target, dom.Name).
-			WithRemedy("shut %s down, then resume the operation: the merge repairs the base (its qcow2 header has the dirty flag), and goes on", dom.Name).
+		vps.Errorf(vps.CodeVPSChanged,
+			"the base of disk %s of %s was not closed by who last wrote to it, and cannot be merged into while the "+
+				"VPS runs", disk.Target, dom.Name).
+			WithRemedy("shut %s down, then resume the operation: the merge repairs the base (its qcow2 header has "+
+				"the dirty flag), and goes on", dom.Name).
 			Because(fmt.Errorf("the base is %s", disk.Base)),
 	)
 }
@@ -264,13 +272,16 @@ func (m *Merger) failed(ctx context.Context, r *operation.Run, snap vps.Snapshot
 		}
 	}
 	return operation.Fail(
-		vps.Errorf(vps.CodeInternal, "cannot %s of %s: QEMU gives the merge up each time it is begun", m.operations.Of(r.Op.Kind).Verb, r.Op.VPSName).
-			WithRemedy("the VPS's disks are whole; look into QEMU's log of the VPS for an I/O error, then ask for the deletion again"),
+		vps.Errorf(vps.CodeInternal, "cannot %s of %s: QEMU gives the merge up each time it is begun",
+			m.operations.Of(r.Op.Kind).Verb, r.Op.VPSName).
+			WithRemedy("the VPS's disks are whole; look into QEMU's log of the VPS for an I/O error, then ask for " +
+				"the deletion again"),
 	)
 }
 
 func (m *Merger) noRoom(op vps.Operation, disk vps.SnapshotDisk, free int64) error {
-	return vps.Errorf(vps.CodeInsufficientSpace, "cannot %s of %s: %d bytes are free for disk %s", m.operations.Of(op.Kind).Verb, op.VPSName, free, disk.Target).
+	return vps.Errorf(vps.CodeInsufficientSpace, "cannot %s of %s: %d bytes are free for disk %s",
+		m.operations.Of(op.Kind).Verb, op.VPSName, free, disk.Target).
 		WithRemedy("the VPS's disks are whole; free space on the host, then ask for the deletion again")
 }
 
@@ -279,8 +290,12 @@ func (m *Merger) noRoom(op vps.Operation, disk vps.SnapshotDisk, free int64) err
 func (m *Merger) Off(ctx context.Context, r *operation.Run, dom hypervisor.Domain, set Set) error {
 	if dom.ManagedSave {
 		return operation.Park(
-			vps.Errorf(vps.CodeVPSChanged, "the memory of %s was saved to disk during the merge; a start would put it on disks that are no longer there", dom.Name).
-				WithRemedy("start %s, or drop the saved memory (virsh managedsave-remove %s), then resume the operation", dom.Name, dom.Name),
+			vps.Errorf(vps.CodeVPSChanged,
+				"the memory of %s was saved to disk during the merge; a start would put it on disks that are no "+
+					"longer there", dom.Name).
+				WithRemedy("start %s, or drop the saved memory (virsh managedsave-remove %s), "+
+					"then resume the operation",
+					dom.Name, dom.Name),
 		)
 	}
 	for i, disk := range set.Snap.Disks {

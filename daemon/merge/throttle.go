@@ -16,14 +16,14 @@ import (
 // written it. When the guest writes faster than that, the merge never ends. It is
 // then helped as a live migration helps itself: the copying gets all the speed
 // there is, and then the guest is stopped for moments. In the last of them the
-// merge becomes ready, and the guest stands still until it has pivoted.
+// merge becomes ready, and the guest stays suspended until it has pivoted.
 
 const (
 	// firstStop is how long the first stop lasts at most. When what is left then
 	// can be copied within the longest, the next is as long as that. Else each may
 	// last twice as long as the one before, unless that brought the end nearer.
 	firstStop = 100 * time.Millisecond
-	// stopPoll is how often a merge is looked at while its guest stands still.
+	// stopPoll is how often a merge is looked at while its guest is suspended.
 	stopPoll = 10 * time.Millisecond
 )
 
@@ -45,7 +45,7 @@ type mark struct {
 }
 
 // look measures, and helps where that is needed. It returns true when the merge
-// is ready; its guest then stands still for the pivot.
+// is ready; its guest is then suspended for the pivot.
 func (c *throttler) look(ctx context.Context, dom hypervisor.Domain, set *Set, s state) (ready bool, err error) {
 	policy := c.m.policy()
 	switch {
@@ -71,7 +71,7 @@ func (c *throttler) look(ctx context.Context, dom hypervisor.Domain, set *Set, s
 	return false, nil
 }
 
-// measure says whether the time of watching is over, and whether the guest has
+// measure reports whether the time of watching is over, and whether the guest has
 // written nearly as much meanwhile as was copied.
 func (c *throttler) measure(s state) (over, outpaced bool) {
 	now, from := mark{time.Now(), s.copied, s.left}, c.from
@@ -94,7 +94,8 @@ func (c *throttler) tell(ctx context.Context, s state) error {
 	note := "the VPS writes as fast as its disk is merged"
 	phrase := vps.PhraseMergeOutrun
 	if policy.Help && policy.LongestStop > 0 {
-		note += fmt.Sprintf("; it may be stopped for moments of at most %s until the merge has caught up", policy.LongestStop)
+		note += fmt.Sprintf("; it may be stopped for moments of at most %s until the merge has caught up",
+			policy.LongestStop)
 		phrase = vps.PhraseMergeStops
 	}
 	c.r.Note(note)
@@ -104,7 +105,8 @@ func (c *throttler) tell(ctx context.Context, s state) error {
 	c.told = true
 	op := c.r.Op
 	c.m.logger.Warn("merge is outpaced by the guest's writes", op.LogAttr(), "left", s.left, "help", policy.Help)
-	said := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning, Actor: vps.ActorWatch, Operation: op.ID,
+	said := vps.Message{VPS: op.VPS, VPSName: op.VPSName, Kind: vps.MessageWarning,
+		Actor: vps.ActorWatch, Operation: op.ID,
 		Phrase: phrase, Params: map[string]string{"longest": policy.LongestStop.String()},
 		Detail: fmt.Sprintf(
 			"%d bytes are left, and do not become fewer; [merge] in the configuration says what is done about it",
@@ -149,7 +151,7 @@ func (c *throttler) slow(ctx context.Context, set *Set) (ready bool, err error) 
 }
 
 // stop stops the guest until its merge is ready, but not for longer than
-// limit. When it became ready, the guest stands still when this returns, and is
+// limit. When it became ready, the guest is suspended when this returns, and is
 // owed to run again.
 func (m *Merger) stop(ctx context.Context, r *operation.Run, set Set, limit time.Duration) (s state, err error) {
 	if err := m.guests.Suspend(ctx, r); err != nil {
@@ -170,7 +172,7 @@ func (m *Merger) stop(ctx context.Context, r *operation.Run, set Set, limit time
 	return s, err
 }
 
-// watchStopped watches a merge while its guest stands still: until it is ready,
+// watchStopped watches a merge while its guest is suspended: until it is ready,
 // somebody lets the guest run, or ctx ends.
 func (m *Merger) watchStopped(ctx context.Context, r *operation.Run, set Set) (last state, err error) {
 	last.waiting = len(set.Snap.Disks) // nothing is known yet

@@ -17,7 +17,7 @@ import (
 )
 
 // snapshotXML is the copy of a snapshot's record that travels in the domain's
-// own definition. SQLite stays the record: whoever defines the domain anew may
+// own definition. SQLite stays the record: whoever defines the domain again may
 // drop this. It is written when a snapshot becomes available and before a delete
 // or a restore does what cannot be taken back, so that a rebuild can tell.
 type snapshotXML struct {
@@ -38,7 +38,7 @@ type snapshotXML struct {
 }
 
 // diskXML is one disk of the snapshot as the definition keeps it: all that is needed to
-// make the record anew when the database is lost.
+// rebuild the record when the database is lost.
 type diskXML struct {
 	Target       string `xml:"target,attr"`
 	Base         string `xml:"base,attr"`
@@ -149,7 +149,8 @@ func Parse(text string) (Record, error) {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return Record{}, err
 	}
-	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State), CreatedAt: created.Truncate(time.Microsecond),
+	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State),
+		CreatedAt:   created.Truncate(time.Microsecond),
 		Consistency: vps.Consistency(x.Consistency), Description: x.Description, RestoredAt: restored, UndoUntil: undo,
 		NVRAM: x.NVRAM, NVRAMSaved: x.NVRAMSaved, NVRAMUndo: x.NVRAMUndo}
 	switch {

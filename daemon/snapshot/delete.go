@@ -233,7 +233,8 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err := noteMerged(r, nil); err != nil {
 		return err
 	}
-	set := merge.Set{Snap: snap, Active: true, Merged: pivoted, Next: []vps.Snapshot{snap}, Bandwidth: s.merger.Bandwidth()}
+	set := merge.Set{Snap: snap, Active: true, Merged: pivoted, Next: []vps.Snapshot{snap},
+		Bandwidth: s.merger.Bandwidth()}
 	return s.merger.Merge(ctx, r, set, func(ctx context.Context, dom hypervisor.Domain) error {
 		return s.mergeOverlaysOff(ctx, r, dom, set)
 	})
@@ -271,7 +272,7 @@ func noteMerged(r *operation.Run, merged map[string]time.Time) error {
 	return r.SetPlan(notes)
 }
 
-// pivoted says that a disk's record says so; it is never merged again.
+// pivoted reports whether a disk's record says so; it is never merged again.
 func pivoted(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return disk.Pivoted }
 
 // goBackIfWritten goes back to merging when an overlay that has not pivoted is
@@ -375,12 +376,15 @@ func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 // removeSnapshotFiles removes the overlays, stale since they were merged, and
 // the saved variables. Where somebody has brought one back into the VPS, the
 // operation goes back to the step that puts that right.
-func (s *Snapshots) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string) error {
+func (s *Snapshots) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot,
+	right string) error {
 	for _, disk := range snap.Disks {
 		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
 			return operation.Park(
-				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged", dom.Name, disk.Target).
-					WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; what was written since the start is lost with the old overlay",
+				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged",
+					dom.Name, disk.Target).
+					WithRemedy("shut %s down, point disk %s at its base (virsh edit %s), and resume the operation; "+
+						"what was written since the start is lost with the old overlay",
 						dom.Name, disk.Target, dom.Name).
 					Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)),
 			)

@@ -73,7 +73,8 @@ func (s *Snapshots) dropped(snap vps.Snapshot) vps.Snapshot {
 // discardGone drops what is recorded of a VPS that libvirt does not know, together
 // with the operation that waits for it. Nothing of the host is touched: defined
 // again with its metadata, the VPS gets its record back (Repair).
-func (s *Snapshots) discardGone(ctx context.Context, ref string, actor vps.Actor, unknown error) (vps.Operation, error) {
+func (s *Snapshots) discardGone(ctx context.Context, ref string, actor vps.Actor, unknown error,
+) (vps.Operation, error) {
 	id, err := s.inventory.IDOf(ctx, ref)
 	if err != nil {
 		return vps.Operation{}, err
@@ -123,7 +124,8 @@ func (s *Snapshots) discardGone(ctx context.Context, ref string, actor vps.Actor
 	if rec.Operation == nil {
 		err = s.store.Write(ctx, drop)
 	} else {
-		err = s.operations.Abandon(ctx, rec.Operation.ID, vps.Errorf(vps.CodeVPSChanged, "the VPS is gone from the host, and an operator gave its snapshot up"), drop)
+		err = s.operations.Abandon(ctx, rec.Operation.ID,
+			vps.Errorf(vps.CodeVPSChanged, "the VPS is gone from the host, and an operator gave its snapshot up"), drop)
 	}
 	s.onDiscarded()
 	return op, err

@@ -35,7 +35,8 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	if !dom.Persistent {
 		// Before the guest is suspended: it could not be let go again.
 		return operation.Park(
-			vps.Errorf(vps.CodeVPSChanged, "%s is not persistent any more: there is no definition that could name its merged disks", dom.Name).
+			vps.Errorf(vps.CodeVPSChanged,
+				"%s is not persistent any more: there is no definition that could name its merged disks", dom.Name).
 				WithRemedy("define %s again (virsh define), then resume the operation", dom.Name),
 		)
 	}
@@ -65,7 +66,7 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 // errRedefined: the definition names a base that no pivot of ours put there.
 var errRedefined = errors.New("the VPS was defined anew")
 
-// redefined says that somebody defined the VPS anew, which wipes our metadata.
+// redefined reports whether somebody defined the VPS again, which wipes our metadata.
 // The merge sees to it that there is some: a base that a definition names
 // without it may lack what the guest wrote last.
 func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
@@ -74,15 +75,17 @@ func redefined(dom hypervisor.Domain) bool { return dom.Metadata == "" }
 // the overlay is newer, and only a person knows whether the VPS ran like that.
 func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	return operation.Park(
-		vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended", dom.Name, disk.Target).
-			WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh edit %s), then resume the operation; else keep both files and compare them first",
+		vps.Errorf(vps.CodeVPSChanged, "%s was defined anew with the base of disk %s before the merge had ended",
+			dom.Name, disk.Target).
+			WithRemedy("if %s was not started since, its newest data is in the overlay: point disk %s at it (virsh "+
+				"edit %s), then resume the operation; else keep both files and compare them first",
 				dom.Name, disk.Target, dom.Name).
 			Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)),
 	)
 }
 
 // suspendForPivot stops a running guest. One that was stopped to let the merge
-// become ready stands still already.
+// become ready is suspended already.
 func (s deleter) suspendForPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain) error {
 	if dom.State != hypervisor.Running {
 		return nil
@@ -168,7 +171,7 @@ func (s deleter) pivotLater(ctx context.Context, r *operation.Run, cause error) 
 }
 
 // pivotedOff goes on with a VPS that is off. If it went off between pivots, the
-// definition's choice of each disk holds: the guest stood still, so that overlay
+// definition's choice of each disk holds: the guest was suspended, so that overlay
 // and base were equal.
 func (s deleter) pivotedOff(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
 	var notes deleteNotes
@@ -230,7 +233,8 @@ func (s deleter) markPivot(ctx context.Context, r *operation.Run, disk vps.Snaps
 
 // checkNotRunInPivot makes sure that the definition of a VPS that is off names its
 // newest data.
-func (s deleter) checkNotRunInPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
+func (s deleter) checkNotRunInPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain,
+	snap vps.Snapshot) error {
 	mark, err := s.store.PivotMark(ctx, dom.ID)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
@@ -253,7 +257,8 @@ func (s deleter) checkNotRunInPivot(ctx context.Context, r *operation.Run, dom h
 // checkChoice does so for the disk that was to pivot. Where the guest may have run
 // meanwhile, the definition is right if it knows of the pivot, if the base was not
 // written to since, or if both hold the same.
-func (s deleter) checkChoice(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk, mark store.PivotMark) error {
+func (s deleter) checkChoice(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
+	mark store.PivotMark) error {
 	next, ok := dom.NextDisk(disk.Target)
 	if ok && next.Path == disk.Base || !s.mayHaveRun(ctx, dom.ID, mark) {
 		return nil
@@ -299,8 +304,11 @@ func errRanInPivot(dom hypervisor.Domain, disk vps.SnapshotDisk, cause error) er
 		cause = fmt.Errorf("overlay and base differ")
 	}
 	return operation.Park(
-		vps.Errorf(vps.CodeVPSChanged, "somebody resumed %s while disk %s pivoted, or libvirt could not tell, and then it went off: its newest data is in the overlay or in the base", dom.Name, disk.Target).
-			WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh edit %s), then resume the operation", disk.Target, dom.Name).
+		vps.Errorf(vps.CodeVPSChanged,
+			"somebody resumed %s while disk %s pivoted, or libvirt could not tell, and then it went off: its newest "+
+				"data is in the overlay or in the base", dom.Name, disk.Target).
+			WithRemedy("compare both (qemu-img compare -U), point disk %s at the one with the newest data (virsh "+
+				"edit %s), then resume the operation", disk.Target, dom.Name).
 			Because(fmt.Errorf("base %s, overlay %s: %w", disk.Base, disk.Overlay, cause)),
 	)
 }

@@ -79,7 +79,8 @@ func basedOn(snap, old vps.Snapshot) vps.Snapshot {
 	for i, disk := range snap.Disks {
 		for _, below := range old.Disks {
 			if below.Target == disk.Target {
-				snap.Disks[i].Base, snap.Disks[i].BaseFormat, snap.Disks[i].BaseInode = below.Base, below.BaseFormat, below.BaseInode
+				snap.Disks[i].Base, snap.Disks[i].BaseFormat, snap.Disks[i].BaseInode =
+					below.Base, below.BaseFormat, below.BaseInode
 			}
 		}
 	}

@@ -21,7 +21,8 @@ import (
 //
 // Codes: not_found, confirmation_required, operation_in_progress, vps_changed,
 // insufficient_space, hypervisor_unavailable.
-func (s *Snapshots) Restore(ctx context.Context, ref string, r vps.RestoreRequest, actor vps.Actor) (vps.Operation, error) {
+func (s *Snapshots) Restore(ctx context.Context, ref string, r vps.RestoreRequest, actor vps.Actor,
+) (vps.Operation, error) {
 	if err := r.Check(); err != nil {
 		return vps.Operation{}, err
 	}
@@ -73,7 +74,8 @@ func (s *Snapshots) UndoRestore(ctx context.Context, ref string, actor vps.Actor
 	notes := notesOfRestore(c.Domain, vps.PowerPrevious)
 	notes.NVRAMSpare = snap.NVRAMUndo
 	for _, disk := range snap.Disks {
-		notes.Spares = append(notes.Spares, metadata.Replacement{Target: disk.Target, Path: disk.Undo, Inode: disk.UndoInode})
+		notes.Spares = append(notes.Spares, metadata.Replacement{Target: disk.Target,
+			Path: disk.Undo, Inode: disk.UndoInode})
 	}
 	return c.Commit(ctx, vps.KindUndoRestore, nil, notes, nil)
 }
@@ -115,13 +117,15 @@ func undoable(keep time.Duration) vps.Words {
 // checkRestorable makes sure that everything a restore needs is there and ours.
 func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	if target := s.images.SharedDisk(ctx, dom, image.Of(snap)); target != "" {
-		return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: another VPS of this host uses an image of the snapshot", dom.Name, target).
+		return vps.Errorf(vps.CodeVPSChanged,
+			"cannot restore %s: disk %s: another VPS of this host uses an image of the snapshot", dom.Name, target).
 			WithRemedy("give the other VPS a disk of its own (virsh domblklist)")
 	}
 	for _, disk := range snap.Disks {
 		changed := func(why string) *vps.Error {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot restore %s: disk %s: %s", dom.Name, disk.Target, why).
-				WithRemedy("nothing was changed; find out on the host what was done to the disk (virsh domblklist %s)", dom.Name)
+				WithRemedy("nothing was changed; find out on the host what was done to the disk (virsh domblklist %s)",
+					dom.Name)
 		}
 		now, ok := dom.NextDisk(disk.Target)
 		if !ok {
@@ -154,7 +158,7 @@ type restorer struct{ *Snapshots }
 type restoreNotes struct {
 	Was         hypervisor.State
 	PauseReason hypervisor.PauseReason
-	// Saved says that its memory was saved to disk.
+	// Saved is set when its memory was saved to disk.
 	Saved bool
 	After vps.PowerAfter
 	// Spares are the overlays that take the place of the present ones.
@@ -291,7 +295,8 @@ func (s restorer) beginRestore(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := s.integrity.WriteRestoring(ctx, r, metadata.Restoring{Replacements: notes.Spares, NVRAMInode: notes.NVRAMInode}); err != nil {
+	if err := s.integrity.WriteRestoring(ctx, r, metadata.Restoring{Replacements: notes.Spares,
+		NVRAMInode: notes.NVRAMInode}); err != nil {
 		return err
 	}
 	return s.stopForRestore(ctx, r)
@@ -421,8 +426,8 @@ func (n restoreNotes) powerResult() string {
 	return text
 }
 
-// powerAfter says whether the VPS runs again after the restore, and whether it is paused
-// then. A VPS that stood still for want of space or for an I/O error was not paused by
+// powerAfter reports whether the VPS runs again after the restore, and whether it is paused
+// then. A VPS that was paused for want of space or for an I/O error was not paused by
 // anyone, so it runs.
 func (n restoreNotes) powerAfter() (start, paused bool) {
 	switch n.After {

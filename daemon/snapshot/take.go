@@ -75,7 +75,8 @@ func insertSnapshot(ctx context.Context, tx *store.Tx, snap vps.Snapshot) error 
 const orderOption = "order and activate the snapshot option first (PUT /v1/vps/{vps}/option)"
 
 func errLayerLeft(dom hypervisor.Domain) error {
-	return vps.Errorf(vps.CodeSnapshotExists, "the snapshot of %s cannot be replaced: the one before it could not be merged away yet", dom.Name).
+	return vps.Errorf(vps.CodeSnapshotExists,
+		"the snapshot of %s cannot be replaced: the one before it could not be merged away yet", dom.Name).
 		WithRemedy("delete the snapshot, which merges both, then take a new one")
 }
 
@@ -109,7 +110,8 @@ type takeNotes struct {
 // designSnapshot checks the VPS and lays down what its snapshot will consist of.
 func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, rec store.Record) (vps.Snapshot, error) {
 	now := s.store.Now()
-	snap := vps.Snapshot{ID: vps.NewSnapshotID(), VPS: dom.ID, State: vps.SnapshotCreating, CreatedAt: now, UpdatedAt: now}
+	snap := vps.Snapshot{ID: vps.NewSnapshotID(), VPS: dom.ID, State: vps.SnapshotCreating,
+		CreatedAt: now, UpdatedAt: now}
 	if err := s.designNVRAM(ctx, dom, &snap); err != nil {
 		return snap, err
 	}
@@ -127,8 +129,9 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 		}
 		snap.SizeBytes += img.VirtualSize
 		snap.Disks = append(snap.Disks, vps.SnapshotDisk{
-			Target: disk.Target, Base: disk.Path, BaseFormat: disk.Format, BaseInode: file.Inode, SizeBytes: img.VirtualSize,
-			Overlay: image.OverlayPath(disk.Path, snap.ID, disk.Target),
+			Target: disk.Target, Base: disk.Path, BaseFormat: disk.Format, BaseInode: file.Inode,
+			SizeBytes: img.VirtualSize,
+			Overlay:   image.OverlayPath(disk.Path, snap.ID, disk.Target),
 		})
 	}
 	if rec.Snapshot != nil { // whose overlays a replace merges
@@ -257,7 +260,7 @@ func (s taker) removeOverlays(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
-// written says whether anybody has written to an overlay since we made it. The
+// written reports whether anybody has written to an overlay since we made it. The
 // time tells, also after a power cut: a first write allocates, and the file system
 // keeps both together. What is allocated does not: libvirt labels the file.
 func (s taker) written(ctx context.Context, disk vps.SnapshotDisk, notes takeNotes) (bool, error) {
@@ -368,8 +371,10 @@ func (s taker) notOpen(ctx context.Context, dom hypervisor.Domain, disk vps.Snap
 		return err
 	}
 	return operation.Park(
-		vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name, disk.Target).
-			WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name, dom.Name).
+		vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name,
+			disk.Target).
+			WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name,
+				dom.Name).
 			Because(err),
 	)
 }
@@ -395,8 +400,10 @@ func (s taker) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hyperv
 		}
 		if dom.State != hypervisor.Off || base.Modified.After(overlay.Modified) {
 			return operation.Park(vps.Errorf(vps.CodeVPSChanged,
-				"disk %s of %s was switched to its overlay, but the VPS was started on the base again: both may hold new data", disk.Target, r.Op.VPSName).
-				WithRemedy("shut %s down and decide which file holds the customer's data, base or overlay; keep both until then", r.Op.VPSName).
+				"disk %s of %s was switched to its overlay, but the VPS was started on the base again: both may hold "+
+					"new data", disk.Target, r.Op.VPSName).
+				WithRemedy("shut %s down and decide which file holds the customer's data, base or overlay; "+
+					"keep both until then", r.Op.VPSName).
 				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 		}
 	}
@@ -479,8 +486,11 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 			return err
 		}
 		if !safe {
-			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s was switched to its overlay, and then its base was used again: both may hold new data", disk.Target, dom.Name).
-				WithRemedy("find out which of the two holds the customer's data, base or overlay; keep both until then").
+			return vps.Errorf(vps.CodeVPSChanged,
+				"disk %s of %s was switched to its overlay, and then its base was used again: both may hold new data",
+				disk.Target, dom.Name).
+				WithRemedy("find out which of the two holds the customer's data, base or overlay; " +
+					"keep both until then").
 				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay))
 		}
 		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
@@ -509,7 +519,8 @@ func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 	}
 	for _, disk := range snap.Disks {
 		if now, ok := dom.Disk(disk.Target); !ok || now.Path != disk.Base {
-			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name, disk.Target).
+			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name,
+				disk.Target).
 				WithRemedy("take it again")
 		}
 	}
@@ -561,6 +572,8 @@ func rollBackUnlessUnavailable(err error) error {
 }
 
 func (s taker) errInterrupted(op vps.Operation) error {
-	return vps.Errorf(vps.CodeHypervisorUnavailable, "cannot %s of %s: it was interrupted before the disks were switched", s.operations.Of(op.Kind).Verb, op.VPSName).
+	return vps.Errorf(vps.CodeHypervisorUnavailable,
+		"cannot %s of %s: it was interrupted before the disks were switched",
+		s.operations.Of(op.Kind).Verb, op.VPSName).
 		WithRemedy("nothing was changed; ask for it again")
 }

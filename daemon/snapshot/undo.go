@@ -7,7 +7,7 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// undoEnded is what an operation says that gave the undo of a restore up.
+// undoEnded is what an operation reports when it gave up the undo of a restore.
 const undoEnded = "the last restore can no longer be undone"
 
 // dropUndo removes the disks from before the last restore and stages the record

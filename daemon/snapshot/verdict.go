@@ -46,7 +46,8 @@ func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verd
 			rec.Snapshot.CreatedAt.Format(time.RFC3339),
 		)
 	case rec.Snapshot != nil && rec.Snapshot.State != vps.SnapshotAvailable:
-		return refuse(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced", dom.Name, rec.Snapshot.State)
+		return refuse(vps.CodeSnapshotExists, "the snapshot of %s is %s and cannot be replaced",
+			dom.Name, rec.Snapshot.State)
 	}
 	if why := image.Unsupported(dom); why != nil {
 		return vps.Verdict{Code: vps.CodeUnsupportedDisk, Reason: *why}
@@ -64,7 +65,8 @@ func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case rec.Snapshot.State == vps.SnapshotBroken:
 		return refuse(vps.CodeVPSChanged, "the snapshot of %s is broken: %s", dom.Name, rec.Snapshot.Reason)
 	case rec.Snapshot.State != vps.SnapshotAvailable:
-		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be restored", dom.Name, rec.Snapshot.State)
+		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s and cannot be restored",
+			dom.Name, rec.Snapshot.State)
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	}
@@ -102,24 +104,23 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case rec.Snapshot.State == vps.SnapshotBroken && !givenUp(*rec.Snapshot):
 		return refuse(
 			vps.CodeVPSChanged,
-			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
-			dom.Name, rec.Snapshot.Reason,
+			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks", dom.Name, rec.Snapshot.Reason,
 		)
-	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotDeleting && !givenUp(*rec.Snapshot):
-		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name, rec.Snapshot.State, rec.Snapshot.Reason)
+	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotDeleting &&
+		!givenUp(*rec.Snapshot):
+		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name,
+			rec.Snapshot.State, rec.Snapshot.Reason)
 	case dom.ManagedSave:
 		return refuse(
 			vps.CodeVPSChanged,
-			"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)",
-			dom.Name,
+			"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name,
 		)
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	case !dom.Persistent:
 		return refuse(
 			vps.CodeVPSChanged,
-			"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)",
-			dom.Name,
+			"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name,
 		)
 	case UndoIsKept(*rec.Snapshot):
 		return vps.Verdict{Allowed: true, Reason: vps.Say("this ends the possibility to undo the last restore")}
@@ -132,12 +133,11 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 func foreign(dom hypervisor.Domain) vps.Verdict {
 	return refuse(
 		vps.CodeVPSChanged,
-		"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)",
-		dom.Name, dom.ForeignSnapshots,
+		"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)", dom.Name, dom.ForeignSnapshots,
 	)
 }
 
-// givenUp says that a snapshot is broken for good, though the VPS's own chain may
+// givenUp reports whether a snapshot is broken for good, though the VPS's own chain may
 // be whole: the delete makes sure of that before it merges.
 func givenUp(s vps.Snapshot) bool { return s.State == vps.SnapshotBroken && !s.Heals }
 
@@ -145,7 +145,8 @@ func givenUp(s vps.Snapshot) bool { return s.State == vps.SnapshotBroken && !s.H
 // operator.
 func busy(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	if rec.Operation.Status == vps.StatusNeedsAttention {
-		return refuse(vps.CodeOperationInProgress, "operation %s of %s waits for an operator", rec.Operation.ID, dom.Name)
+		return refuse(vps.CodeOperationInProgress, "operation %s of %s waits for an operator",
+			rec.Operation.ID, dom.Name)
 	}
 	return refuse(
 		vps.CodeOperationInProgress, "%s has an operation in progress (%s, %s)", dom.Name, rec.Operation.Kind,
@@ -153,7 +154,7 @@ func busy(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	)
 }
 
-// UndoIsKept says whether the disks from before the last restore are still there.
+// UndoIsKept reports whether the disks from before the last restore are still there.
 func UndoIsKept(s vps.Snapshot) bool {
 	for _, disk := range s.Disks {
 		if disk.Undo != "" {

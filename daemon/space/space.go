@@ -57,7 +57,8 @@ type Space struct {
 }
 
 // New makes a watch that has measured nothing yet.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, policy func() Policy, logger *slog.Logger) *Space {
+func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, policy func() Policy,
+	logger *slog.Logger) *Space {
 	return &Space{host: host, inventory: inv, store: db, policy: policy, logger: logger}
 }
 
@@ -204,7 +205,8 @@ func (s *Space) tell(ctx context.Context, f *filling) {
 		EventData: vps.EventData{Space: &vps.SpaceEvent{Level: level, Path: f.dir,
 			TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}},
 	}
-	err := s.store.Write(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), tx.AddMessage(ctx, m)) })
+	err := s.store.Write(ctx,
+		func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), tx.AddMessage(ctx, m)) })
 	if err != nil {
 		s.logger.Error("space message not written", "error", err)
 		return // told again at the next look
@@ -226,7 +228,7 @@ func (s *Space) resumeStarved(ctx context.Context) {
 }
 
 // resumeIfFed lets a guest run on that stopped for want of space, under its lock, as an
-// operation may want it to stand still.
+// operation may want it suspended.
 func (s *Space) resumeIfFed(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, inventory.AnswerWithin)
 	defer cancel()
@@ -266,8 +268,9 @@ func (s *Space) Storage(ctx context.Context, domains []hypervisor.Domain, overla
 		if err != nil {
 			continue
 		}
-		one := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free, HeadroomBytes: s.policy().Headroom,
-			OverlayBytes: overlays[dir], TakesPermitted: space.Free >= s.policy().Headroom, Level: vps.SpaceOK}
+		one := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free,
+			HeadroomBytes: s.policy().Headroom,
+			OverlayBytes:  overlays[dir], TakesPermitted: space.Free >= s.policy().Headroom, Level: vps.SpaceOK}
 		if f := s.known()[space.Device]; f != nil {
 			one.Level, one.FullInSeconds = f.level, int64(f.fullIn().Seconds())
 		}
@@ -284,7 +287,8 @@ func (s *Space) CheckHeadroom(ctx context.Context, dom hypervisor.Domain, snap v
 			return fault.Explain("cannot take a snapshot of "+dom.Name, err)
 		}
 		if space.Free < s.policy().Headroom {
-			return vps.Errorf(vps.CodeInsufficientSpace, "cannot take a snapshot of %s: %d bytes are free for disk %s, %d are required",
+			return vps.Errorf(vps.CodeInsufficientSpace,
+				"cannot take a snapshot of %s: %d bytes are free for disk %s, %d are required",
 				dom.Name, space.Free, disk.Target, s.policy().Headroom).
 				WithRemedy("free space on the host, or lower the required headroom")
 		}
@@ -296,7 +300,7 @@ func (s *Space) CheckHeadroom(ctx context.Context, dom hypervisor.Domain, snap v
 // 1.3 s was seen for one overlay.
 const roomWait = 5 * time.Second
 
-// spaceToCome reads a file system; where it is short of room, anew when the room of
+// spaceToCome reads a file system; where it is short of room, again when the room of
 // what was removed has come back.
 func (s *Space) spaceToCome(ctx context.Context, dir string) (hypervisor.Space, error) {
 	space, err := s.host.Space(ctx, dir)
