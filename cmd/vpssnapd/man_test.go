@@ -79,7 +79,7 @@ func TestEveryMistakeIsAUsageError(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{}, {"-config", "f"}, {"-version"}, {"-hook", "web1", "prepare", "begin", "-"}, {"-config", "f", "-hook", "web1", "start"},
+		{}, {"-config", "f"}, {"-version"}, {"-hook", "--", "-version", "prepare", "begin", "-"}, {"-hook", "web1", "prepare", "begin", "-"}, {"-config", "f", "-hook", "web1", "start"},
 		{"rebuild"}, {"rebuild", "-config", "f"}, {"config", "check"}, {"config", "check", "f"}, {"config", "check", "-config", "f"},
 	} {
 		if work, code := command(args); work == nil || code != 0 {
