@@ -235,6 +235,8 @@ func forgetUndo(s *vps.Snapshot) {
 	}
 }
 
+// broken keeps the record and says why, instead of dropping it: with heals it becomes
+// available by itself when what is missing is back.
 func (r *Reconstruction) broken(heals bool, why string) {
 	r.Snap.State, r.Snap.Heals, r.Snap.Reason, r.Why = vps.SnapshotBroken, heals, why, why
 }
@@ -347,6 +349,7 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 	}
 }
 
+// diskNamed finds a disk of the snapshot by its target; a disk that was added since has none.
 func diskNamed(s vps.Snapshot, target string) (vps.SnapshotDisk, bool) {
 	for _, disk := range s.Disks {
 		if disk.Target == target {

@@ -183,6 +183,8 @@ func (d *Doctor) checkVPS(ctx context.Context, i *inspection) (findings []vps.Fi
 	return nil, snapshots, nil // it is being worked on
 }
 
+// sameRecord reports whether nothing was recorded between two reads. Only then do findings
+// of the host between them belong to that record, and are worth telling.
 func sameRecord(a, b store.Record) bool {
 	return reflect.DeepEqual(a.Snapshot, b.Snapshot) && reflect.DeepEqual(a.Operation, b.Operation) &&
 		reflect.DeepEqual(a.Option, b.Option)
@@ -193,6 +195,8 @@ func (i *inspection) run(ctx context.Context) error {
 	if op := i.rec.Operation; op != nil && op.Status != vps.StatusNeedsAttention {
 		return i.checkOwed(ctx, true)
 	}
+	// Without a snapshot the list is enough; asking for each of hundreds of VPSes again
+	// would keep libvirt busy for nothing.
 	if i.listed != nil && i.rec.Snapshot == nil {
 		i.dom, i.name, i.answered, i.present = *i.listed, i.listed.Name, true, true
 	} else if !i.silent {
@@ -278,6 +282,8 @@ func (d *Doctor) settleHealth(ctx context.Context, i *inspection) (judged bool, 
 	if before, err := d.integrity.QuietSnapshot(ctx, i.id); err != nil || before == nil || !i.present {
 		return false, err
 	}
+	// Read again under the lock: an operation may have begun since the inspection, and it
+	// owns the snapshot then.
 	release, err := d.inventory.Lock(ctx, i.id)
 	if err != nil {
 		return false, err

@@ -88,6 +88,8 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 	}
 }
 
+// timeFormat has milliseconds: a write just after the take differs from it by less than a
+// second.
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
 // checkOverlay looks at the file that holds what the guest wrote since the snapshot: that
@@ -100,6 +102,8 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 	if !ok {
 		return
 	}
+	// libvirt 9.0 made overlays of private disks readable by everybody (CVE-2025-13193), and an
+	// operator's copy may belong to the operator.
 	if file.Mode&0o077 != 0 || loginUser(file.UID) {
 		i.add(
 			vps.CheckWrongModeOrOwner,
@@ -114,6 +118,8 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 	switch {
 	case err != nil:
 		i.add(vps.CheckUnreachable, disk.Target, disk.Overlay, "the overlay's header cannot be read: "+err.Error())
+	// What the header says decides at the next offline start: there libvirt drops the
+	// definition's backing store and trusts the header.
 	case img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat:
 		i.add(
 			vps.CheckOverlayHeaderDiffers,
@@ -177,6 +183,8 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 			)
 		}
 	}
+	// Only a definition can name the merged disks afterwards, so a deletion is refused until
+	// there is one again.
 	if !i.dom.Persistent {
 		i.add(
 			vps.CheckVPSGone, "", "", "the VPS runs, but its definition was removed: it will be gone when it goes off",
@@ -184,6 +192,7 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 		)
 		return
 	}
+	// They block migration and undefine, and a restore would make checkpoints void.
 	if i.dom.ForeignSnapshots+i.dom.Checkpoints > 0 && !i.has(vps.CheckForeignSnapshot) {
 		i.add(
 			vps.CheckForeignSnapshot,
@@ -227,6 +236,7 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 			remedyAttach(i.id, disk, unplugged, undefined),
 		)
 		return
+	// No operation of ours runs, or run would have left it alone: the job is foreign.
 	case active && live.Job:
 		i.add(
 			vps.CheckForeignJob, disk.Target, live.Path,
@@ -258,6 +268,8 @@ func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.S
 	case use.Path == disk.Base:
 		safe, err := i.d.integrity.OverlayIsAuthority(ctx, i.dom, disk)
 		detail := when + " the snapshot's data itself: " + disk.Base
+		// Repaired only while nobody can have written to the base since: then the overlay alone
+		// holds the data. A panel that defines the VPS from its own database does this.
 		if !live && err == nil && safe {
 			i.add(
 				vps.CheckDefinitionNamesBase, disk.Target, disk.Base,
@@ -272,6 +284,8 @@ func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.S
 			disk.Base,
 			detail+"; base and overlay may both hold new data",
 			i.remediesOnBase(s, disk, live)...)
+	// Somebody took a snapshot with virsh. Nothing is lost, but the chain is not ours to
+	// merge or to exchange.
 	case i.liesOn(ctx, use, disk.Overlay):
 		i.add(vps.CheckForeignSnapshot, disk.Target, use.Path, when+" another overlay on top of ours: "+use.Path,
 			i.remedyForeignOverlay(disk, use, live))

@@ -16,16 +16,24 @@ import (
 // No list of commands goes on with something destructive where a command before
 // it may have failed.
 
+// remedy is one way out. The text says when it is the right one, because several are often
+// offered and only a person can choose; commands may be empty where nothing can be typed.
 func remedy(text string, commands ...vps.Command) vps.Remedy {
 	return vps.Remedy{Text: text, Commands: commands}
 }
 
+// argv is a command as a list of words. It is never joined to a line here: a path may hold
+// blanks or quotes.
 func argv(words ...string) vps.Command { return words }
 
+// repairCommand is offered only where Repair is provably safe, see mend.
 var repairCommand = argv("vpssnap", "doctor", "--repair")
 
+// remedyRepair is for definitions and metadata: what Repair does to them changes no file.
 func remedyRepair() vps.Remedy { return remedy("let the daemon put it right", repairCommand) }
 
+// unreachableHost tells that the report is incomplete. Silence of libvirt is no proof that a
+// VPS is gone, so no other finding is drawn from it.
 func unreachableHost(err error) vps.Finding {
 	return vps.Finding{Code: vps.CheckUnreachable, Remedies: []vps.Remedy{remedyUnreachable()},
 		Detail: "libvirt does not answer, so only files were compared: " + err.Error()}
@@ -93,10 +101,14 @@ func remedyOwed(p store.Debt) vps.Remedy {
 	return remedy("thaw the guest; the daemon tries too", argv("virsh", "domfsthaw", p.VPS), repairCommand)
 }
 
+// remedyBroken is for a snapshot that cannot become whole again. Giving it up loses the
+// snapshot and nothing of the VPS, whose own chain is not touched.
 func remedyBroken(id string) vps.Remedy {
 	return remedy("give the snapshot up; the VPS keeps its present data", argv("vpssnap", "delete", id))
 }
 
+// remedyDelete goes on with a deletion. There is no way back: from the first byte that was
+// merged the base is no longer the snapshot (FAULTS, fact 1).
 func remedyDelete(id string) vps.Remedy {
 	return remedy("finish the deletion", argv("vpssnap", "delete", id))
 }
@@ -109,6 +121,8 @@ func remedyLog() vps.Remedy {
 	)
 }
 
+// remedyRenew is for a snapshot that is whole but no longer covers the VPS as it is. It is
+// an offer only: the old snapshot may be the one that the customer wants back.
 func remedyRenew(id string) vps.Remedy {
 	return remedy("if the snapshot shall be of the VPS as it is now, replace it",
 		argv("vpssnap", "take", "--replace", id))
@@ -277,6 +291,8 @@ func remedyAttach(id string, disk vps.SnapshotDisk, live, config bool) vps.Remed
 	return remedy("attach the disk again", words)
 }
 
+// remedyJob looks before it ends anything: the job may be a backup or a migration of the
+// operator, which the daemon knows nothing about.
 func remedyJob(id string, disk vps.SnapshotDisk) vps.Remedy {
 	return remedy("find out whose it is; end it if it was not meant",
 		argv("virsh", "blockjob", id, disk.Target, "--info"), argv("virsh", "blockjob", id, disk.Target, "--abort"))

@@ -23,6 +23,7 @@ type drift struct {
 	known map[string]map[string]bool
 }
 
+// newDrift knows nothing yet, so that after a start every difference is told once.
 func newDrift() *drift {
 	return &drift{all: work.NewSignal(), known: map[string]map[string]bool{}}
 }
@@ -97,6 +98,8 @@ func (d *Doctor) tellDrift(id string, findings []vps.Finding) {
 	}
 }
 
+// driftKey tells findings apart without their text: sizes and times in it change, and the log
+// would repeat the same drift with every look.
 func driftKey(f vps.Finding) string {
 	return string(f.Code) + "\x00" + f.Disk + "\x00" + f.Path + "\x00" + f.Operation
 }

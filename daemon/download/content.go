@@ -132,6 +132,8 @@ func (c *content) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
+// Read hands out what was read ahead, and reads on when that is used up. What it hands out
+// is counted into the sum only here, because Seek may skip.
 func (c *content) Read(p []byte) (int, error) {
 	if c.at >= c.size {
 		return 0, io.EOF

@@ -75,6 +75,8 @@ func (d *Downloads) Running() int { return d.sessions.running() }
 // Close cuts off everybody.
 func (d *Downloads) Close() { d.sessions.cut(func(*session) bool { return true }, "the daemon stops") }
 
+// Bounds that no setting changes: a link is a secret in a URL, and each one keeps its
+// snapshot readable to whoever holds it.
 const (
 	// downloadValid is how long a link can be used.
 	downloadValid = 24 * time.Hour
@@ -317,6 +319,8 @@ func chosenDisk(name string, snap vps.Snapshot, target string) (vps.SnapshotDisk
 // notInFileName is what cannot be in a file's name everywhere.
 var notInFileName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 
+// fileName names VPS, disk and moment, so that two downloads never overwrite each other. The
+// name of the VPS is cut and cleaned: it ends up in an HTTP header.
 func fileName(name string, snap vps.Snapshot, target string, f vps.ImageFormat) string {
 	name = strings.Trim(notInFileName.ReplaceAllString(name, "-"), ".-")
 	return fmt.Sprintf("%s-%s-%s.%s", name[:min(len(name), 80)], target,

@@ -17,6 +17,7 @@ type sessions struct {
 	all map[*session]bool
 }
 
+// newSessions starts with no reader: none outlives the daemon, whose connections end with it.
 func newSessions() *sessions { return &sessions{all: map[*session]bool{}} }
 
 // session is one of them.
@@ -86,6 +87,7 @@ func (r *session) end() {
 	})
 }
 
+// errReadingOver ends a read that was cut off, so that a base about to change is not read on.
 var errReadingOver = errors.New("the disk is not read any more")
 
 // cut cuts off some readers, and returns when none of them has the disk open. It

@@ -116,11 +116,15 @@ type Record struct {
 	NVRAMSpare uint64
 }
 
+// The element comes from a definition that anybody with the right to define can write, so
+// its size is bounded before it is parsed.
 const (
 	maxMetadata = 1 << 20
 	maxDisks    = 256
 )
 
+// What goes into file names is matched against these before a path is made of it: an id with
+// a slash would lead out of the directory of the images.
 var (
 	snapshotID = regexp.MustCompile(`^[0-9a-f]{12}$`)
 	targetName = regexp.MustCompile(`^[a-z]{1,8}$`)
@@ -213,6 +217,7 @@ func (m *Record) readDisks(disks []diskXML) error {
 	return nil
 }
 
+// timeOrNone is empty where there is no time, so that omitempty leaves the attribute out.
 func timeOrNone(t *time.Time) string {
 	if t == nil {
 		return ""
@@ -220,6 +225,8 @@ func timeOrNone(t *time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
+// parseTime refuses what it cannot read. A snapshot with a wrong time would be worse than
+// one that is not adopted: its undo would end at a moment that nobody chose.
 func parseTime(text string) (time.Time, error) {
 	at, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {

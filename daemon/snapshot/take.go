@@ -74,6 +74,8 @@ func insertSnapshot(ctx context.Context, tx *store.Tx, snap vps.Snapshot) error 
 // orderOption is the remedy where the option is missing.
 const orderOption = "order and activate the snapshot option first (PUT /v1/vps/{vps}/option)"
 
+// errLayerLeft refuses a third layer: a replace knows one old layer between its overlay and
+// the base, and that one has to be merged away before the next.
 func errLayerLeft(dom hypervisor.Domain) error {
 	return vps.Errorf(vps.CodeSnapshotExists,
 		"the snapshot of %s cannot be replaced: the one before it could not be merged away yet", dom.Name).
@@ -571,6 +573,8 @@ func rollBackUnlessUnavailable(err error) error {
 	return operation.RollBack(err)
 }
 
+// errInterrupted is for a take that died before the switch: the definition names the base, so
+// the overlays are removed as unused and asking again is safe.
 func (s taker) errInterrupted(op vps.Operation) error {
 	return vps.Errorf(vps.CodeHypervisorUnavailable,
 		"cannot %s of %s: it was interrupted before the disks were switched",

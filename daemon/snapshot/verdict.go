@@ -28,6 +28,7 @@ func Verdicts(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Action
 	}
 }
 
+// refuse keeps the sentence as words, not as text: it is shown in the language of its reader.
 func refuse(code vps.Code, format string, args ...any) vps.Verdict {
 	return vps.Verdict{Code: code, Reason: vps.Say(format, args...)}
 }
@@ -104,7 +105,8 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case rec.Snapshot.State == vps.SnapshotBroken && !givenUp(*rec.Snapshot):
 		return refuse(
 			vps.CodeVPSChanged,
-			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks", dom.Name, rec.Snapshot.Reason,
+			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
+			dom.Name, rec.Snapshot.Reason,
 		)
 	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotDeleting &&
 		!givenUp(*rec.Snapshot):
@@ -113,14 +115,16 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	case dom.ManagedSave:
 		return refuse(
 			vps.CodeVPSChanged,
-			"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)", dom.Name,
+			"the memory of %s is saved to disk (managed save) and belongs to the disks as they are; start it or drop the saved memory first (virsh managedsave-remove)",
+			dom.Name,
 		)
 	case dom.ForeignSnapshots > 0:
 		return foreign(dom)
 	case !dom.Persistent:
 		return refuse(
 			vps.CodeVPSChanged,
-			"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)", dom.Name,
+			"%s is not persistent any more: there is no definition that could name its merged disks; define it again (virsh define)",
+			dom.Name,
 		)
 	case UndoIsKept(*rec.Snapshot):
 		return vps.Verdict{Allowed: true, Reason: vps.Say("this ends the possibility to undo the last restore")}
@@ -133,7 +137,8 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 func foreign(dom hypervisor.Domain) vps.Verdict {
 	return refuse(
 		vps.CodeVPSChanged,
-		"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)", dom.Name, dom.ForeignSnapshots,
+		"%[1]s has %[2]d libvirt snapshots of its own that would be lost; delete them first (virsh snapshot-list %[1]s)",
+		dom.Name, dom.ForeignSnapshots,
 	)
 }
 
