@@ -354,11 +354,7 @@ func (s deleter) resumeAfterPivot(ctx context.Context, r *operation.Run) error {
 
 // unlinkOverlays removes what nothing uses any more, and the record with it.
 func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
-	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
-	if err != nil {
-		return err
-	}
-	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	snap, dom, err := s.recordAndDomain(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -371,6 +367,17 @@ func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotGone, nil, s.store.Now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return nil
+}
+
+// recordAndDomain reads both sides of what a step of a deletion compares: the record of
+// the snapshot and the VPS as libvirt has it now.
+func (s *Snapshots) recordAndDomain(ctx context.Context, r *operation.Run) (vps.Snapshot, hypervisor.Domain, error) {
+	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	if err != nil {
+		return snap, hypervisor.Domain{}, err
+	}
+	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	return snap, dom, err
 }
 
 // removeSnapshotFiles removes the overlays, stale since they were merged, and

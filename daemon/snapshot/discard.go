@@ -34,11 +34,7 @@ func mayDiscard(dom hypervisor.Domain, rec store.Record, actor vps.Actor) bool {
 // the overlays may hold the newest data of the VPS (a panel had defined it with
 // its base, and an operator who wanted to be rid of the snapshot lost both).
 func (s *Snapshots) forgetSnapshot(ctx context.Context, r *operation.Run) error {
-	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
-	if err != nil {
-		return err
-	}
-	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	snap, dom, err := s.recordAndDomain(ctx, r)
 	if err != nil {
 		return err
 	}

@@ -21,11 +21,7 @@ import (
 // overlay and base are equal whatever dies.
 func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	defer s.merger.LeaveWhenSilent(r, &err)
-	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
-	if err != nil {
-		return err
-	}
-	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	snap, dom, err := s.recordAndDomain(ctx, r)
 	if err != nil {
 		return err
 	}
