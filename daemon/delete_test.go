@@ -392,6 +392,25 @@ func TestResumedInThePivot(t *testing.T) {
 	w.sees(id, "vda", 4*mib, 'z')
 }
 
+// endsAfterPivot expects that the deletion of web1 ended as wanted, lets it go on where an
+// operator was asked, who takes the base, and expects the newest data to be there.
+func (w *world) endsAfterPivot(op vps.Operation, want vps.Status, wrote bool) {
+	w.t.Helper()
+	if op.Status != want {
+		w.t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
+	}
+	if op.Status == vps.StatusNeedsAttention {
+		base := w.snapshot(op.VPS).Disks[0]
+		w.must(w.host.PointDisks(
+			ctx, op.VPS, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}},
+		))
+		_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
+		w.done(op, err)
+	}
+	w.sees(op.VPS, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[wrote])
+	w.merged(op.VPS)
+}
+
 // TestRanWhileLibvirtWasAway: libvirt dies within the pivot, before it has written
 // the pivot down, and the event that tells that somebody let the guest run is lost.
 // An operator is asked only if the guest has written meanwhile.
@@ -429,21 +448,7 @@ func TestRanWhileLibvirtWasAway(t *testing.T) {
 				return hypervisor.ErrUnavailable
 			})
 			op := w.ended(w.daemon.Snapshots.Delete(ctx, id, operator))
-			if op.Status != c.want {
-				t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
-			}
-			if op.Status == vps.StatusNeedsAttention {
-				base := w.snapshot(id).Disks[0]
-				w.must(
-					w.host.PointDisks(
-						ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}},
-					),
-				)
-				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
-				w.done(op, err)
-			}
-			w.sees(id, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[c.write])
-			w.merged(id)
+			w.endsAfterPivot(op, c.want, c.write)
 		})
 	}
 }
@@ -491,21 +496,7 @@ func TestRanWhileTheDaemonWasAway(t *testing.T) {
 			w.must(other.Close())
 			w.open()
 			op = w.ended(op, nil)
-			if op.Status != c.want {
-				t.Fatalf("the delete is %s: %+v", op.Status, op.Error)
-			}
-			if op.Status == vps.StatusNeedsAttention {
-				base := w.snapshot(id).Disks[0]
-				w.must(
-					w.host.PointDisks(
-						ctx, id, []hypervisor.DiskSource{{Target: "vda", Path: base.Base, Format: base.BaseFormat}},
-					),
-				)
-				_, err := w.daemon.Operations.ResumeOperation(ctx, op.ID, operator)
-				w.done(op, err)
-			}
-			w.sees(id, "vda", 4*mib, map[bool]byte{true: 'z', false: 'y'}[c.write])
-			w.merged(id)
+			w.endsAfterPivot(op, c.want, c.write)
 		})
 	}
 }

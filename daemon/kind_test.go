@@ -73,6 +73,24 @@ func (w *world) beginNap(id string) (vps.Operation, error) {
 	return c.Commit(ctx, kindNap, nil, nil, nil)
 }
 
+// napHeldAt begins a nap and returns when it is in that step, where it stays until it is
+// cancelled or its daemon dies.
+func (w *world) napHeldAt(n *nap, id, step string) vps.Operation {
+	w.t.Helper()
+	there := make(chan struct{})
+	n.at = func(ctx context.Context, at string) error {
+		if at == step {
+			close(there)
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	op, err := w.beginNap(id)
+	w.must(err)
+	<-there
+	return op
+}
+
 // TestKindOfOnesOwn: a kind that no other package knows is accepted, worked on, told in
 // messages of both languages, counted and shown by REST.
 func TestKindOfOnesOwn(t *testing.T) {
@@ -135,18 +153,7 @@ func (w *world) overREST(path string) (answer map[string]any) {
 func TestKindOfOnesOwnIsKilled(t *testing.T) {
 	for _, at := range []string{"yawn", "sleep", "wake"} {
 		w, n, id := napping(t)
-		there := make(chan struct{})
-		n.at = func(ctx context.Context, step string) error {
-			if step != at {
-				return nil
-			}
-			close(there)
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		op, err := w.beginNap(id)
-		w.must(err)
-		<-there
+		op := w.napHeldAt(n, id, at)
 		w.crash()
 		before := len(n.done)
 		n.at = func(context.Context, string) error { return nil }
@@ -165,18 +172,8 @@ func TestKindOfOnesOwnIsKilled(t *testing.T) {
 // TestKindOfOnesOwnIsCancelled: its first step is taken back.
 func TestKindOfOnesOwnIsCancelled(t *testing.T) {
 	w, n, id := napping(t)
-	there := make(chan struct{})
-	n.at = func(ctx context.Context, step string) error {
-		if step == "yawn" {
-			close(there)
-			<-ctx.Done()
-		}
-		return ctx.Err()
-	}
-	op, err := w.beginNap(id)
-	w.must(err)
-	<-there
-	_, err = w.daemon.Operations.CancelOperation(ctx, op.ID, operator)
+	op := w.napHeldAt(n, id, "yawn")
+	_, err := w.daemon.Operations.CancelOperation(ctx, op.ID, operator)
 	w.must(err)
 	if op = w.ended(op, nil); op.Status != vps.StatusCancelled || !slices.Contains(n.done, "undo_yawn") {
 		t.Errorf("it is %s and did %q", op.Status, n.done)
@@ -186,15 +183,7 @@ func TestKindOfOnesOwnIsCancelled(t *testing.T) {
 // TestUnknownKindIsParked: a version that does not know a kind any more guesses nothing.
 func TestUnknownKindIsParked(t *testing.T) {
 	w, n, id := napping(t)
-	there := make(chan struct{})
-	n.at = func(ctx context.Context, _ string) error {
-		close(there)
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	op, err := w.beginNap(id)
-	w.must(err)
-	<-there
+	op := w.napHeldAt(n, id, "yawn")
 	w.crash()
 	w.config = nil
 	w.open()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/download"
 	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/merge"
@@ -30,7 +31,7 @@ type world struct {
 	stateDir string
 	host     *fake.Host
 	daemon   *daemon.Daemon
-	log      *lockedBuffer
+	log      *daemontest.Buffer
 	config   func(*daemon.Config)
 
 	mu    sync.Mutex
@@ -41,7 +42,7 @@ var operator = vps.Actor{Name: "test", Way: vps.WayOperator}
 
 func newWorld(t *testing.T, config func(*daemon.Config)) *world {
 	t.Helper()
-	w := &world{t: t, hostDir: t.TempDir(), stateDir: t.TempDir(), log: &lockedBuffer{}, config: config}
+	w := &world{t: t, hostDir: t.TempDir(), stateDir: t.TempDir(), log: &daemontest.Buffer{}, config: config}
 	w.open()
 	t.Cleanup(func() {
 		w.close()
@@ -288,21 +289,4 @@ func (w *world) must(err error) {
 	if err != nil {
 		w.t.Fatal(fmt.Errorf("%w\n%s", err, w.log.String()))
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -30,28 +29,10 @@ type site struct {
 	server *server.Server
 	tcp    string
 	socket string
-	log    *logged
+	log    *daemontest.Buffer
 
 	mu    sync.Mutex
 	clock time.Time // of stopClock
-}
-
-// logged is what the server wrote to its log.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 // noLimit is more calls per second than a test makes.
@@ -145,7 +126,7 @@ func serveSite(t testing.TB, c server.Config) *site {
 	check(t, err)
 	check(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{t: t, socket: filepath.Join(dir, "api.sock"), log: &logged{}}
+	s := &site{t: t, socket: filepath.Join(dir, "api.sock"), log: &daemontest.Buffer{}}
 	c.Logger, c.Version = slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), "1.0"
 	s.server = server.New(c)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")

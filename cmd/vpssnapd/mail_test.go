@@ -148,6 +148,6 @@ func TestMailReload(t *testing.T) {
 	write("config.toml", string(written))
 	must(t, r.reload())
 	if !log.says("keys=mail.host")() || send() != nil {
-		t.Errorf("mail was switched off without a restart, or nothing was said of it: %s", log.text.String())
+		t.Errorf("mail was switched off without a restart, or nothing was said of it: %s", log.String())
 	}
 }

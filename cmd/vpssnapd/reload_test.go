@@ -86,7 +86,7 @@ func TestReload(t *testing.T) {
 	}
 	for _, says := range []string{`changed="log_level snapshot.undo_keep"`, `keys="state_dir tls.cert tls.key"`} {
 		if !log.says(says)() {
-			t.Errorf("the log does not say %s:\n%s", says, log.text.String())
+			t.Errorf("the log does not say %s:\n%s", says, log.String())
 		}
 	}
 	for _, broken := range []string{"[snapshot]\nundo_keep = '3h'\nkeep = 1\n", "[snapshot]\nundo_keep = '3h'\nmerge_limit = 0\n"} {

@@ -18,7 +18,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -156,23 +155,10 @@ func running(t *testing.T, c config) served {
 }
 
 // lockedLog is what the daemon has logged.
-type lockedLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
+type lockedLog struct{ daemontest.Buffer }
 
 func (l *lockedLog) says(what string) func() bool {
-	return func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return strings.Contains(l.text.String(), what)
-	}
+	return func() bool { return strings.Contains(l.String(), what) }
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

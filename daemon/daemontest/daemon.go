@@ -42,7 +42,7 @@ type Host struct {
 
 	dir    string
 	config func(*daemon.Config)
-	log    text
+	log    Buffer
 
 	mu     sync.Mutex
 	clock  time.Duration // since Epoch
@@ -170,22 +170,23 @@ func (h *Host) Pass(d time.Duration) {
 // Log is what the daemon has logged.
 func (h *Host) Log() string { return h.log.String() }
 
-// text is a buffer for several writers.
-type text struct {
-	mu sync.Mutex
-	b  strings.Builder
+// Buffer keeps what is written to it by several at once, such as a log.
+type Buffer struct {
+	mu   sync.Mutex
+	text strings.Builder
 }
 
-func (t *text) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.b.Write(p)
+func (b *Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
 }
 
-func (t *text) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.b.String()
+// String is all that was written so far.
+func (b *Buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // OwnGroup is the group of the user who runs the test, who is an operator where the

@@ -1,7 +1,6 @@
 package bus_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"vpssnapd/daemon"
+	"vpssnapd/daemon/daemontest"
 	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/notify"
@@ -109,32 +109,15 @@ type host struct {
 	t      *testing.T
 	fake   *fake.Host
 	daemon *daemon.Daemon
-	log    *lockedLog
+	log    *daemontest.Buffer
 	web1   string
 	path   dbus.ObjectPath // of web1
 	end    func()          // stops serving
 }
 
-type lockedLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
 func newHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{t: t, log: &lockedLog{}}
+	h := &host{t: t, log: &daemontest.Buffer{}}
 	var err error
 	h.fake, err = fake.Open(t.TempDir())
 	check(t, err)
