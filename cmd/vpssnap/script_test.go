@@ -113,7 +113,7 @@ func (s *site) OpenDownload(ctx context.Context, link string) (vps.Download, io.
 	}
 	s.cut--
 	return d, &cutting{image, d.Image.SizeBytes / 3, func() error {
-		return s.downloads.RevokeDownload(ctx, d.VPS, d.ID, vps.Actor{Name: "panel", Way: vps.WayPanel})
+		return s.RevokeDownload(ctx, d.VPS, d.ID, vps.Actor{Name: "panel", Way: vps.WayPanel})
 	}}, nil
 }
 

@@ -61,8 +61,11 @@ func (h *Host) furnish() error {
 	if err != nil {
 		return err
 	}
-	if op, err = h.Ended(op.ID); err != nil || op.Status != vps.StatusSucceeded {
-		return fmt.Errorf("the snapshot of web3 %s: %w: %+v", op.Status, err, op.Error)
+	if op, err = h.Ended(op.ID); err != nil {
+		return err
+	}
+	if op.Status != vps.StatusSucceeded {
+		return fmt.Errorf("the take of web3 is %s: %w", op.Status, op.Error)
 	}
 	if err := errors.Join(h.Write(Web3, "vda", 0, 'x', WrittenBytes), h.KillGuest(Web3)); err != nil {
 		return err

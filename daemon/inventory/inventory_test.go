@@ -244,9 +244,9 @@ func (h *hangingHost) Domain(context.Context, string) (hypervisor.Domain, error)
 // TestNothingIsKeptOfWhatIsGone (FAULTS row 48): VPSes come and go for years.
 func TestNothingIsKeptOfWhatIsGone(t *testing.T) {
 	v := newInventory(nil, nil)
-	waiting := v.changes("web1")
+	v.changes("web1")
 	v.note(hypervisor.Event{Kind: hypervisor.EventResumed, Domain: "web1"})
-	waiting = v.changes("web1")
+	waiting := v.changes("web1")
 	v.keep(v.beginReading(), "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
 	select {
 	case <-waiting:

@@ -103,7 +103,7 @@ func (s deleter) deletePlan(op vps.Operation) (operation.Plan, error) {
 	}
 	var plan operation.Plan
 	if notes.Replaces != "" {
-		plan = replacer{s.Snapshots}.replaceSteps()
+		plan = replacer(s).replaceSteps()
 	}
 	return append(plan, operation.Plan{
 		{Name: "queue", Do: s.queueMerge},

@@ -197,7 +197,7 @@ func (s taker) takePlan(op vps.Operation) (operation.Plan, error) {
 		{Name: "metadata", Do: s.integrity.WriteMetadata, Irrevocable: true},
 	}
 	if notes.Replaces != "" {
-		plan = append(plan, replacer{s.Snapshots}.replaceSteps()...)
+		plan = append(plan, replacer(s).replaceSteps()...)
 	}
 	return plan, nil
 }
@@ -456,7 +456,7 @@ func (s taker) verifyTake(ctx context.Context, r *operation.Run) error {
 		if notes.Replaces == "" {
 			return tx.SaveSnapshot(ctx, snap)
 		}
-		return replacer{s.Snapshots}.supersede(ctx, tx, notes.Replaces, snap)
+		return replacer(s).supersede(ctx, tx, notes.Replaces, snap)
 	})
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-
 	"sync"
 	"sync/atomic"
 	"time"

@@ -122,9 +122,7 @@ func history(t *testing.T, s *Store) {
 // arguments set and not set. What they return does not matter: what is refused was
 // asked for before.
 func callAll(what any) {
-	v := reflect.ValueOf(what)
-	for i := range v.NumMethod() {
-		method := v.Method(i)
+	for _, method := range reflect.ValueOf(what).Methods() {
 		if !asks(method.Type()) {
 			continue
 		}
@@ -136,8 +134,8 @@ func callAll(what any) {
 
 // asks reports whether a method can ask SQLite, and is not only a way to do so.
 func asks(method reflect.Type) bool {
-	for i := range method.NumIn() {
-		if method.In(i).Kind() == reflect.Func {
+	for in := range method.Ins() {
+		if in.Kind() == reflect.Func {
 			return false
 		}
 	}
@@ -147,9 +145,9 @@ func asks(method reflect.Type) bool {
 // arguments are all combinations for a method.
 func arguments(method reflect.Type) [][]reflect.Value {
 	all := [][]reflect.Value{{}}
-	for i := range method.NumIn() {
+	for in := range method.Ins() {
 		var longer [][]reflect.Value
-		for _, value := range values(method.In(i)) {
+		for _, value := range values(in) {
 			for _, before := range all {
 				longer = append(longer, append(slices.Clone(before), value))
 			}
@@ -277,16 +275,26 @@ func TestNoQueryReadsTheHistory(t *testing.T) {
 		t.Fatalf("the store has sent %d statements, and %d more to write", reads, len(asked.all)-reads)
 	}
 	for query, args := range asked.all {
-		rows, err := plain.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, args...)
-		must(t, err)
-		for rows.Next() {
-			var id, parent, unused int
-			var line string
-			must(t, rows.Scan(&id, &parent, &unused, &line))
+		for _, line := range planOf(t, plain, query, args) {
 			if why := readsHistory(query, line); why != "" {
 				t.Errorf("%s: %s\n\t%s", why, line, query)
 			}
 		}
-		must(t, errors.Join(rows.Err(), rows.Close()))
 	}
+}
+
+// planOf is how SQLite would answer a query, a line for each step.
+func planOf(t *testing.T, db *sql.DB, query string, args []any) (lines []string) {
+	t.Helper()
+	rows, err := db.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, args...)
+	must(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var id, parent, unused int
+		var line string
+		must(t, rows.Scan(&id, &parent, &unused, &line))
+		lines = append(lines, line)
+	}
+	must(t, rows.Err())
+	return lines
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -42,10 +43,8 @@ var forTests = []string{"daemontest", "mail/mailtest", "store/storetest"}
 func rowOf(path string) int {
 	room := strings.TrimPrefix(strings.TrimPrefix(path, house), "/")
 	for i, row := range rows {
-		for _, name := range row {
-			if name == room {
-				return i
-			}
+		if slices.Contains(row, room) {
+			return i
 		}
 	}
 	return -1
