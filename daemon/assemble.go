@@ -52,15 +52,12 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.Downloads = download.New(host, inv, db, whole, d.Operations.Kinds, group, d.downloadPolicy, log)
 	d.Snapshots = snapshot.New(snapshot.Parts{
 		Host: host, Inventory: inv, Store: db, Operations: d.Operations, Images: images, Space: d.space,
-		Guests:    d.guests,
-		Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir, Policy: d.snapshotPolicy,
-		Logger: log, OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
+		Guests: d.guests, Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir,
+		Policy: d.snapshotPolicy, Logger: log, OnDiscarded: deadline, OnFrozen: d.Metrics.Froze,
 	})
 	d.Operations.Add(c.Kinds...)
-	d.adopter = adoption.New(
-		host, inv, db, d.Operations, whole, func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }, deadline, group,
-		log,
-	)
+	cutOff := func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }
+	d.adopter = adoption.New(host, inv, db, d.Operations, whole, cutOff, deadline, group, log)
 	d.Doctor = doctor.New(host, inv, db, images, d.guests, whole, d.adopter, log)
 
 	c.Webhook.Version = c.Version
@@ -75,11 +72,10 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 
 	d.Tokens = access.New(db, inv, log)
 	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
-	d.Metrics.Count(
-		overview.State{Store: db, Operations: d.Operations, Merger: d.merger,
-			Downloads: d.Downloads, Journal: d.Journal,
-			Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log},
-	)
+	d.Metrics.Count(overview.State{
+		Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
+		Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log,
+	})
 	return d, nil
 }
 

@@ -51,8 +51,9 @@ func (a *Adopter) Adopt(ctx context.Context, id string, actor vps.Actor) (string
 }
 
 // record makes the record of what reconstruct found.
-func (a *Adopter) record(ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r Reconstruction,
-	actor vps.Actor) error {
+func (a *Adopter) record(
+	ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r Reconstruction, actor vps.Actor,
+) error {
 	if known, err := tx.Snapshot(ctx, r.Snap.ID); err == nil && (MergedAway(known) || known.VPS != dom.ID) {
 		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s",
 			known.ID, known.State, known.VPS)

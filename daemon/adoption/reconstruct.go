@@ -37,9 +37,10 @@ type Adopter struct {
 // New makes an adopter that follows what happens on the host. cutOff ends those who read
 // the disks of a VPS that has left; onMoved is called when a record came or went with its
 // VPS.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
-	in *integrity.Integrity,
-	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger) *Adopter {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, in *integrity.Integrity,
+	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger,
+) *Adopter {
 	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger,
 		cutOff: cutOff, onMoved: onMoved}
 	inv.Subscribe(

@@ -40,8 +40,10 @@ type Doctor struct {
 }
 
 // New makes a doctor that looks at a VPS whenever something happened to it.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
-	in *integrity.Integrity, adopter *adoption.Adopter, logger *slog.Logger) *Doctor {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
+	in *integrity.Integrity, adopter *adoption.Adopter, logger *slog.Logger,
+) *Doctor {
 	d := &Doctor{host: host, inventory: inv, store: db, images: images, guests: guests, integrity: in, adopter: adopter,
 		logger: logger, drift: newDrift()}
 	inv.Subscribe(inventory.Watcher{

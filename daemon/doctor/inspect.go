@@ -257,8 +257,9 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 }
 
 // checkSource says what it means that a disk does not use its overlay.
-func (i *inspection) checkSource(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk, use hypervisor.Disk,
-	live bool) {
+func (i *inspection) checkSource(
+	ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk, use hypervisor.Disk, live bool,
+) {
 	when := "at its next boot the disk will use"
 	if live {
 		when = "the disk uses"

@@ -50,9 +50,10 @@ type Downloads struct {
 }
 
 // New makes the downloads of a host. They are cut off when a snapshot turns out to be broken.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity,
-	kinds *operation.Kinds,
-	group *work.Group, policy func() Policy, logger *slog.Logger) *Downloads {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity, kinds *operation.Kinds,
+	group *work.Group, policy func() Policy, logger *slog.Logger,
+) *Downloads {
 	d := &Downloads{
 		host:      host,
 		inventory: inv,

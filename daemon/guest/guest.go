@@ -43,8 +43,10 @@ type Guests struct {
 }
 
 // New makes a Guests that gives back what an operation still owes when it ends.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, group *work.Group,
-	policy func() Policy, logger *slog.Logger) *Guests {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, group *work.Group,
+	policy func() Policy, logger *slog.Logger,
+) *Guests {
 	g := &Guests{host: host, inventory: inv, store: db, operations: ops, group: group, policy: policy, logger: logger}
 	ops.OnFailed(g.letRunMeanwhile)
 	ops.OnEnded(func(op vps.Operation) { g.Release(group.Context(), op.VPS) })

@@ -53,8 +53,10 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 
 // checkChain follows the backing files of a linked clone header by header and holds
 // them against what libvirt runs with, as far as it states that.
-func (i *Images) checkChain(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk, top hypervisor.Image,
-	refuse func(string, ...any) *vps.Error) error {
+func (i *Images) checkChain(
+	ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk, top hypervisor.Image,
+	refuse func(string, ...any) *vps.Error,
+) error {
 	stated := disk.Chain
 	read := func(path, format string) (hypervisor.Layer, error) {
 		img, err := top, error(nil)

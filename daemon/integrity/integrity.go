@@ -226,7 +226,8 @@ func (in *Integrity) RepairDefinition(
 
 // OverlayIsAuthority reports whether the overlay surely holds the VPS's data: it
 // runs on it, or it is off and both files are as they were recorded.
-func (in *Integrity) OverlayIsAuthority(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
+func (in *Integrity) OverlayIsAuthority(
+	ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
 ) (bool, error) {
 	if dom.State != hypervisor.Off {
 		live, ok := dom.Disk(disk.Target)

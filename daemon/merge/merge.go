@@ -58,9 +58,10 @@ type Merger struct {
 }
 
 // New makes a merger. The place of an operation is free again when its run is over.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
-	guests *guest.Guests,
-	in *integrity.Integrity, stateDir string, policy func() Policy, logger *slog.Logger) *Merger {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, guests *guest.Guests,
+	in *integrity.Integrity, stateDir string, policy func() Policy, logger *slog.Logger,
+) *Merger {
 	m := &Merger{host: host, inventory: inv, store: db, operations: ops, guests: guests,
 		integrity: in, stateDir: stateDir, policy: policy, logger: logger, limiter: newLimiter(policy().Limit)}
 	ops.OnEnded(func(op vps.Operation) {

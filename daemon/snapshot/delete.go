@@ -383,8 +383,9 @@ func (s *Snapshots) recordAndDomain(ctx context.Context, r *operation.Run) (vps.
 // removeSnapshotFiles removes the overlays, stale since they were merged, and
 // the saved variables. Where somebody has brought one back into the VPS, the
 // operation goes back to the step that puts that right.
-func (s *Snapshots) removeSnapshotFiles(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot,
-	right string) error {
+func (s *Snapshots) removeSnapshotFiles(
+	ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string,
+) error {
 	for _, disk := range snap.Disks {
 		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
 			return operation.Park(

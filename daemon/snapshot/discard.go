@@ -69,7 +69,8 @@ func (s *Snapshots) dropped(snap vps.Snapshot) vps.Snapshot {
 // discardGone drops what is recorded of a VPS that libvirt does not know, together
 // with the operation that waits for it. Nothing of the host is touched: defined
 // again with its metadata, the VPS gets its record back (Repair).
-func (s *Snapshots) discardGone(ctx context.Context, ref string, actor vps.Actor, unknown error,
+func (s *Snapshots) discardGone(
+	ctx context.Context, ref string, actor vps.Actor, unknown error,
 ) (vps.Operation, error) {
 	id, err := s.inventory.IDOf(ctx, ref)
 	if err != nil {

@@ -229,8 +229,9 @@ func (s deleter) markPivot(ctx context.Context, r *operation.Run, disk vps.Snaps
 
 // checkNotRunInPivot makes sure that the definition of a VPS that is off names its
 // newest data.
-func (s deleter) checkNotRunInPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain,
-	snap vps.Snapshot) error {
+func (s deleter) checkNotRunInPivot(
+	ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot,
+) error {
 	mark, err := s.store.PivotMark(ctx, dom.ID)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
@@ -253,8 +254,9 @@ func (s deleter) checkNotRunInPivot(ctx context.Context, r *operation.Run, dom h
 // checkChoice does so for the disk that was to pivot. Where the guest may have run
 // meanwhile, the definition is right if it knows of the pivot, if the base was not
 // written to since, or if both hold the same.
-func (s deleter) checkChoice(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
-	mark store.PivotMark) error {
+func (s deleter) checkChoice(
+	ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk, mark store.PivotMark,
+) error {
 	next, ok := dom.NextDisk(disk.Target)
 	if ok && next.Path == disk.Base || !s.mayHaveRun(ctx, dom.ID, mark) {
 		return nil

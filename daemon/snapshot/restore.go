@@ -21,7 +21,8 @@ import (
 //
 // Codes: not_found, confirmation_required, operation_in_progress, vps_changed,
 // insufficient_space, hypervisor_unavailable.
-func (s *Snapshots) Restore(ctx context.Context, ref string, r vps.RestoreRequest, actor vps.Actor,
+func (s *Snapshots) Restore(
+	ctx context.Context, ref string, r vps.RestoreRequest, actor vps.Actor,
 ) (vps.Operation, error) {
 	if err := r.Check(); err != nil {
 		return vps.Operation{}, err

@@ -56,8 +56,9 @@ type Space struct {
 }
 
 // New makes a watch that has measured nothing yet.
-func New(host hypervisor.Host, inv *inventory.Inventory, db *store.Store, policy func() Policy,
-	logger *slog.Logger) *Space {
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, policy func() Policy, logger *slog.Logger,
+) *Space {
 	return &Space{host: host, inventory: inv, store: db, policy: policy, logger: logger}
 }
 
