@@ -128,5 +128,8 @@ func (d *Daemon) Prune(ctx context.Context) error {
 	if err := d.inventory.NotePresent(ctx); err != nil {
 		return err
 	}
-	return d.store.Prune(ctx, d.settings.Load().Retention, d.store.Now())
+	if err := d.store.Prune(ctx, d.settings.Load().Retention, d.store.Now()); err != nil {
+		return err
+	}
+	return d.inventory.ForgetNames(ctx)
 }

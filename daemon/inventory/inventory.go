@@ -31,12 +31,14 @@ type Inventory struct {
 	domains   map[string]hypervisor.Domain
 	silent    map[string]bool          // of which the last reading got no answer
 	losses    int                      // how often the connection was lost
-	resumed   map[string]int           // how often each domain's processors began to run
-	changed   map[string]chan struct{} // by domain, for the waiters for its next event
+	resumed   map[string]int           // how often each domain of the picture began to run
+	changed   map[string]*waiters      // by domain, for its next event
 	next      map[string]chan struct{} // by domain, for the waiters for the next refresh
 	begun     uint64                   // how many readings were begun
+	underWay  int                      // how many of them have not ended
 	newest    uint64                   // the number of the last reading of all domains
 	kept      map[string]uint64        // by domain, the number of a newer one of it alone
+	gone      []string                 // of those in kept, the domains that were not found
 
 	refreshing work.KeyedLock
 	locks      work.KeyedLock // one for each VPS
@@ -63,7 +65,7 @@ func New(
 func newInventory(host hypervisor.Host, logger *slog.Logger) *Inventory {
 	return &Inventory{
 		host: host, logger: logger, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{},
-		resumed: map[string]int{}, changed: map[string]chan struct{}{}, next: map[string]chan struct{}{},
+		resumed: map[string]int{}, changed: map[string]*waiters{}, next: map[string]chan struct{}{},
 		kept: map[string]uint64{}, followers: newFollowers(), names: newNames(),
 	}
 }

@@ -2,14 +2,17 @@ package inventory
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"vpssnapd/daemon/store"
 	"vpssnapd/hypervisor"
 )
 
@@ -244,21 +247,75 @@ func (h *hangingHost) Domain(context.Context, string) (hypervisor.Domain, error)
 // TestNothingIsKeptOfWhatIsGone (FAULTS row 48): VPSes come and go for years.
 func TestNothingIsKeptOfWhatIsGone(t *testing.T) {
 	v := newInventory(nil, nil)
-	v.changes("web1")
+	v.keep(v.beginReading(), "web1", hypervisor.Domain{ID: "web1"}, nil)
 	v.note(hypervisor.Event{Kind: hypervisor.EventResumed, Domain: "web1"})
+	if v.TimesResumed("web1") != 1 {
+		t.Error("web1 is not known to have been resumed")
+	}
 	waiting := v.changes("web1")
 	v.keep(v.beginReading(), "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
 	select {
 	case <-waiting:
 	default:
-		t.Error("who waits for a VPS that is gone is not woken")
+		t.Error("the waiter for a VPS that is gone is not woken")
 	}
-	if len(v.resumed)+len(v.changed)+len(v.silent)+len(v.domains) != 0 {
-		t.Errorf("kept are %v, %v, %v and %v", v.resumed, v.changed, v.silent, v.domains)
+	v.note(hypervisor.Event{Kind: hypervisor.EventResumed, Domain: "web1"}) // a late one
+	wantNothingKept(t, v)
+
+	// Waiters that give up leave nothing behind, and take nothing from the others.
+	ended, end := context.WithCancel(t.Context())
+	other := v.changes("web1")
+	never := func() (bool, error) { end(); return false, nil }
+	if err := v.Await(ended, "web1", 0, never); !errors.Is(err, context.Canceled) {
+		t.Errorf("the wait ended with %v", err)
 	}
-	// What was gone before everything was read again is not even known to be gone.
+	if len(v.changed) != 1 {
+		t.Error("a waiter that gave up took the channel of another with it")
+	}
+	v.leave("web1", other)
+	wantNothingKept(t, v)
+
+	// That a domain was not found is kept while a reading that began before is under way.
+	older := v.beginReading()
+	v.keep(v.beginReading(), "web1", hypervisor.Domain{}, hypervisor.ErrNotFound)
+	v.keep(older, "web1", hypervisor.Domain{ID: "web1"}, nil)
+	wantNothingKept(t, v)
 	v.host = &listingHost{meanwhile: func() {}}
-	if err := v.Reload(t.Context()); err != nil || len(v.kept) != 0 {
-		t.Errorf("kept are %v (%v)", v.kept, err)
+	if err := v.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNothingKept(t, v)
+}
+
+func wantNothingKept(t *testing.T, v *Inventory) {
+	t.Helper()
+	if len(v.resumed)+len(v.changed)+len(v.silent)+len(v.domains)+len(v.kept)+len(v.gone) != 0 {
+		t.Errorf("kept are %v, %v, %v, %v, %v and %v", v.resumed, v.changed, v.silent, v.domains, v.kept, v.gone)
+	}
+}
+
+// TestNamesGoWithTheirRecord (FAULTS row 48): a name is kept while its VPS is here, or while
+// the record names it.
+func TestNamesGoWithTheirRecord(t *testing.T) {
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "db"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	v := newInventory(nil, slog.New(slog.DiscardHandler))
+	v.store = db
+	v.Saw(hypervisor.Domain{ID: "recorded", Name: "web1"})
+	v.recordNames(t.Context())
+	v.Saw(hypervisor.Domain{ID: "fresh", Name: "web2"})
+	v.names.of["pruned"] = "web3"
+	v.names.of["here"] = "web4"
+	v.keep(v.beginReading(), "here", hypervisor.Domain{ID: "here", Name: "web4"}, nil)
+	if err := v.ForgetNames(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]string{"recorded": "web1", "fresh": "web2", "here": "web4", "pruned": "pruned"} {
+		if got := v.Name(id); got != want {
+			t.Errorf("%s is called %q, not %q", id, got, want)
+		}
 	}
 }

@@ -14,9 +14,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// names remembers the last name of every VPS that was ever seen here, so that a
-// record without its VPS can be named, and a name that was given away again is
-// not taken for the VPS that had it.
+// names remembers the last name of every VPS that was seen here, until the record forgets
+// it, so that a record without its VPS can be named, and a name that was given away again
+// is not taken for the VPS that had it.
 type names struct {
 	mu   sync.Mutex
 	of   map[string]string // by id
@@ -128,6 +128,26 @@ func (v *Inventory) NotePresent(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// ForgetNames forgets the names that the record has pruned, of VPSes that are gone.
+func (v *Inventory) ForgetNames(ctx context.Context) error {
+	v.names.mu.Lock()
+	pruned := maps.Clone(v.names.of)
+	maps.DeleteFunc(pruned, func(id, _ string) bool { return v.names.news[id] != "" })
+	v.names.mu.Unlock()
+	recorded, err := v.store.KnownVPSes(ctx)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(pruned, func(id, _ string) bool { return recorded[id].ID != "" })
+	v.mu.Lock()
+	maps.DeleteFunc(pruned, func(id, _ string) bool { return v.domains[id].ID != "" })
+	v.mu.Unlock()
+	v.names.mu.Lock()
+	defer v.names.mu.Unlock()
+	maps.DeleteFunc(v.names.of, func(id, _ string) bool { return pruned[id] != "" })
+	return nil
 }
 
 // Name is the last known name of a VPS; its id when it was never seen.

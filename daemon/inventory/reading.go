@@ -17,6 +17,7 @@ import (
 func (v *Inventory) Reload(ctx context.Context) error {
 	losses, number := v.TimesLost(), v.beginReading()
 	all, err := v.host.List(ctx)
+	defer v.endReading()
 	if err != nil {
 		return err
 	}
@@ -149,10 +150,11 @@ func (v *Inventory) answered(id string) {
 }
 
 // keep takes what a reading brought into the picture, and says whether it is a domain.
-// Of two readings that overlap, the one that began last counts.
+// Of two readings that overlap, the one that began last counts. The reading has ended.
 func (v *Inventory) keep(number uint64, id string, d hypervisor.Domain, err error) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	defer v.endReadingLocked()
 	if number < max(v.newest, v.kept[id]) {
 		return false
 	}
@@ -167,7 +169,7 @@ func (v *Inventory) keep(number uint64, id string, d hypervisor.Domain, err erro
 		delete(v.silent, id)
 		delete(v.resumed, id)
 		v.wakeLocked(id) // there will be no event of it
-		v.kept[id] = number
+		v.kept[id], v.gone = number, append(v.gone, id)
 	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
 		v.silent[id] = true
 	}
@@ -178,7 +180,28 @@ func (v *Inventory) beginReading() uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.begun++
+	v.underWay++
 	return v.begun
+}
+
+func (v *Inventory) endReading() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.endReadingLocked()
+}
+
+// endReadingLocked forgets which domains were not found, once no reading is under way
+// that began before and could bring them back.
+func (v *Inventory) endReadingLocked() {
+	if v.underWay--; v.underWay > 0 {
+		return
+	}
+	for _, id := range v.gone {
+		if _, known := v.domains[id]; !known {
+			delete(v.kept, id)
+		}
+	}
+	v.gone = nil
 }
 
 // withSizes is a domain with the sizes of its disks as they were when they were last

@@ -16,7 +16,10 @@ func (v *Inventory) note(e hypervisor.Event) {
 		v.connected, v.read = false, false
 		v.losses++
 	case hypervisor.EventResumed:
-		v.resumed[e.Domain]++
+		// Of a domain that is not in the picture nobody counts: who works on one has read it.
+		if _, known := v.domains[e.Domain]; known {
+			v.resumed[e.Domain]++
+		}
 	}
 	if e.Domain == "" {
 		v.wakeAllLocked()
@@ -25,22 +28,44 @@ func (v *Inventory) note(e hypervisor.Event) {
 	v.wakeLocked(e.Domain)
 }
 
+// waiters wait for the next event of one domain.
+type waiters struct {
+	woken chan struct{}
+	n     int
+}
+
 // changes returns a channel that is closed at the next event of a domain, or of the
 // connection, or when all was read; with "" only at the latter two. The events of
 // others wake nobody: a hundred operations at once, each of which reads its domain
-// when it is woken, read each domain a hundred times.
+// when it is woken, read each domain a hundred times. A waiter that goes before it is
+// woken calls leave.
 func (v *Inventory) changes(id string) <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.changed[id] == nil {
-		v.changed[id] = make(chan struct{})
+		v.changed[id] = &waiters{woken: make(chan struct{})}
 	}
-	return v.changed[id]
+	v.changed[id].n++
+	return v.changed[id].woken
+}
+
+// leave gives up one wait for a channel of changes. The last one takes the channel with
+// it: of a domain that is gone no event would.
+func (v *Inventory) leave(id string, woken <-chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	w := v.changed[id]
+	if w == nil || w.woken != woken {
+		return // woken meanwhile
+	}
+	if w.n--; w.n == 0 {
+		delete(v.changed, id)
+	}
 }
 
 func (v *Inventory) wakeLocked(id string) {
-	if ch := v.changed[id]; ch != nil {
-		close(ch)
+	if w := v.changed[id]; w != nil {
+		close(w.woken)
 		delete(v.changed, id)
 	}
 }
@@ -73,19 +98,30 @@ func (v *Inventory) ResumedSince(ctx context.Context, id string, times int) bool
 // every so often besides; 0: at events only.
 func (v *Inventory) Await(ctx context.Context, id string, every time.Duration, cond func() (bool, error)) error {
 	for {
-		changed := v.changes(id)
-		if met, err := cond(); met || err != nil {
+		if met, err := v.awaitOnce(ctx, id, every, cond); met || err != nil {
 			return err
 		}
-		var again <-chan time.Time
-		if every > 0 {
-			again = time.After(every)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		case <-again:
-		}
 	}
+}
+
+// awaitOnce asks cond, and while it is not met waits for the time to ask it again.
+func (v *Inventory) awaitOnce(
+	ctx context.Context, id string, every time.Duration, cond func() (bool, error),
+) (bool, error) {
+	changed := v.changes(id)
+	defer v.leave(id, changed)
+	if met, err := cond(); met || err != nil {
+		return met, err
+	}
+	var again <-chan time.Time
+	if every > 0 {
+		again = time.After(every)
+	}
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-changed:
+	case <-again:
+	}
+	return false, nil
 }

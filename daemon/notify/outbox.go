@@ -118,6 +118,7 @@ func (o *Outbox) Look(ctx context.Context) time.Duration {
 		}
 		return outboxCheck
 	}
+	o.forgetHeld()
 	wait, now := outboxCheck, o.store.Now()
 	for _, q := range queues {
 		wait = min(wait, max(q.NextAt.Sub(now), outboxPause))
@@ -135,12 +136,24 @@ func (o *Outbox) isHeld(kind vps.DeliveryKind, target string) bool {
 	if !ok {
 		return false
 	}
+	return o.holds(until)
+}
+
+// holds reports whether a time until which a target is held lies ahead, and no further
+// than any pause: else the clock was set back.
+func (o *Outbox) holds(until any) bool {
 	left := until.(time.Time).Sub(o.store.Now()) //nolint:forcetypeassert // the only type that is stored
-	if left <= 0 || left > longestPause {
-		o.held.Delete(outboxKey(kind, target))
-		return false
-	}
-	return true
+	return left > 0 && left <= longestPause
+}
+
+// forgetHeld forgets what no longer holds, also of targets that nothing more is sent to.
+func (o *Outbox) forgetHeld() {
+	o.held.Range(func(key, until any) bool {
+		if !o.holds(until) {
+			o.held.Delete(key)
+		}
+		return true
+	})
 }
 
 // deliverTo sends one after the other what is due for a target.
