@@ -5,7 +5,8 @@ import "errors"
 // What can go wrong on a host, told apart with errors.Is. The texts around them
 // are for logs: they may hold host paths.
 var (
-	// ErrUnavailable: libvirt does not answer. Of a changing call the outcome is unknown.
+	// ErrUnavailable: libvirt does not answer, or a file system (StorageError). Of a
+	// changing call the outcome is unknown.
 	ErrUnavailable = errors.New("the hypervisor does not answer")
 	// ErrNotFound: no such domain or disk.
 	ErrNotFound = errors.New("no such domain or disk")
@@ -28,3 +29,22 @@ var (
 	// ErrPersistence: libvirt could not save the definition.
 	ErrPersistence = errors.New("the definition could not be saved")
 )
+
+// StorageError is an ErrUnavailable: the file system that holds Dir does not answer, as a
+// mount whose server is gone. Until a call that was given up has returned, all others on
+// that directory fail with it, too.
+type StorageError struct {
+	Dir string
+	Err error // what ended the waiting; may be nil
+}
+
+func (e *StorageError) Error() string {
+	text := "the storage " + e.Dir + " does not answer"
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Unwrap makes it an ErrUnavailable.
+func (e *StorageError) Unwrap() []error { return []error{ErrUnavailable, e.Err} }

@@ -53,7 +53,9 @@ func (i *Images) extents(ctx context.Context, path, format string, visit func(ex
 		out.CloseWithError(err) // qemu-img ends, should it have more to say
 		parsed <- err
 	}()
-	err := i.run(ctx, in, "map", "--output=json", "-f", format, path)
+	_, err := change(ctx, &i.storage, []string{path}, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, i.run(ctx, in, "map", "--output=json", "-f", format, path)
+	})
 	in.CloseWithError(err)
 	if bad := <-parsed; err == nil || errors.Is(bad, errDiffers) {
 		err = bad
@@ -106,7 +108,7 @@ func (i *Images) Export(ctx context.Context, path, format string) (hypervisor.Ex
 	if err := i.checkReadable(ctx, path, format); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	cache, err := cacheMode(path)
+	cache, err := look(ctx, &i.storage, path, func() (string, error) { return cacheMode(path) })
 	if err != nil {
 		return nil, fileError(what, err)
 	}
@@ -116,7 +118,7 @@ func (i *Images) Export(ctx context.Context, path, format string) (hypervisor.Ex
 	}
 	defer os.RemoveAll(dir) // once both are connected nobody needs its name
 	socket := filepath.Join(dir, "nbd")
-	server, err := startServer(filepath.Join(filepath.Dir(i.binary), "qemu-nbd"),
+	server, err := i.startServer(path,
 		"--read-only", "--socket="+socket, "--format="+format, "--cache="+cache, path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
@@ -180,8 +182,8 @@ func (e *export) Close() error {
 		_ = e.conn.Close()
 	}
 	e.server.cancel()
-	<-e.server.ended // and with it its locks
-	return nil
+	<-e.server.released // and with it its locks
+	return e.server.left
 }
 
 // server is a qemu-nbd process.
@@ -189,36 +191,56 @@ type server struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error // when ended
+
+	// released is closed when it has ended, or cannot be ended: left says why.
+	released chan struct{}
+	left     error
 }
 
-// startServer starts qemu-nbd from a thread that lives as long as it does: the
-// kernel sends the death signal when that thread ends.
-func startServer(binary string, args ...string) (*server, error) {
+// startServer starts qemu-nbd on an image. Its directory is watched as that of a change:
+// a server that cannot be ended keeps its locks.
+func (i *Images) startServer(path string, args ...string) (*server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &server{cancel: cancel, ended: make(chan struct{})}
-	stderr := &limitedBuffer{limit: errorLimit}
-	cmd := command(ctx, binary, args...)
-	cmd.Stderr = stderr
+	s := &server{cancel: cancel, ended: make(chan struct{}), released: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
+		defer close(s.released)
+		_, err := change(ctx, &i.storage, []string{path}, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, s.run(ctx, started, filepath.Join(filepath.Dir(i.binary), "qemu-nbd"), args)
+		})
+		if s.left = err; err != nil {
+			select {
+			case started <- err:
+			default:
+			}
 		}
-		if err = cmd.Wait(); err == nil {
-			err = errors.New("it has ended")
-		}
-		s.err = classify("qemu-nbd", err, string(bytes.TrimSpace(stderr.Bytes())))
-		close(s.ended)
 	}()
 	if err := <-started; err != nil {
 		cancel()
 		return nil, err
 	}
 	return s, nil
+}
+
+// run runs qemu-nbd from a thread that lives as long as it does: the kernel sends the
+// death signal when that thread ends. It tells started how it began.
+func (s *server) run(ctx context.Context, started chan<- error, binary string, args []string) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	stderr := &limitedBuffer{limit: errorLimit}
+	cmd := command(ctx, binary, args...)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	started <- nil
+	err := cmd.Wait()
+	if err == nil {
+		err = errors.New("it has ended")
+	}
+	s.err = classify("qemu-nbd", err, string(bytes.TrimSpace(stderr.Bytes())))
+	close(s.ended)
+	return nil
 }
 
 // dial connects as soon as the server listens, of which nothing tells.

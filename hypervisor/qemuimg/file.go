@@ -23,7 +23,7 @@ func (i *Images) Stat(ctx context.Context, path string) (hypervisor.File, error)
 	if err := checkPath(path); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
-	st, err := look(ctx, &i.looks, filepath.Dir(path), func() (st unix.Stat_t, err error) { return st, unix.Stat(path, &st) })
+	st, err := look(ctx, &i.storage, path, func() (st unix.Stat_t, err error) { return st, unix.Stat(path, &st) })
 	if err != nil {
 		return hypervisor.File{}, fileError(what, err)
 	}
@@ -44,7 +44,7 @@ func (i *Images) Files(ctx context.Context, dir string) ([]hypervisor.NamedFile,
 	if err := checkPath(dir); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	files, err := look(ctx, &i.looks, dir, func() ([]hypervisor.NamedFile, error) { return listRegular(dir) })
+	files, err := lookAt(ctx, &i.storage, dir, func() ([]hypervisor.NamedFile, error) { return listRegular(dir) })
 	if err != nil {
 		return nil, fileError(what, err)
 	}
@@ -80,7 +80,7 @@ func (i *Images) Space(ctx context.Context, dir string) (hypervisor.Space, error
 	if err := checkPath(dir); err != nil {
 		return hypervisor.Space{}, fmt.Errorf("%s: %w", what, err)
 	}
-	space, err := look(ctx, &i.looks, dir, func() (hypervisor.Space, error) { return measure(dir) })
+	space, err := lookAt(ctx, &i.storage, dir, func() (hypervisor.Space, error) { return measure(dir) })
 	if err != nil {
 		return hypervisor.Space{}, fileError(what, err)
 	}
@@ -103,7 +103,7 @@ func measure(dir string) (hypervisor.Space, error) {
 }
 
 // Exchange swaps two files of one directory in one atomic act.
-func (i *Images) Exchange(_ context.Context, a, b string) error {
+func (i *Images) Exchange(ctx context.Context, a, b string) error {
 	what := fmt.Sprintf("cannot exchange %q and %q", a, b)
 	if err := errors.Join(checkPath(a), checkPath(b)); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -111,14 +111,29 @@ func (i *Images) Exchange(_ context.Context, a, b string) error {
 	if filepath.Dir(a) != filepath.Dir(b) {
 		return fmt.Errorf("%s: %w: they lie in different directories", what, hypervisor.ErrUnsupported)
 	}
+	return i.act(ctx, what, []string{a, b}, func() error { return exchange(a, b) })
+}
+
+func exchange(a, b string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("%s: %w: the file system cannot: %w", what, hypervisor.ErrUnsupported, err)
+		return fmt.Errorf("%w: the file system cannot: %w", hypervisor.ErrUnsupported, err)
 	case err != nil:
-		return fileError(what, err)
+		return err
 	}
 	return syncEntry(a)
+}
+
+// act is a change that takes a moment where the file system is alive.
+func (i *Images) act(ctx context.Context, what string, paths []string, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, actTime)
+	defer cancel()
+	_, err := change(ctx, &i.storage, paths, func(context.Context) (struct{}, error) { return struct{}{}, f() })
+	if err != nil {
+		return fileError(what, err)
+	}
+	return nil
 }
 
 // Remove unlinks path if it is still the file with that inode. The directory is
@@ -129,28 +144,32 @@ func (i *Images) Exchange(_ context.Context, a, b string) error {
 // that a guest had written here and there, and the kernel does it before unlink
 // returns, unless somebody has the file open: so we have, and close it beside the
 // work. Should this process end first, the kernel closes it then.
-func (i *Images) Remove(_ context.Context, path string, inode uint64) error {
+func (i *Images) Remove(ctx context.Context, path string, inode uint64) error {
 	what := fmt.Sprintf("cannot remove %q", path)
 	if err := checkPath(path); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	return i.act(ctx, what, []string{path}, func() error { return i.remove(path, inode) })
+}
+
+func (i *Images) remove(path string, inode uint64) error {
 	held, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return syncEntry(path)
 	case err != nil:
-		return fileError(what, err)
+		return err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(held, &st); err != nil {
-		return errors.Join(fileError(what, err), unix.Close(held))
+		return errors.Join(err, unix.Close(held))
 	}
 	defer i.removals.close(held, st.Dev)
 	if st.Ino != inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("%s: %w: inode %d instead of %d", what, hypervisor.ErrReplaced, st.Ino, inode)
+		return fmt.Errorf("%w: inode %d instead of %d", hypervisor.ErrReplaced, st.Ino, inode)
 	}
 	if err := unix.Unlink(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fileError(what, err)
+		return err
 	}
 	return syncEntry(path)
 }
@@ -161,27 +180,40 @@ func (i *Images) Copy(ctx context.Context, src, dst string) (hypervisor.File, er
 	if err := errors.Join(checkPath(src), checkPath(dst)); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
-	from, err := os.Open(src)
+	file, err := change(ctx, &i.storage, []string{src, dst}, func(ctx context.Context) (hypervisor.File, error) {
+		if err := copyFile(ctx, src, dst); err != nil {
+			return hypervisor.File{}, err
+		}
+		return i.Stat(ctx, dst)
+	})
 	if err != nil {
 		return hypervisor.File{}, fileError(what, err)
+	}
+	return file, nil
+}
+
+func copyFile(ctx context.Context, src, dst string) error {
+	from, err := os.Open(src)
+	if err != nil {
+		return err
 	}
 	defer from.Close()
 	info, err := from.Stat()
 	if err != nil {
-		return hypervisor.File{}, fileError(what, err)
+		return err
 	}
 	if !info.Mode().IsRegular() {
-		return hypervisor.File{}, fmt.Errorf("%s: %w: not a regular file", what, hypervisor.ErrUnsupported)
+		return fmt.Errorf("%w: not a regular file", hypervisor.ErrUnsupported)
 	}
 	to, err := createLike(dst, info)
 	if err != nil {
-		return hypervisor.File{}, fileError(what, err)
+		return err
 	}
 	defer to.Close()
 	if err := fillCopy(ctx, from, to, info.Mode().Perm()); err != nil {
-		return hypervisor.File{}, errors.Join(fileError(what, err), discard(to))
+		return errors.Join(err, discard(to))
 	}
-	return i.Stat(ctx, dst)
+	return nil
 }
 
 // fillCopy copies the content and makes it durable before anybody may rely on it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,7 +42,7 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 	if err := checkNames(path, format); err != nil {
 		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
 	}
-	file, err := os.Stat(path)
+	file, err := look(ctx, &i.storage, path, func() (fs.FileInfo, error) { return os.Stat(path) })
 	if err != nil {
 		return hypervisor.Image{}, fileError(what, err)
 	}
@@ -51,10 +52,8 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 			"%s: %w: it is neither a file nor a block device", what, hypervisor.ErrUnsupported,
 		)
 	}
-	ctx, cancel := context.WithTimeout(ctx, shortTime)
-	defer cancel()
 	out := &limitedBuffer{limit: infoLimit}
-	if err := i.run(ctx, out, "info", "--output=json", "-U", "-f", format, path); err != nil {
+	if err := i.short(ctx, []string{path}, out, "info", "--output=json", "-U", "-f", format, path); err != nil {
 		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
 	}
 	if out.truncated {
@@ -74,15 +73,23 @@ func (i *Images) Unused(ctx context.Context, path, format string) error {
 	if err := checkNames(path, format); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if _, err := os.Stat(path); err != nil {
-		return fileError(what, err)
+	if _, err := i.Stat(ctx, path); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, shortTime)
-	defer cancel()
-	if err := i.run(ctx, &limitedBuffer{}, "info", "-f", format, path); err != nil {
+	if err := i.short(ctx, []string{path}, &limitedBuffer{}, "info", "-f", format, path); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// short runs qemu-img for work on the headers of paths.
+func (i *Images) short(ctx context.Context, paths []string, read io.Writer, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, shortTime)
+	defer cancel()
+	_, err := change(ctx, &i.storage, paths, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, i.run(ctx, read, args...)
+	})
+	return err
 }
 
 // parseInfo reads the answer of qemu-img info, and refuses one of another format than was

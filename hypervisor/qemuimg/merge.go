@@ -31,12 +31,25 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	_, err = change(ctx, &i.storage, []string{m.Overlay, m.Base}, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, i.copyIntoBase(ctx, m, overlay, base, progress)
+	})
+	if err != nil {
+		return fileError(what, err)
+	}
+	return nil
+}
+
+// copyIntoBase is the work of a merge whose images were checked.
+func (i *Images) copyIntoBase(
+	ctx context.Context, m hypervisor.OfflineMerge, overlay, base hypervisor.Image, progress func(done, total int64),
+) error {
 	if err := i.growBase(ctx, base, overlay.VirtualSize); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return err
 	}
 	cache, err := cacheMode(m.Overlay, m.Base)
 	if err != nil {
-		return fileError(what, err)
+		return err
 	}
 	if m.BaseFormat == "raw" && max(base.VirtualSize, overlay.VirtualSize)%directBlock != 0 {
 		cache = "writeback" // direct I/O would fill the last block, and the disk would have grown
@@ -49,10 +62,10 @@ func (i *Images) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, pr
 		err = i.runLong(ctx, report, copyDown(m, cache, plain)...)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return err
 	}
 	if err := syncFileAndEntry(m.Base); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return err
 	}
 	if progress != nil {
 		progress(total, total)

@@ -66,18 +66,28 @@ func (i *Images) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hyper
 	if err := checkOverlay(o); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
-	base, err := os.Stat(o.Base)
+	made, err := change(ctx, &i.storage, []string{o.Path, o.Base}, func(ctx context.Context) (hypervisor.File, error) {
+		return i.createOverlay(ctx, o)
+	})
 	if err != nil {
 		return hypervisor.File{}, fileError(what, err)
 	}
+	return made, nil
+}
+
+func (i *Images) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
+	base, err := os.Stat(o.Base)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
 	file, err := createLike(o.Path, base)
 	if err != nil {
-		return hypervisor.File{}, fileError(what, err)
+		return hypervisor.File{}, err
 	}
 	defer file.Close()
 	made, err := i.fillOverlay(ctx, file, o)
 	if err != nil {
-		return hypervisor.File{}, errors.Join(fmt.Errorf("%s: %w", what, err), discard(file))
+		return hypervisor.File{}, errors.Join(err, discard(file))
 	}
 	return made, nil
 }
@@ -156,14 +166,13 @@ func (i *Images) Rebase(ctx context.Context, overlay, backing, backingFormat str
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	for _, path := range []string{overlay, backing} {
-		if _, err := os.Stat(path); err != nil {
-			return fileError(what, err)
+		if _, err := i.Stat(ctx, path); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, shortTime)
-	defer cancel()
 	// -u with no cache option: the header alone changes, and is synced below.
-	err := i.run(ctx, io.Discard, "rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", backingFormat, overlay)
+	err := i.short(ctx, []string{overlay, backing}, io.Discard,
+		"rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", backingFormat, overlay)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -174,5 +183,5 @@ func (i *Images) Rebase(ctx context.Context, overlay, backing, backingFormat str
 	if image.Backing != backing || image.BackingFormat != backingFormat {
 		return fmt.Errorf("%s: it names %q (%s)", what, image.Backing, image.BackingFormat)
 	}
-	return syncFileAndEntry(overlay)
+	return i.act(ctx, what, []string{overlay}, func() error { return syncFileAndEntry(overlay) })
 }

@@ -39,13 +39,16 @@ const (
 	errorLimit = 4 << 10
 	// shortTime bounds calls that only read or write an image's header.
 	shortTime = 20 * time.Second
+	// actTime bounds calls that change a name or two, and sync it, which a busy array may
+	// take long for.
+	actTime = time.Minute
 )
 
 // Images implements hypervisor.Images.
 type Images struct {
 	binary   string
 	removals removals
-	looks    looks
+	storage  storage
 	// Confine is told the process id of every qemu-img that works for long, to
 	// keep it from taking what guests need; nil: nobody is told. A failure of its
 	// own is its own affair: the work is done all the same.

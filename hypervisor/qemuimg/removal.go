@@ -50,7 +50,7 @@ func (i *Images) AwaitRoom(ctx context.Context, dir string) error {
 	if err := checkPath(dir); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	st, err := look(ctx, &i.looks, dir, func() (st unix.Stat_t, err error) { return st, unix.Stat(dir, &st) })
+	st, err := lookAt(ctx, &i.storage, dir, func() (st unix.Stat_t, err error) { return st, unix.Stat(dir, &st) })
 	if err != nil {
 		return fileError(what, err)
 	}
