@@ -32,7 +32,10 @@ func (a *Adopter) Adopt(ctx context.Context, id string, actor vps.Actor) (string
 	if !Speaks(dom) {
 		return "", ErrChanged
 	}
-	r := a.Reconstruct(ctx, dom)
+	r, err := a.Reconstruct(ctx, dom)
+	if err != nil {
+		return "", err
+	}
 	switch {
 	case r.Hopeless:
 		return "", errors.New(r.Why)
@@ -126,8 +129,11 @@ func (a *Adopter) findAll(ctx context.Context, domains []hypervisor.Domain) (
 		if !Speaks(dom) {
 			continue
 		}
-		r := a.Reconstruct(ctx, dom)
-		recorded := r.Exists && !r.Hopeless
+		r, err := a.Reconstruct(ctx, dom)
+		recorded := err == nil && r.Exists && !r.Hopeless
+		if err != nil {
+			r.Why = "its files cannot be looked at now: " + err.Error() + "; when they can be, vpssnap doctor --repair records it"
+		}
 		if other := claimed[r.Snap.ID]; recorded && other != "" {
 			recorded, r.Why = false, "the VPS "+other+" uses its files too"
 		}

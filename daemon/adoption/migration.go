@@ -88,7 +88,10 @@ func (a *Adopter) arrived(ctx context.Context, id string) error {
 	if err != nil || dom.State == hypervisor.Off {
 		return err
 	}
-	r := a.Reconstruct(ctx, dom)
+	r, err := a.Reconstruct(ctx, dom)
+	if err != nil {
+		return err
+	}
 	if !r.Exists || r.Hopeless || r.Snap.State != vps.SnapshotAvailable {
 		return nil
 	}

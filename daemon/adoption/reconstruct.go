@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/integrity"
 	"vpssnapd/daemon/inventory"
@@ -88,10 +89,12 @@ func OurImages(dom hypervisor.Domain) map[string]string {
 	return found
 }
 
-// Reconstruct reads what is there. It changes nothing.
-func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) Reconstruction {
+// Reconstruct reads what is there. It changes nothing. An error means that not all could
+// be looked at now: of what a mount holds that does not answer nothing is known, least
+// of all that it is missing.
+func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) (Reconstruction, error) {
 	if !dom.Persistent {
-		return Reconstruction{Exists: true, Hopeless: true, Why: "the VPS is not persistent"}
+		return Reconstruction{Exists: true, Hopeless: true, Why: "the VPS is not persistent"}, nil
 	}
 	m, err := metadata.Parse(dom.Metadata)
 	if err == nil && m.Snapshot.VPS != dom.ID {
@@ -108,7 +111,7 @@ func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) Recons
 	case len(images) == 0:
 		_, unknown := a.store.Snapshot(ctx, m.Snapshot.ID)
 		return Reconstruction{Leftover: m.Snapshot.ID != "" && unknown == nil,
-			Why: "its metadata cannot be taken up (" + err.Error() + ") and it uses no file of ours"}
+			Why: "its metadata cannot be taken up (" + err.Error() + ") and it uses no file of ours"}, nil
 	}
 	why := "its definition has no metadata of it"
 	if dom.Metadata != "" {
@@ -121,7 +124,7 @@ func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) Recons
 // was written since cannot be told, so it is never available.
 func (a *Adopter) fromFileNames(
 	ctx context.Context, dom hypervisor.Domain, images map[string]string, why string,
-) Reconstruction {
+) (Reconstruction, error) {
 	r := Reconstruction{Exists: true, Why: why + ", so whether its data is still that of its moment cannot be proven"}
 	now := a.store.Now()
 	r.Snap = vps.Snapshot{
@@ -145,7 +148,7 @@ func (a *Adopter) fromFileNames(
 				Exists:   true,
 				Hopeless: true,
 				Why:      fmt.Sprintf("the files of disk %s cannot be read: %v", use.Target, err),
-			}
+			}, notAsked(ctx, err)
 		}
 		if r.Snap.ID != "" && r.Snap.ID != id || use.Path != image.OverlayPath(img.Backing, id, use.Target) {
 			return Reconstruction{
@@ -153,7 +156,7 @@ func (a *Adopter) fromFileNames(
 				Hopeless: true,
 				Why: "disk " + use.Target + " uses " + use.Path +
 					", which does not go together with the other disks or with its base",
-			}
+			}, nil
 		}
 		if base.Modified.Before(r.Snap.CreatedAt) {
 			r.Snap.CreatedAt = base.Modified.UTC()
@@ -171,61 +174,99 @@ func (a *Adopter) fromFileNames(
 			Exists:   true,
 			Hopeless: true,
 			Why:      "the running VPS uses a file of ours, and its definition does not",
-		}
+		}, nil
 	}
-	return r
+	return r, nil
+}
+
+// notAsked is err when it says nothing about a file: the host had no time for the
+// question, or its storage does not answer.
+func notAsked(ctx context.Context, err error) error {
+	if fault.Unavailable(err) || ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// look is the file at a path. Only what the host says does not exist is not there.
+func (a *Adopter) look(ctx context.Context, path string) (file hypervisor.File, there bool, err error) {
+	file, err = a.host.Stat(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return file, false, nil
+	}
+	return file, err == nil, err
+}
+
+// liesOn reports whether the header of an image of ours names that base.
+func (a *Adopter) liesOn(ctx context.Context, path, base, format string) (bool, error) {
+	img, err := a.host.Inspect(ctx, path, "qcow2")
+	return err == nil && img.Backing == base && img.BackingFormat == format, notAsked(ctx, err)
 }
 
 // fromMetadata makes a record from the copy in the definition, as far as the
 // files bear it out.
-func (a *Adopter) fromMetadata(ctx context.Context, dom hypervisor.Domain, m metadata.Record) Reconstruction {
+func (a *Adopter) fromMetadata(
+	ctx context.Context, dom hypervisor.Domain, m metadata.Record,
+) (Reconstruction, error) {
 	r := Reconstruction{Exists: true, Snap: m.Snapshot}
 	r.Snap.VPS, r.Snap.UpdatedAt, r.Snap.Disks = dom.ID, a.store.Now(), slices.Clone(m.Snapshot.Disks)
 	state := r.Snap.State
-	if state != vps.SnapshotAvailable || !a.undoIsWhole(ctx, r.Snap) {
+	whole, err := a.undoIsWhole(ctx, r.Snap)
+	if err != nil {
+		return r, err
+	}
+	if state != vps.SnapshotAvailable || !whole {
 		forgetUndo(&r.Snap)
 	}
 	if state == vps.SnapshotDeleting {
 		return a.interruptedDelete(ctx, dom, r)
 	}
-	lacks, doubts := a.compareFiles(ctx, dom, &r.Snap)
+	lacks, doubts, err := a.compareFiles(ctx, dom, &r.Snap)
+	if err != nil {
+		return r, err
+	}
+	if len(lacks) == len(m.Snapshot.Disks) && len(OurImages(dom)) == 0 {
+		if gone, err := a.noneLeft(ctx, m.Snapshot); gone || err != nil {
+			return Reconstruction{Leftover: gone, Why: "the snapshot " + m.Snapshot.ID +
+				" that its metadata speaks of is gone"}, err
+		}
+	}
 	switch {
-	case len(lacks) == len(m.Snapshot.Disks) && len(OurImages(dom)) == 0 && a.noneLeft(ctx, m.Snapshot):
-		return Reconstruction{Leftover: true, Why: "the snapshot " + m.Snapshot.ID +
-			" that its metadata speaks of is gone"}
 	case len(doubts) > 0:
 		r.broken(false, strings.Join(doubts, "; "))
 	case len(lacks) > 0:
 		r.broken(true, strings.Join(lacks, "; "))
 	case state == vps.SnapshotRestoring:
-		a.restoreProgress(ctx, &r, m)
+		return r, a.restoreProgress(ctx, &r, m)
 	default:
 		r.Snap.State = vps.SnapshotAvailable
 	}
-	return r
+	return r, nil
 }
 
 // undoIsWhole reports whether all disks from before the last restore are there and lie
 // on their bases, so that it can still be undone.
-func (a *Adopter) undoIsWhole(ctx context.Context, s vps.Snapshot) bool {
+func (a *Adopter) undoIsWhole(ctx context.Context, s vps.Snapshot) (bool, error) {
 	if s.UndoUntil == nil {
-		return false
+		return false, nil
 	}
 	for _, disk := range s.Disks {
-		file, err := a.host.Stat(ctx, disk.Undo)
-		if disk.Undo == "" || err != nil || file.Inode != disk.UndoInode {
-			return false
+		if disk.Undo == "" {
+			return false, nil
 		}
-		img, err := a.host.Inspect(ctx, disk.Undo, "qcow2")
-		if err != nil || img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
-			return false
+		file, there, err := a.look(ctx, disk.Undo)
+		if err != nil || !there || file.Inode != disk.UndoInode {
+			return false, err
+		}
+		if lies, err := a.liesOn(ctx, disk.Undo, disk.Base, disk.BaseFormat); err != nil || !lies {
+			return false, err
 		}
 	}
 	if s.NVRAMUndo != "" {
-		_, err := a.host.Stat(ctx, s.NVRAMUndo)
-		return err == nil
+		_, there, err := a.look(ctx, s.NVRAMUndo)
+		return there, err
 	}
-	return true
+	return true, nil
 }
 
 // forgetUndo leaves the files from before a restore to whoever finds them.
@@ -244,22 +285,28 @@ func (r *Reconstruction) broken(heals bool, why string) {
 
 // noneLeft reports whether no overlay of a snapshot exists, where its bases do: an empty
 // directory may be one on which nothing is mounted.
-func (a *Adopter) noneLeft(ctx context.Context, s vps.Snapshot) bool {
+func (a *Adopter) noneLeft(ctx context.Context, s vps.Snapshot) (bool, error) {
 	for _, disk := range s.Disks {
-		_, base := a.host.Stat(ctx, disk.Base)
-		_, overlay := a.host.Stat(ctx, disk.Overlay)
-		if base != nil || !errors.Is(overlay, fs.ErrNotExist) {
-			return false
+		if _, there, err := a.look(ctx, disk.Base); err != nil || !there {
+			return false, err
+		}
+		if _, there, err := a.look(ctx, disk.Overlay); err != nil || there {
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }
 
 // compareFiles takes the inodes of the files into the record and says what is
 // missing, and what puts in doubt that the data is still that of the snapshot.
-func (a *Adopter) compareFiles(ctx context.Context, dom hypervisor.Domain, s *vps.Snapshot) (lacks, doubts []string) {
+func (a *Adopter) compareFiles(
+	ctx context.Context, dom hypervisor.Domain, s *vps.Snapshot,
+) (lacks, doubts []string, err error) {
 	for n := range s.Disks {
-		lack, doubt := a.compareDisk(ctx, dom, &s.Disks[n])
+		lack, doubt, err := a.compareDisk(ctx, dom, &s.Disks[n])
+		if err != nil {
+			return nil, nil, err
+		}
 		if lack != "" {
 			lacks = append(lacks, "disk "+s.Disks[n].Target+": "+lack)
 		}
@@ -268,39 +315,44 @@ func (a *Adopter) compareFiles(ctx context.Context, dom hypervisor.Domain, s *vp
 		}
 	}
 	if s.NVRAMSaved != "" {
-		if _, err := a.host.Stat(ctx, s.NVRAMSaved); err != nil {
+		_, there, err := a.look(ctx, s.NVRAMSaved)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !there {
 			lacks = append(lacks, "its copy of the UEFI variables is missing")
 		}
 	}
-	return lacks, doubts
+	return lacks, doubts, nil
 }
 
 // compareDisk does so for one disk. A copied file system gives other inodes; that
 // the base was not written since is told by its time.
-func (a *Adopter) compareDisk(ctx context.Context, dom hypervisor.Domain, disk *vps.SnapshotDisk) (lack, doubt string) {
-	base, err := a.host.Stat(ctx, disk.Base)
-	if err != nil {
-		return "its base is missing", ""
+func (a *Adopter) compareDisk(
+	ctx context.Context, dom hypervisor.Domain, disk *vps.SnapshotDisk,
+) (lack, doubt string, err error) {
+	base, there, err := a.look(ctx, disk.Base)
+	if err != nil || !there {
+		return "its base is missing", "", err
 	}
-	overlay, err := a.host.Stat(ctx, disk.Overlay)
-	if err != nil {
-		return "its overlay is missing", ""
+	overlay, there, err := a.look(ctx, disk.Overlay)
+	if err != nil || !there {
+		return "its overlay is missing", "", err
 	}
 	same := base.Inode == disk.BaseInode
 	disk.BaseInode, disk.OverlayInode = base.Inode, overlay.Inode
 	// Earlier is no sign of a write (see damage), unless it is another file.
 	written := base.Modified.After(disk.BaseModified) || base.Modified.Before(disk.BaseModified) && !same
 	if disk.BaseModified.IsZero() || written {
-		return "", "its base may have been written to since the snapshot"
+		return "", "its base may have been written to since the snapshot", nil
 	}
-	img, err := a.host.Inspect(ctx, disk.Overlay, "qcow2")
-	if err != nil || img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
-		return "", "its overlay does not lie on its base"
+	if lies, err := a.liesOn(ctx, disk.Overlay, disk.Base, disk.BaseFormat); err != nil || !lies {
+		return "", "its overlay does not lie on its base", err
 	}
 	if live, ok := dom.Disk(disk.Target); ok && live.Job {
-		return "", "a block job runs on it"
+		return "", "a block job runs on it", nil
 	}
-	return "", ""
+	return "", "", nil
 }
 
 // HalfRestored begins the reason of a snapshot whose VPS may have half of its disks.
@@ -309,7 +361,7 @@ const HalfRestored = "a restore was interrupted"
 // restoreProgress looks how far a restore came. None or all of its exchanges give a
 // whole VPS; in between the record demands the files that would complete it, and
 // heals when they are in place.
-func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m metadata.Record) {
+func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m metadata.Record) error {
 	var done, todo, strange []string
 	for _, disk := range r.Snap.Disks {
 		was, _ := diskNamed(m.Snapshot, disk.Target)
@@ -323,8 +375,12 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 		}
 	}
 	variables := m.NVRAMSpare == 0
-	if file, err := a.host.Stat(ctx, r.Snap.NVRAM); !variables && err == nil {
-		variables = file.Inode == m.NVRAMSpare
+	if !variables {
+		file, there, err := a.look(ctx, r.Snap.NVRAM)
+		if err != nil {
+			return err
+		}
+		variables = there && file.Inode == m.NVRAMSpare
 	}
 	switch {
 	case len(strange) > 0:
@@ -348,6 +404,7 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 			),
 		)
 	}
+	return nil
 }
 
 // diskNamed finds a disk of the snapshot by its target; a disk that was added since has none.
@@ -363,7 +420,9 @@ func diskNamed(s vps.Snapshot, target string) (vps.SnapshotDisk, bool) {
 // interruptedDelete makes a record with which the deletion can be finished. What a
 // running VPS writes to is the authority; of one that is off the definition's
 // choice holds, because it was suspended across the pivot.
-func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, r Reconstruction) Reconstruction {
+func (a *Adopter) interruptedDelete(
+	ctx context.Context, dom hypervisor.Domain, r Reconstruction,
+) (Reconstruction, error) {
 	present, merged := dom.NextDisk, 0
 	if dom.State != hypervisor.Off {
 		present = dom.Disk
@@ -373,13 +432,16 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 		use, _ := present(disk.Target)
 		base, err := a.host.Stat(ctx, disk.Base)
 		overlay, err2 := a.host.Stat(ctx, disk.Overlay)
+		if err := notAsked(ctx, errors.Join(err, err2)); err != nil {
+			return r, err
+		}
 		switch {
 		case err != nil:
 			return Reconstruction{
 				Exists:   true,
 				Hopeless: true,
 				Why:      fmt.Sprintf("a deletion was interrupted, and of disk %s: %v", disk.Target, err),
-			}
+			}, nil
 		case use.Path == disk.Base:
 			disk.Pivoted = true
 			merged++
@@ -387,7 +449,7 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 			return Reconstruction{Exists: true, Hopeless: true,
 				Why: fmt.Sprintf(
 					"a deletion was interrupted, and disk %s uses %s (%v)", disk.Target, image.OrNone(use.Path), err2,
-				)}
+				)}, nil
 		}
 		disk.BaseInode = base.Inode
 		if err2 == nil {
@@ -395,17 +457,16 @@ func (a *Adopter) interruptedDelete(ctx context.Context, dom hypervisor.Domain, 
 		}
 	}
 	if merged == len(r.Snap.Disks) {
-		return Reconstruction{
-			Leftover: a.noneLeft(ctx, r.Snap),
-			Why:      "the snapshot " + r.Snap.ID + " is deleted, all but its leftovers",
-		}
+		gone, err := a.noneLeft(ctx, r.Snap)
+		return Reconstruction{Leftover: gone,
+			Why: "the snapshot " + r.Snap.ID + " is deleted, all but its leftovers"}, err
 	}
 	r.Why = "its deletion was interrupted"
 	r.Snap.Reason = r.Why
 	if dom.State == hypervisor.Paused {
 		r.Why += "; the VPS is paused, perhaps by the deletion: finish that first, then virsh resume " + dom.ID
 	}
-	return r
+	return r, nil
 }
 
 // MergedAway reports whether a snapshot is gone because it was deleted, so that its

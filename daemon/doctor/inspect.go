@@ -385,7 +385,11 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 	if i.checkOutdated(ctx) {
 		return
 	}
-	r := i.d.adopter.Reconstruct(ctx, i.dom)
+	r, err := i.d.adopter.Reconstruct(ctx, i.dom)
+	if err != nil {
+		i.add(vps.CheckUnreachable, "", "", "the files of a snapshot of which there is no record cannot be looked at: "+err.Error())
+		return
+	}
 	if known, err := i.d.store.Snapshot(ctx, r.Snap.ID); err == nil && adoption.MovedAway(known) &&
 		i.dom.State == hypervisor.Off {
 		return // what a migration has left behind

@@ -52,6 +52,11 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 			continue
 		}
 		now, err := d.host.Stat(ctx, path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: path,
+				Detail: "a file that is named as one of ours cannot be looked at: " + err.Error()})
+			continue
+		}
 		if err != nil || now.Inode != listed[path].Inode {
 			continue // an operation that ended meanwhile has removed it
 		}

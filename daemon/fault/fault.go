@@ -14,8 +14,8 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// Unavailable reports whether err means that libvirt does not answer now, or that the
-// record cannot be written now: both heal by themselves, so the work waits.
+// Unavailable reports whether err means that libvirt or a file system does not answer now,
+// or that the record cannot be written now: all heal by themselves, so the work waits.
 func Unavailable(err error) bool {
 	return errors.Is(err, hypervisor.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) ||
 		vps.CodeOf(err) == vps.CodeHypervisorUnavailable || store.IsFull(err)
@@ -58,6 +58,12 @@ const waitForLibvirt = "wait until libvirt is back, then try again"
 func Explain(what string, err error) *vps.Error {
 	if e, ok := errors.AsType[*vps.Error](err); ok {
 		return e
+	}
+	if storage, ok := errors.AsType[*hypervisor.StorageError](err); ok {
+		return vps.Errorf(vps.CodeHypervisorUnavailable, "%s: the storage %s does not answer", what, storage.Dir).
+			WithRemedy("bring that mount of the host back (its server, network or array); "+
+				"the work goes on by itself, and what was refused can be asked for again").
+			Because(err)
 	}
 	for _, h := range hostErrors {
 		if errors.Is(err, h.is) {

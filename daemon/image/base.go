@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -22,6 +23,9 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 	img, err := i.host.Inspect(ctx, disk.Path, disk.Format)
 	if errors.Is(err, fs.ErrNotExist) {
 		return img, refuse("its image file is missing")
+	}
+	if fault.Unavailable(err) {
+		return img, fault.Explain("cannot take a snapshot of "+dom.Name, err)
 	}
 	if err != nil {
 		return img, vps.Errorf(vps.CodeUnsupportedDisk,
@@ -64,6 +68,8 @@ func (i *Images) checkChain(
 			img, err = i.host.Inspect(ctx, path, format)
 		}
 		switch {
+		case fault.Unavailable(err):
+			return hypervisor.Layer{}, fault.Explain("cannot take a snapshot of "+dom.Name, err)
 		case err != nil:
 			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk,
 				"cannot take a snapshot of %s: disk %s: a backing file cannot be read", dom.Name, disk.Target).

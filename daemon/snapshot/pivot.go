@@ -277,6 +277,8 @@ func (s deleter) checkChoice(
 		return ctx.Err()
 	case err == nil && same:
 		return nil
+	case errors.Is(err, hypervisor.ErrUnavailable):
+		return err // nor can the VPS be started from storage that does not answer
 	}
 	// Also when they could not be compared: with the VPS on, nobody can any more.
 	return errRanInPivot(dom, disk, err)

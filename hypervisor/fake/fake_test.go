@@ -69,6 +69,10 @@ func (f *fixture) Undefine(t testing.TB, id string)    { t.Helper(); must(t, f.h
 func (f *fixture) KillGuest(t testing.TB, id string)   { t.Helper(); must(t, f.host.KillGuest(id)) }
 func (f *fixture) ManagedSave(t testing.TB, id string) { t.Helper(); must(t, f.host.ManagedSave(id)) }
 
+func (f *fixture) HangDirectory(_ testing.TB, dir string) (answer func()) {
+	return f.host.HangDirectory(dir)
+}
+
 func (f *fixture) RestartHypervisor(testing.TB) {
 	f.host.Disconnect()
 	f.host.Connect()

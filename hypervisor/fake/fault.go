@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"vpssnapd/hypervisor"
 )
@@ -33,6 +34,7 @@ type faults struct {
 	mergePolls int
 	outrun     bool
 	free       int64 // of Space; negative: what the file system says
+	hung       map[string]bool
 }
 
 // errHang in the queue of failures means to wait for the end of the context.
@@ -88,6 +90,35 @@ func (h *Host) SetFree(bytes int64) {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
 	h.faults.free = bytes
+}
+
+// HangDirectory makes each call on the files of dir fail, as a mount whose server is gone
+// does on the real host, until answer.
+func (h *Host) HangDirectory(dir string) (answer func()) {
+	set := func(hung bool) {
+		h.faultMu.Lock()
+		defer h.faultMu.Unlock()
+		if h.faults.hung == nil {
+			h.faults.hung = map[string]bool{}
+		}
+		h.faults.hung[dir] = hung
+	}
+	set(true)
+	return func() { set(false) }
+}
+
+// answers fails when one of the paths, or directories, lies in one that hangs.
+func (h *Host) answers(paths ...string) error {
+	h.faultMu.Lock()
+	defer h.faultMu.Unlock()
+	for _, path := range paths {
+		for dir, hung := range h.faults.hung {
+			if hung && (path == dir || strings.HasPrefix(path, dir+"/")) {
+				return &hypervisor.StorageError{Dir: dir}
+			}
+		}
+	}
+	return nil
 }
 
 // Never given to MergeReadyAfter makes merges wait for FinishMerge.
@@ -148,7 +179,7 @@ func (h *Host) fate(ctx context.Context, point, subject string) error {
 	case planned != nil:
 		return planned
 	case hook == nil:
-		return nil
+		return h.answers(subject)
 	}
 	if err := hook(ctx, point, subject); err != nil {
 		return err
@@ -156,7 +187,7 @@ func (h *Host) fate(ctx context.Context, point, subject string) error {
 	if h.isCut() {
 		return hypervisor.ErrUnavailable
 	}
-	return nil
+	return h.answers(subject)
 }
 
 func (h *Host) isCut() bool {

@@ -82,7 +82,7 @@ func (h *Host) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hypervi
 }
 
 func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
-	if err := h.fate(ctx, "CreateOverlay.before", o.Path); err != nil {
+	if err := errors.Join(h.fate(ctx, "CreateOverlay.before", o.Path), h.answers(o.Base)); err != nil {
 		return hypervisor.File{}, err
 	}
 	if !filepath.IsAbs(o.Path) || !filepath.IsAbs(o.Base) || o.SizeBytes <= 0 {
@@ -131,7 +131,7 @@ func (h *Host) Copy(ctx context.Context, src, dst string) (hypervisor.File, erro
 }
 
 func (h *Host) copy(ctx context.Context, src, dst string) (hypervisor.File, error) {
-	if err := h.fate(ctx, "Copy.before", dst); err != nil {
+	if err := errors.Join(h.fate(ctx, "Copy.before", dst), h.answers(src)); err != nil {
 		return hypervisor.File{}, err
 	}
 	info, err := os.Stat(src)
@@ -170,7 +170,7 @@ func (h *Host) MergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 }
 
 func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, progress func(done, total int64)) error {
-	if err := h.fate(ctx, "MergeOffline.before", m.Overlay); err != nil {
+	if err := errors.Join(h.fate(ctx, "MergeOffline.before", m.Overlay), h.answers(m.Base)); err != nil {
 		return err
 	}
 	top := hypervisor.Layer{Path: m.Overlay, Format: "qcow2"}
@@ -217,6 +217,9 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 // SameAsBase compares what a guest would read.
 func (h *Host) SameAsBase(ctx context.Context, m hypervisor.OfflineMerge) (same bool, err error) {
 	err = h.image(ctx, "SameAsBase", m.Overlay, func() error {
+		if err := h.answers(m.Base); err != nil {
+			return err
+		}
 		chain, held, err := h.openChain(m.Overlay, "qcow2")
 		if err != nil {
 			return err
@@ -284,6 +287,9 @@ func letGo(held []*os.File) {
 // Rebase makes the overlay's header name a new backing file.
 func (h *Host) Rebase(ctx context.Context, overlay, backing, backingFormat string) error {
 	err := h.image(ctx, "Rebase", overlay, func() error {
+		if err := h.answers(backing); err != nil {
+			return err
+		}
 		if _, err := readLayer(backing, backingFormat); err != nil {
 			return err
 		}

@@ -41,6 +41,9 @@ type Fixture interface {
 	KillGuest(t testing.TB, id string)
 	// RestartHypervisor kills libvirtd and starts it again; guests live on.
 	RestartHypervisor(t testing.TB)
+	// HangDirectory makes a directory of images not answer, as a mount whose server is
+	// gone, until answer.
+	HangDirectory(t testing.TB, dir string) (answer func())
 	// ManagedSave saves the guest's memory and ends its QEMU process, so that
 	// a plain start would resume it.
 	ManagedSave(t testing.TB, id string)

@@ -27,6 +27,7 @@ var images = []test{
 	{"Files lists what lies in a directory", files},
 	{"Space tells the room", space},
 	{"A missing file is told", missing},
+	{"A directory that does not answer is told and named", hanging},
 }
 
 func createOverlay(s *suite) {
@@ -372,4 +373,78 @@ func files(s *suite) {
 	}
 	_, err = s.host().Files(s.ctx, g.path("none"))
 	s.is(err, fs.ErrNotExist)
+}
+
+// hanging is FAULTS.md row 46: what a hung mount holds is neither missing nor waited for,
+// and nothing happens to it, nor later from a call that was given up.
+func hanging(s *suite) {
+	g := s.written("qcow2")
+	dir := g.path("hung")
+	s.must(os.Mkdir(dir, 0o755))
+	base, away, made := g.disk("vda").Path, filepath.Join(dir, "away"), g.path("made")
+	overlay := s.overlay(g.path("near"), base, "qcow2", diskSize)
+	inDir := s.overlay(away, base, "qcow2", diskSize)
+	onDir := s.overlay(g.path("upper"), away, "qcow2", diskSize)
+	answer := s.fixture.HangDirectory(s, dir)
+	h, ctx := s.host(), s.ctx
+	for name, call := range map[string]func() error{
+		"Stat":      func() error { _, err := h.Stat(ctx, away); return err },
+		"Files":     func() error { _, err := h.Files(ctx, dir); return err },
+		"Space":     func() error { _, err := h.Space(ctx, dir); return err },
+		"AwaitRoom": func() error { return h.AwaitRoom(ctx, dir) },
+		"Inspect":   func() error { _, err := h.Inspect(ctx, away, "qcow2"); return err },
+		"Unused":    func() error { return h.Unused(ctx, away, "qcow2") },
+		"Export":    func() error { _, err := h.Export(ctx, away, "qcow2"); return err },
+		"Extents":   func() error { return h.Extents(ctx, away, "qcow2", func(int64, int64) {}) },
+		"Copy from": func() error { _, err := h.Copy(ctx, away, made); return err },
+		"Copy to":   func() error { _, err := h.Copy(ctx, base, filepath.Join(dir, "made")); return err },
+		"Exchange":  func() error { return h.Exchange(ctx, away, filepath.Join(dir, "other")) },
+		"Remove":    func() error { return h.Remove(ctx, away, inDir.Inode) },
+		"CreateOverlay in it": func() error {
+			_, err := h.CreateOverlay(ctx, hypervisor.Overlay{
+				Path: filepath.Join(dir, "made"), Base: base, BaseFormat: "qcow2", SizeBytes: diskSize})
+			return err
+		},
+		"CreateOverlay on it": func() error {
+			_, err := h.CreateOverlay(ctx, hypervisor.Overlay{
+				Path: made, Base: away, BaseFormat: "qcow2", SizeBytes: diskSize})
+			return err
+		},
+		"Rebase of it":   func() error { return h.Rebase(ctx, away, base, "qcow2") },
+		"Rebase onto it": func() error { return h.Rebase(ctx, g.path("near"), away, "qcow2") },
+		"MergeOffline of it": func() error {
+			return h.MergeOffline(ctx, hypervisor.OfflineMerge{Overlay: away, Base: base, BaseFormat: "qcow2"}, nil)
+		},
+		"MergeOffline into it": func() error {
+			m := hypervisor.OfflineMerge{Overlay: g.path("upper"), Base: away, BaseFormat: "qcow2"}
+			return h.MergeOffline(ctx, m, nil)
+		},
+		"SameAsBase": func() error {
+			m := hypervisor.OfflineMerge{Overlay: g.path("upper"), Base: away, BaseFormat: "qcow2"}
+			_, err := h.SameAsBase(ctx, m)
+			return err
+		},
+	} {
+		err := call()
+		var storage *hypervisor.StorageError
+		if !errors.Is(err, hypervisor.ErrUnavailable) || !errors.As(err, &storage) || storage.Dir != dir ||
+			errors.Is(err, fs.ErrNotExist) {
+			s.Errorf("%s: got %v", name, err)
+		}
+	}
+	if _, err := h.Stat(ctx, base); err != nil {
+		s.Errorf("another directory: %v", err)
+	}
+	answer()
+	s.poll("the directory to answer", func() bool { _, err := h.Stat(ctx, away); return err == nil })
+	for path, was := range map[string]hypervisor.File{away: inDir, g.path("near"): overlay, g.path("upper"): onDir} {
+		if now, err := h.Stat(ctx, path); err != nil || now.Inode != was.Inode || !now.Modified.Equal(was.Modified) {
+			s.Errorf("%s was %+v and is %+v, %v", path, was, now, err)
+		}
+	}
+	s.absent(made)
+	_, err := h.Copy(ctx, away, away+"2")
+	s.must(err)
+	s.must(h.Exchange(ctx, away, away+"2")) // it can be changed again, too
+	g.check()
 }

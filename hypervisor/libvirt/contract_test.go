@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"vpssnapd/hypervisor"
@@ -140,6 +141,15 @@ func (f *fixture) ReadImage(t testing.TB, path, format string, offset, length in
 func (f *fixture) KillGuest(t testing.TB, id string) {
 	t.Helper()
 	must(t, f.KillQEMU(f.guests[id].name))
+}
+
+func (f *fixture) HangDirectory(t testing.TB, dir string) (answer func()) {
+	t.Helper()
+	end, err := lab.HangDirectory(dir)
+	must(t, err)
+	answer = sync.OnceFunc(func() { must(t, end()) })
+	t.Cleanup(answer)
+	return answer
 }
 
 func (f *fixture) RestartHypervisor(t testing.TB) {
