@@ -3,8 +3,10 @@ package adoption
 import (
 	"context"
 	"errors"
+	"time"
 
 	"vpssnapd/daemon/failpoint"
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/inventory"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -122,18 +124,45 @@ func MovedAway(s vps.Snapshot) bool { return s.State == vps.SnapshotGone && len(
 // panel's own database. A definition that names the base under our overlay
 // would let the next boot write into the base and ruin both: it is put right.
 func (a *Adopter) definitionChanged(ctx context.Context, id string) {
-	stopping := ctx
+	if err := a.review(ctx, id); err != nil && ctx.Err() == nil {
+		a.logger.Error("definition not put right", a.inventory.LogAttr(id), "error", err)
+		a.retry(id, err)
+	}
+}
+
+func (a *Adopter) review(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, inventory.HostRead)
 	defer cancel()
 	a.inventory.RefreshDefined(ctx, id)
 	if dom, ok := a.inventory.Find(id); ok && dom.MigratedAway {
 		a.Departed(ctx, id)
+		return nil
+	}
+	return errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id))
+}
+
+// mostWait is the longest time between two looks at a VPS whose storage does not answer.
+const mostWait = time.Minute
+
+// retry reviews a VPS again, until its storage, or libvirt, answers: of a mount that does
+// so again no event tells.
+func (a *Adopter) retry(id string, err error) {
+	if !fault.Unavailable(err) {
 		return
 	}
-	if err := errors.Join(a.arrived(ctx, id), a.integrity.RightDefinition(ctx, id)); err != nil &&
-		stopping.Err() == nil {
-		a.logger.Error("definition not put right", a.inventory.LogAttr(id), "error", err)
-	}
+	a.group.Once("review "+id, func(ctx context.Context) {
+		for wait := time.Second; fault.Unavailable(err); wait = min(2*wait, mostWait) {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+			err = a.review(ctx, id)
+		}
+		if err != nil && ctx.Err() == nil {
+			a.logger.Error("definition not put right", a.inventory.LogAttr(id), "error", err)
+		}
+	})
 }
 
 // reviewDefinitions looks at every VPS that has a snapshot, or says so: somebody
@@ -155,5 +184,6 @@ func (a *Adopter) reviewDefinitions(ctx context.Context) {
 func (a *Adopter) cameAlong(ctx context.Context, id string) {
 	if err := a.arrived(ctx, id); err != nil && ctx.Err() == nil {
 		a.logger.Error("snapshot that a VPS brought along not adopted", a.inventory.LogAttr(id), "error", err)
+		a.retry(id, err)
 	}
 }

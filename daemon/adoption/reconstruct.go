@@ -31,6 +31,7 @@ type Adopter struct {
 	store     *store.Store
 	integrity *integrity.Integrity
 	logger    *slog.Logger
+	group     *work.Group
 	cutOff    func(vpsID, why string)
 	onMoved   func()
 }
@@ -42,7 +43,7 @@ func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, in *integrity.Integrity,
 	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger,
 ) *Adopter {
-	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger,
+	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger, group: group,
 		cutOff: cutOff, onMoved: onMoved}
 	inv.Subscribe(
 		inventory.Watcher{

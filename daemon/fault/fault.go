@@ -61,7 +61,7 @@ func Explain(what string, err error) *vps.Error {
 	}
 	if storage, ok := errors.AsType[*hypervisor.StorageError](err); ok {
 		return vps.Errorf(vps.CodeHypervisorUnavailable, "%s: the storage %s does not answer", what, storage.Dir).
-			WithRemedy("bring that mount of the host back (its server, network or array); "+
+			WithRemedy("bring that mount of the host back (its server, network or array); " +
 				"the work goes on by itself, and what was refused can be asked for again").
 			Because(err)
 	}

@@ -217,14 +217,15 @@ func (s taker) makeOverlays(ctx context.Context, r *operation.Run) error {
 		file, err := s.host.CreateOverlay(ctx, hypervisor.Overlay{
 			Path: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat, SizeBytes: disk.SizeBytes})
 		if err != nil {
-			return fmt.Errorf("overlay of disk %s: %w", disk.Target, err)
+			// Not tried again, whatever it was: the moment is over, and the reason would be lost.
+			return operation.RollBack(fmt.Errorf("overlay of disk %s: %w", disk.Target, err))
 		}
 		snap.Disks[i].OverlayInode = file.Inode
 		notes.Made[disk.Target] = file
 		r.Progress(int64(i+1), int64(len(snap.Disks)))
 	}
 	if err := s.saveNVRAM(ctx, snap, &notes); err != nil {
-		return err
+		return operation.RollBack(err)
 	}
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
