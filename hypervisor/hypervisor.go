@@ -118,7 +118,9 @@ type Domains interface {
 
 // Images is what is asked of the file system and qemu-img. Formats are always
 // stated by the caller, never probed. Missing files give an error that
-// satisfies errors.Is(err, fs.ErrNotExist); a full file system ErrNoSpace.
+// satisfies errors.Is(err, fs.ErrNotExist); a full file system ErrNoSpace; one that does
+// not answer a StorageError, after which the outcome of a change is unknown, and nothing
+// is told of its directory or changed in it until the change has really ended.
 type Images interface {
 	// Inspect reads an image's own header. Safe while a guest uses the image.
 	Inspect(ctx context.Context, path, format string) (Image, error)
@@ -131,7 +133,7 @@ type Images interface {
 	Copy(ctx context.Context, src, dst string) (File, error)
 	// MergeOffline copies what overlay holds into its base, which nobody else
 	// may have open (ErrBusy). The overlay is left as it is. When ctx ends, the work
-	// has ended and both files are free when it returns. May be repeated after any
+	// has ended and both files are free when it returns, unless with StorageError. May be repeated after any
 	// failure. progress may be nil.
 	MergeOffline(ctx context.Context, m OfflineMerge, progress func(done, total int64)) error
 	// SameAsBase says whether a guest reads the same from an overlay and from its base
