@@ -33,7 +33,8 @@ func (s *Snapshots) Delete(ctx context.Context, ref string, actor vps.Actor) (vp
 }
 
 // DeleteIf is Delete for a caller who has a reason that may be over: guard refuses it
-// then, in the transaction that records the deletion.
+// then, in the transaction that records the deletion. The option uses it to delete at
+// the end of its grace: an order that came a moment before must win.
 func (s *Snapshots) DeleteIf(
 	ctx context.Context, vpsID string, actor vps.Actor, guard func(context.Context, *store.Tx) error,
 ) (vps.Operation, error) {
@@ -50,6 +51,8 @@ func (s *Snapshots) beginDelete(
 		return vps.Operation{}, err
 	}
 	defer c.Release()
+	// A broken snapshot fails the verdict and can still be given up by an operator,
+	// which merges nothing.
 	discard := mayDiscard(c.Domain, c.Record, actor)
 	if err := refused(deleteVerdict(c.Domain, c.Record), vps.Words{}); err != nil && !discard {
 		return vps.Operation{}, err
@@ -57,6 +60,8 @@ func (s *Snapshots) beginDelete(
 	c.SnapshotID = c.Record.Snapshot.ID
 	notes := deleteNotes{Forget: discard}
 	if !discard {
+		// A replace that was interrupted leaves its old layer below ours; it is merged
+		// away first, by the same operation.
 		if notes.Replaces, err = s.layerLeft(ctx, *c.Record.Snapshot); err != nil {
 			return vps.Operation{}, err
 		}
@@ -105,6 +110,9 @@ func (s deleter) deletePlan(op vps.Operation) (operation.Plan, error) {
 	if notes.Replaces != "" {
 		plan = replacer(s).replaceSteps()
 	}
+	// Stored operations name these steps, and failpoints and mutants do too: a name is
+	// never changed or used again for something else. "queue" alone can be cancelled;
+	// from "end_undo" on the deletion only goes forward (FAULTS.md, fact 1).
 	return append(plan, operation.Plan{
 		{Name: "queue", Do: s.queueMerge},
 		{Name: "end_undo", Do: s.endUndo, Irrevocable: true},
@@ -127,12 +135,15 @@ func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	if err != nil {
 		return err
 	}
+	// Read after the wait, which may have lasted hours: what was checked when the
+	// request came in tells nothing any more.
 	err = s.checkMergeable(ctx, dom, snap)
 	if err == nil {
 		err = s.images.CheckUnshared(ctx, dom, image.Of(snap))
 	}
 	if err == nil {
-		// Found now, a denial costs nothing.
+		// Found now, a denial costs nothing; later it would fail a merge that has begun
+		// to write the base (AppArmor's default on Debian).
 		err = s.host.AllowMerge(ctx, dom.ID, image.Bases(snap))
 	}
 	if err != nil && r.Op.Irrevocable && !fault.Unavailable(err) {
@@ -141,6 +152,7 @@ func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	if err != nil {
 		return err
 	}
+	// From here on a restore is refused: the next steps begin to write the base.
 	snap.State, snap.UpdatedAt = vps.SnapshotDeleting, s.store.Now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error {
 		if err := tx.ForgetPivot(ctx, snap.VPS); err != nil { // of a deletion that was given up
@@ -151,8 +163,10 @@ func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	return nil
 }
 
-// checkMergeable makes sure, before anything irrevocable, that the chain is
-// what the record says and that nothing else works on it.
+// checkMergeable makes sure, before anything irrevocable, that the chain is what the
+// record says and that nothing else works on it. The headers are read too, not only the
+// definition: libvirt drops what a definition says of the chain at an offline start and
+// trusts the header. Nothing is changed here, so that a refusal costs nothing.
 func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	if dom.MigratedAway {
 		return fault.Migrated(dom) // while it waited for its turn: another host works on the files now
@@ -170,6 +184,8 @@ func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		case now.Path != disk.Overlay:
 			return changed("it uses another image than the overlay that was recorded")
 		}
+		// A deletion that is taken up again finds its own job, which MergeJob tells from
+		// a foreign one.
 		if now.Job && snap.State != vps.SnapshotDeleting {
 			return changed("a block job runs on it already")
 		}
@@ -187,6 +203,7 @@ func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		if err != nil {
 			return err
 		}
+		// A resumed merge has itself written the base; that is then no damage.
 		if why != "" && (snap.State != vps.SnapshotDeleting || why != integrity.BaseWritten) {
 			return changed(why)
 		}
@@ -201,13 +218,16 @@ func (s deleter) endUndo(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	// The last moment at which the base is still the snapshot.
+	// The last moment at which the base is still the snapshot. A rebuild of the record
+	// (adoption) needs that state.
 	if err := s.integrity.WriteMetadata(ctx, r); err != nil {
 		return err
 	}
 	if UndoIsKept(snap) {
 		r.Op.Result = undoEnded
 	}
+	// The files go before the merge writes its first byte: through a changed base an
+	// undo would bring back a disk that never was.
 	return s.dropUndo(ctx, snap, r.Stage)
 }
 
@@ -222,6 +242,7 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err := s.merger.Stay(ctx, r); err != nil {
 		return err
 	}
+	// Downloads read the base, and would deliver bytes of two moments.
 	if err := s.cutReaders(ctx, r); err != nil {
 		return err
 	}
@@ -229,7 +250,8 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err != nil {
 		return err
 	}
-	// Of a merge while the VPS runs, one before it while it was off tells nothing.
+	// Of a merge while the VPS runs, one before it while it was off tells nothing. Left
+	// in place, its times would make the overlay of a running guest look unwritten.
 	if err := noteMerged(r, nil); err != nil {
 		return err
 	}
@@ -279,6 +301,7 @@ func pivoted(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return disk.Pivo
 // in use, or has changed since it was merged with the VPS off: somebody started
 // the VPS meanwhile, and the overlay is still the authority.
 func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+	// With every disk pivoted the base is in use, and no overlay can count any more.
 	if !slices.ContainsFunc(snap.Disks, func(disk vps.SnapshotDisk) bool { return !disk.Pivoted }) {
 		return nil
 	}
@@ -303,6 +326,8 @@ func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps
 		now, ok := dom.Disk(disk.Target)
 		inUse := dom.State != hypervisor.Off && ok && now.Path == disk.Overlay
 		written = written || inUse || !file.Modified.Equal(notes.Merged[disk.Target])
+		// The definition may name the base already, from the try before: the next boot
+		// must find the overlay.
 		if next, ok := dom.NextDisk(disk.Target); ok && next.Path != disk.Overlay {
 			overlays = append(overlays, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
 		}
@@ -311,6 +336,8 @@ func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps
 		return nil
 	}
 	if len(overlays) > 0 {
+		// Durable before the step goes back, because the merge that follows relies on
+		// it.
 		if err := s.host.PointDisks(ctx, dom.ID, overlays); err != nil {
 			return err
 		}
@@ -329,9 +356,14 @@ func (s deleter) settle(ctx context.Context, r *operation.Run) error {
 	if err := s.goBackIfWritten(ctx, r, snap); err != nil {
 		return err
 	}
+	// PointDisks also syncs libvirt's directory, which libvirt 9.0 does not: after a
+	// power cut the old definition could boot on an overlay whose file is unlinked
+	// (FAULTS.md, fact 5).
 	if err := s.host.PointDisks(ctx, r.Op.VPS, image.BaseSources(snap)); err != nil {
 		return err
 	}
+	// A start between the first look and the new definition used the overlay, and is
+	// found here.
 	if err := s.goBackIfWritten(ctx, r, snap); err != nil {
 		return err
 	}
@@ -343,7 +375,9 @@ func (s deleter) settle(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
-// resumeAfterPivot lets a guest that we suspended run again.
+// resumeAfterPivot lets a guest that we suspended run again. That a guest is suspended
+// is a debt in the record, written before the suspension, so that the daemon that
+// follows a killed one finds it and pays it within seconds.
 func (s deleter) resumeAfterPivot(ctx context.Context, r *operation.Run) error {
 	owed, err := s.store.Owes(ctx, r.Op.VPS, store.DebtResume)
 	if err != nil || !owed {
@@ -361,6 +395,9 @@ func (s deleter) unlinkOverlays(ctx context.Context, r *operation.Run) error {
 	if err := s.removeSnapshotFiles(ctx, dom, snap, "settle"); err != nil {
 		return err
 	}
+	// The files are gone first: a crash here leaves metadata without a snapshot, which
+	// adoption knows as a leftover. The other order could leave files that nothing
+	// names.
 	if err := s.host.SetMetadata(ctx, dom.ID, ""); err != nil {
 		return err
 	}
@@ -387,6 +424,9 @@ func (s *Snapshots) removeSnapshotFiles(
 	ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, right string,
 ) error {
 	for _, disk := range snap.Disks {
+		// Only a person can tell what the guest wrote to the stale overlay since;
+		// unlinking it would lose that, and merging it would put old data over new
+		// (FAULTS.md, fact 3).
 		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
 			return operation.Park(
 				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged",
@@ -397,6 +437,8 @@ func (s *Snapshots) removeSnapshotFiles(
 					Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)),
 			)
 		}
+		// It is off, or will use it at the next boot only: nothing was written, so the
+		// definition can be put right.
 		if dom.Uses(disk.Overlay) {
 			return operation.Back(
 				right,

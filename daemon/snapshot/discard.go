@@ -25,6 +25,8 @@ func mayDiscard(dom hypervisor.Domain, rec store.Record, actor vps.Actor) bool {
 		if dom.Uses(disk.Overlay) {
 			return false
 		}
+		// Half deleted, and neither overlay nor base is in use: the VPS was installed
+		// again on other images.
 		others = others || rec.Snapshot.State == vps.SnapshotDeleting && !dom.Uses(disk.Base)
 	}
 	return others
@@ -45,6 +47,7 @@ func (s *Snapshots) forgetSnapshot(ctx context.Context, r *operation.Run) error 
 			)
 		}
 	}
+	// Metadata of another snapshot is not ours to take away.
 	if m, err := metadata.Parse(dom.Metadata); err == nil && m.Snapshot.ID == snap.ID {
 		if err := s.host.SetMetadata(ctx, dom.ID, ""); err != nil {
 			return err
@@ -81,6 +84,8 @@ func (s *Snapshots) discardGone(
 		return vps.Operation{}, err
 	}
 	defer release()
+	// Asked for itself, and not taken from the inventory: a picture a moment old must
+	// not cost a customer the record.
 	switch _, err := s.inventory.Read(ctx, id); {
 	case err == nil:
 		return vps.Operation{}, unknown
@@ -107,10 +112,11 @@ func (s *Snapshots) discardGone(
 		SnapshotID:  rec.Snapshot.ID,
 		Irrevocable: true,
 		Actor:       actor,
-		CreatedAt:   now,
-		StartedAt:   &now,
-		EndedAt:     &now,
-		Result:      "only its record, because the VPS is gone; what is left of its files was not touched",
+		// It succeeds at once: there is no step to run, and nobody waits for it.
+		CreatedAt: now,
+		StartedAt: &now,
+		EndedAt:   &now,
+		Result:    "only its record, because the VPS is gone; what is left of its files was not touched",
 	}
 	drop := func(tx *store.Tx) error {
 		if err := s.dropAll(ctx, tx, op); err != nil {
@@ -118,6 +124,8 @@ func (s *Snapshots) discardGone(
 		}
 		return tx.KeepAnswer(ctx, op)
 	}
+	// A parked operation of the VPS can never go on, and would hold the record open for
+	// ever.
 	if rec.Operation == nil {
 		err = s.store.Write(ctx, drop)
 	} else {

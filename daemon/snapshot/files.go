@@ -22,6 +22,8 @@ func (s *Snapshots) removeOwn(ctx context.Context, path string) error {
 		return nil
 	}
 	if err != nil {
+		// The inode is read just before, so that a file that is exchanged at this moment
+		// is not removed in its place.
 		return err
 	}
 	return s.host.Remove(ctx, path, file.Inode)
@@ -32,6 +34,7 @@ func (s *Snapshots) removeRecorded(ctx context.Context, path string, inode uint6
 	if path == "" {
 		return nil
 	}
+	// Somebody may have put another file under the name, such as a copy from a backup.
 	return s.host.Remove(ctx, path, inode)
 }
 
@@ -61,6 +64,7 @@ func (s *Snapshots) saveNVRAM(ctx context.Context, snap vps.Snapshot, notes *tak
 	if err != nil {
 		return err
 	}
+	// The time is read before the copy: a change during it is then seen as one after it.
 	notes.NVRAMAt = file.Modified
 	_, err = s.host.Copy(ctx, snap.NVRAM, snap.NVRAMSaved)
 	return err

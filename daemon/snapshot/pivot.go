@@ -25,6 +25,8 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	if err != nil {
 		return err
 	}
+	// Nothing to pivot then, but which disks have pivoted before it went off must be
+	// found out.
 	if dom.State == hypervisor.Off {
 		return s.pivotedOff(ctx, r, dom, snap)
 	}
@@ -36,11 +38,15 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 				WithRemedy("define %s again (virsh define), then resume the operation", dom.Name),
 		)
 	}
+	// FAULTS.md, fact 4: with the guest suspended, overlay and base were equal in 20 of
+	// 20 kills.
 	if err := s.suspendForPivot(ctx, r, dom); err != nil {
 		return err
 	}
 	for i := range snap.Disks {
 		err := s.pivotDisk(ctx, r, snap, i)
+		// AllowMerge is asked again because restoring an image's label makes libvirt
+		// write the whole profile again.
 		if err == nil && i < len(snap.Disks)-1 {
 			// With AppArmor the pivot may have taken the next base away.
 			err = s.host.AllowMerge(ctx, dom.ID, image.Bases(snap))
@@ -51,6 +57,7 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 		if err == nil {
 			continue
 		}
+		// Going off ends the jobs; that is no failure of the pivot.
 		if now, e := s.inventory.Read(ctx, r.Op.VPS); e == nil && now.State == hypervisor.Off {
 			return s.pivotedOff(ctx, r, now, snap)
 		}
@@ -80,8 +87,8 @@ func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	)
 }
 
-// suspendForPivot stops a running guest. One that was stopped to let the merge
-// become ready is suspended already.
+// suspendForPivot stops a running guest. One that was stopped to let the merge become
+// ready is suspended already. The debt to resume it is on record before it is suspended.
 func (s deleter) suspendForPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain) error {
 	if dom.State != hypervisor.Running {
 		return nil
@@ -105,6 +112,7 @@ func (s deleter) pivotDisk(ctx context.Context, r *operation.Run, snap vps.Snaps
 		return nil
 	}
 	ours, until := false, time.Now().Add(pivotReadyWait)
+	// The events of libvirt wake it; 50 ms is for those that are lost with a connection.
 	return s.inventory.Await(ctx, r.Op.VPS, 50*time.Millisecond, func() (bool, error) {
 		for {
 			pivoted, again, err := s.tryPivot(ctx, r, snap, i, ours)
@@ -125,6 +133,8 @@ func (s deleter) tryPivot(
 	ctx context.Context, r *operation.Run, snap vps.Snapshot, i int, ours bool,
 ) (pivoted, again bool, err error) {
 	disk := snap.Disks[i]
+	// Read before the domain: a resume that comes after this line is counted as one
+	// during the pivot.
 	resumed, lost := s.inventory.TimesResumed(r.Op.VPS), s.inventory.TimesLost()
 	dom, err := s.inventory.Read(ctx, r.Op.VPS)
 	if err != nil {
@@ -136,9 +146,13 @@ func (s deleter) tryPivot(
 		return false, false, hypervisor.ErrOff
 	case ok && now.Path == disk.Base && !ours && redefined(dom):
 		return false, false, errRedefined
+	// The live definition is the witness, not the answer of the pivot call: libvirtd may
+	// die within it.
 	case ok && now.Path == disk.Base: // by this or an earlier try
 		snap.Disks[i].Pivoted, snap.UpdatedAt = true, s.store.Now()
 		return true, false, r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
+	// Pivoted while it runs, it would write to the base alone, and a kill before the
+	// record would lose that.
 	case dom.State == hypervisor.Running:
 		return false, false, fmt.Errorf(
 			"disk %s not pivoted: somebody let the guest run: %w", disk.Target, hypervisor.ErrBusy,
@@ -156,6 +170,7 @@ func (s deleter) tryPivot(
 // pivotLater lets the guest run again, each disk on the side it is on, and goes
 // back to merging.
 func (s deleter) pivotLater(ctx context.Context, r *operation.Run, cause error) error {
+	// A guest is never left suspended while a failed pivot waits for its next try.
 	err := s.guests.Resume(ctx, r.Op.VPS)
 	if fault.Unavailable(cause) {
 		return cause // nothing is known; the next try reads the host, still within this step
@@ -179,6 +194,8 @@ func (s deleter) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 	}
 	for i, disk := range snap.Disks {
 		now, ok := dom.NextDisk(disk.Target)
+		// Merged off, a disk that names its base was merged completely before; "settle"
+		// decides about it.
 		if !ok || disk.Pivoted || now.Path != disk.Base || !notes.Merged[disk.Target].IsZero() {
 			continue
 		}
@@ -215,6 +232,8 @@ func (s deleter) markPivot(ctx context.Context, r *operation.Run, disk vps.Snaps
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
+	// Read before the pivot: a younger time later on tells that the guest wrote to the
+	// base.
 	base, err := s.host.Stat(ctx, disk.Base)
 	if err != nil {
 		return err
@@ -258,6 +277,7 @@ func (s deleter) checkChoice(
 	ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk, mark store.PivotMark,
 ) error {
 	next, ok := dom.NextDisk(disk.Target)
+	// The definition on disk names the base, so libvirt came to write the pivot down.
 	if ok && next.Path == disk.Base || !s.mayHaveRun(ctx, dom.ID, mark) {
 		return nil
 	}
@@ -266,6 +286,7 @@ func (s deleter) checkChoice(
 		return err
 	}
 	same := false
+	// The lock keeps the hook from letting the VPS start while both files are read.
 	err = startlock.Hold(ctx, s.stateDir, dom.ID, func(ctx context.Context) (err error) {
 		same, err = s.host.SameAsBase(
 			ctx, hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat},

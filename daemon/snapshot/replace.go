@@ -24,6 +24,8 @@ type replacer struct{ *Snapshots }
 
 // replaceSteps follow the steps of a take.
 func (s replacer) replaceSteps() operation.Plan {
+	// The guest never writes to the old overlay again, so no pivot and no suspension is
+	// needed.
 	return operation.Plan{
 		{Name: "old_merge", Do: s.mergeOld, Irrevocable: true},
 		{Name: "old_settle", Do: s.settleOld, Irrevocable: true},
@@ -32,7 +34,7 @@ func (s replacer) replaceSteps() operation.Plan {
 }
 
 // supersede makes the new snapshot available and gives the old one up, in one
-// transaction.
+// transaction. A crash between two would leave two snapshots available, or none.
 func (s replacer) supersede(ctx context.Context, tx *store.Tx, oldID string, snap vps.Snapshot) error {
 	old, err := tx.Snapshot(ctx, oldID)
 	if err != nil {
@@ -63,8 +65,10 @@ func (s replacer) mergeOld(ctx context.Context, r *operation.Run) (err error) {
 	}
 	merged := func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool { return s.middleGone(ctx, dom, snap, disk) }
 	set := merge.Set{
-		Snap:      old,
-		Merged:    merged,
+		Snap:   old,
+		Merged: merged,
+		// A definition is right with either: libvirt names the layer until the merge is
+		// done, then the base.
 		Next:      []vps.Snapshot{snap, basedOn(snap, old)},
 		Bandwidth: s.merger.Bandwidth(),
 	}
@@ -99,7 +103,7 @@ func (s replacer) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snaps
 	return r.Record(ctx, func(tx *store.Tx) error { return record(ctx, tx) })
 }
 
-// middleGone says of a running VPS that the new overlay lies on the base
+// middleGone reports whether the new overlay of a running VPS lies on the base
 // already. The overlay's header is the authority: QEMU writes it when the merge
 // is done, and if libvirtd was dead at that moment its live definition names
 // the merged layer until the next boot (found by the kill campaign).
@@ -108,6 +112,7 @@ func (s replacer) middleGone(ctx context.Context, dom hypervisor.Domain, snap vp
 	if !ok || dom.State == hypervisor.Off || now.Path != overlayOf(snap, old.Target) || now.Job {
 		return false
 	}
+	// An overlay that cannot be read now is taken as not yet merged, and asked again.
 	img, err := s.host.Inspect(ctx, now.Path, "qcow2")
 	return err == nil && img.Backing == old.Base
 }
@@ -156,12 +161,15 @@ func (s replacer) mergeOldOff(
 		if err != nil {
 			return err
 		}
+		// By the headers, because the definition of a VPS that is off states no chain.
 		onBase[disk.Target] = img.Backing != disk.Base
 	}
 	set.Merged = func(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return onBase[disk.Target] }
 	if err := s.merger.Off(ctx, r, dom, set); err != nil {
 		return err
 	}
+	// Only the header is rewritten: old overlay over base and the base alone read the
+	// same by now.
 	for _, old := range set.Snap.Disks {
 		if onBase[old.Target] {
 			continue
@@ -181,6 +189,7 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	for _, disk := range old.Disks {
+		// Not taken from the job's end: libvirtd may have died before it saw that.
 		img, err := s.host.Inspect(ctx, overlayOf(snap, disk.Target), "qcow2")
 		if err != nil {
 			return err
@@ -194,6 +203,8 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 	}
 	snap = basedOn(snap, old)
 	for i, disk := range snap.Disks {
+		// The merge wrote the base, so the time from the take is void; "was it written
+		// since?" counts from now.
 		base, err := s.host.Stat(ctx, disk.Base)
 		if err != nil {
 			return err

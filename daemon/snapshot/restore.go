@@ -38,6 +38,8 @@ func (s *Snapshots) Restore(
 	if err := refused(restoreVerdict(c.Domain, c.Record), vps.Words{}); err != nil {
 		return vps.Operation{}, err
 	}
+	// A restore takes back what the customer wrote since; the caller must name the
+	// snapshot to show that it knows.
 	if err := s.confirmed(ctx, c.Domain, *c.Record.Snapshot, r.Confirm); err != nil {
 		return vps.Operation{}, err
 	}
@@ -98,7 +100,8 @@ func (s *Snapshots) confirmed(ctx context.Context, dom hypervisor.Domain, snap v
 		WithRemedy("send {\"confirm\": \"%s\"} to confirm", snap.ID)
 }
 
-// undoable says for how long a restore can be undone.
+// undoable says for how long a restore can be undone. It names the largest unit in which
+// the time is a whole number, hours at most.
 func undoable(keep time.Duration) vps.Words {
 	n := int(keep.Seconds())
 	if n <= 0 {
@@ -115,7 +118,9 @@ func undoable(keep time.Duration) vps.Words {
 	return vps.Say("can be undone for %d %s", n, units[0][min(n, 2)-1])
 }
 
-// checkRestorable makes sure that everything a restore needs is there and ours.
+// checkRestorable makes sure that everything a restore needs is there and ours. It is
+// asked when the request comes in, so that the VPS is not powered off for a restore that
+// cannot succeed (FAULTS.md, row 34).
 func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	if target := s.images.SharedDisk(ctx, dom, image.Of(snap)); target != "" {
 		return vps.Errorf(vps.CodeVPSChanged,
@@ -138,6 +143,8 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 		if live, ok := dom.Disk(disk.Target); ok && live.Job {
 			return changed("a block job runs on it")
 		}
+		// The definition and the running QEMU may differ, when a panel defined the VPS
+		// again.
 		if live, ok := dom.Disk(disk.Target); !ok || live.Path != disk.Overlay {
 			return changed("it runs on another image than the overlay that was recorded")
 		}
@@ -189,6 +196,8 @@ func (s restorer) undoPlan(vps.Operation) (operation.Plan, error) {
 // has lost its memory, so there is no way back but through the end.
 func (s restorer) exchangeSteps() operation.Plan {
 	return operation.Plan{
+		// Nobody can cancel from here on, and a daemon that stops finishes the step
+		// first.
 		{Name: "stop", Do: s.beginRestore, Irrevocable: true, Uncut: true},
 		{Name: "exchange", Do: s.exchangeDisks, Irrevocable: true, Uncut: true},
 		{Name: "definition", Do: s.verifyRestore, Irrevocable: true, Uncut: true},
@@ -206,6 +215,8 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	// A try before may have made some; their names are the same, and CreateOverlay
+	// refuses one that exists.
 	if r.Again() {
 		if err := s.removeSpares(ctx, r); err != nil {
 			return err
@@ -222,6 +233,8 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 			return fmt.Errorf("fresh overlay of disk %s: %w", disk.Target, err)
 		}
 		notes.Spares = append(notes.Spares, metadata.Replacement{Target: disk.Target, Path: path, Inode: file.Inode})
+		// They go only when this restore has succeeded ("tidy"): until then they are the
+		// one way back.
 		if disk.Undo != "" {
 			notes.Dropped = append(
 				notes.Dropped, metadata.Replacement{Target: disk.Target, Path: disk.Undo, Inode: disk.UndoInode},
@@ -285,6 +298,8 @@ func (s restorer) useKeptSpares(ctx context.Context, r *operation.Run) error {
 // stageRestoring writes down, in the transaction of the step, that the files are about to
 // change places, and how the VPS ran before.
 func (s restorer) stageRestoring(ctx context.Context, r *operation.Run, snap vps.Snapshot, notes restoreNotes) error {
+	// Committed with the step, before "stop": the hook refuses every start of a VPS that
+	// is being restored, because half its disks may be exchanged.
 	snap.State, snap.UpdatedAt = vps.SnapshotRestoring, s.store.Now()
 	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
@@ -296,6 +311,8 @@ func (s restorer) beginRestore(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	// The copy in the definition outlives a lost database, so that a rebuild can tell
+	// which disks were exchanged.
 	if err := s.integrity.WriteRestoring(ctx, r, metadata.Restoring{Replacements: notes.Spares,
 		NVRAMInode: notes.NVRAMInode}); err != nil {
 		return err
@@ -303,8 +320,10 @@ func (s restorer) beginRestore(ctx context.Context, r *operation.Run) error {
 	return s.stopForRestore(ctx, r)
 }
 
-// stopForRestore ends QEMU, at once: what it holds in memory belongs to the disks
-// that are about to go. The same holds for saved memory.
+// stopForRestore ends QEMU, at once: what it holds in memory belongs to the disks that
+// are about to go. The same holds for saved memory. A start would resume the old memory
+// on the replaced disks (seen on libvirt 9.0). Both calls succeed when there is nothing
+// to do, so that the step can run again.
 func (s restorer) stopForRestore(ctx context.Context, r *operation.Run) error {
 	if err := s.host.PowerOff(ctx, r.Op.VPS); err != nil {
 		return err
@@ -346,6 +365,7 @@ func (s restorer) exchangeDisks(ctx context.Context, r *operation.Run) error {
 			}
 		}
 	}
+	// The hook should have prevented a start; it may be missing on this host.
 	if dom, err = s.inventory.Read(ctx, r.Op.VPS); err != nil {
 		return err
 	}
@@ -356,8 +376,10 @@ func (s restorer) exchangeDisks(ctx context.Context, r *operation.Run) error {
 	return nil
 }
 
-// exchange brings the file with inode after under the name path, and the one with
-// inode before under the other name.
+// exchange brings the file with inode after under the name path, and the one with inode
+// before under the other name. It may run any number of times: the inode tells whether
+// it was done before. A third file under the name is somebody else's, and is not
+// touched.
 func (s restorer) exchange(ctx context.Context, path, other string, before, after uint64) error {
 	present, err := s.host.Stat(ctx, path)
 	switch {
@@ -378,6 +400,8 @@ func (s restorer) verifyRestore(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	// libvirt's own file is made durable with it; a stated backing store of the old
+	// overlay goes.
 	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(snap)); err != nil {
 		return err
 	}
@@ -389,6 +413,7 @@ func (s restorer) verifyRestore(ctx context.Context, r *operation.Run) error {
 	}
 	snap.NVRAMUndo = notes.NVRAMSpare
 	snap.State, snap.UndoUntil, snap.UpdatedAt = vps.SnapshotAvailable, &until, now
+	// An undo goes back to a state after the snapshot, which is no restore of it.
 	if r.Op.Kind == vps.KindRestore {
 		snap.RestoredAt = &now
 	}
@@ -404,6 +429,8 @@ func (s restorer) startAfterRestore(ctx context.Context, r *operation.Run) error
 	}
 	start, paused := notes.powerAfter()
 	if start {
+		// Start succeeds for a VPS that runs already, so that a resumed step is no
+		// error.
 		if err := s.host.Start(ctx, r.Op.VPS, paused); err != nil {
 			return fmt.Errorf("the disks are restored, but the VPS does not start: %w", err)
 		}
@@ -445,8 +472,8 @@ func (n restoreNotes) powerAfter() (start, paused bool) {
 // agentPing is how long one question to the booting guest may take.
 const agentPing = 2 * time.Second
 
-// awaitGuest waits, for a bounded time, until the guest answers again, and says
-// whether it did. A guest without agent is not waited for.
+// awaitGuest waits, for a bounded time, until the guest answers again, and
+// reports whether it did. A guest without agent is not waited for.
 func (s restorer) awaitGuest(ctx context.Context, r *operation.Run) error {
 	_, notes, err := s.restoreState(ctx, r)
 	if err != nil {
@@ -457,6 +484,7 @@ func (s restorer) awaitGuest(ctx context.Context, r *operation.Run) error {
 	}
 	within := s.policy().AgentWait
 	until := time.Now().Add(within)
+	// The answer is for people only: a guest that never answers does not fail a restore.
 	return s.inventory.Await(ctx, r.Op.VPS, time.Second, func() (bool, error) {
 		dom, err := s.inventory.Read(ctx, r.Op.VPS)
 		switch {
@@ -482,6 +510,8 @@ func (s restorer) tidyRestore(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	for _, spare := range notes.Dropped {
+		// By their inode: the names were free again, for whatever the operator put
+		// there.
 		if err := s.removeRecorded(ctx, spare.Path, spare.Inode); err != nil {
 			return err
 		}

@@ -136,6 +136,8 @@ func New(p Parts) *Snapshots {
 
 // ended follows a run up.
 func (s *Snapshots) ended(op vps.Operation) {
+	// The pivot marks of this process serve one operation only; what must outlive it is
+	// in the record.
 	s.pivots.Delete(op.VPS)
 	if op.Kind != vps.KindTake || op.Status != vps.StatusSucceeded {
 		return
@@ -197,6 +199,7 @@ func (s *Snapshots) DescribeSnapshot(ctx context.Context, ref, description strin
 		if err != nil {
 			return err
 		}
+		// If-Match is checked within the transaction, against what is changed.
 		if err := vps.CallOf(ctx).CheckMatch(have.Version()); err != nil {
 			return err
 		}

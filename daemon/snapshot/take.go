@@ -29,6 +29,8 @@ func (s *Snapshots) Take(ctx context.Context, ref string, r vps.TakeRequest, act
 	if r.Quiesce == "" {
 		r.Quiesce = vps.QuiescePrefer
 	}
+	// Begin holds the VPS's lock until Release: no other request is accepted between
+	// check and commit.
 	c, err := s.operations.Begin(ctx, ref, actor)
 	if err != nil {
 		return vps.Operation{}, err
@@ -50,6 +52,7 @@ func (s *Snapshots) Take(ctx context.Context, ref string, r vps.TakeRequest, act
 		if err != nil {
 			return vps.Operation{}, err
 		}
+		// Two layers below cannot be told apart by a merge of one; see layerLeft.
 		if left != "" {
 			return vps.Operation{}, errLayerLeft(c.Domain)
 		}
@@ -126,6 +129,8 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 			return snap, err
 		}
 		file, err := s.host.Stat(ctx, disk.Path)
+		// The inode becomes the authority for "is it still this file?", and is recorded
+		// with the intent.
 		if err != nil {
 			return snap, fault.Explain("cannot take a snapshot of "+dom.Name, err)
 		}
@@ -133,7 +138,9 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 		snap.Disks = append(snap.Disks, vps.SnapshotDisk{
 			Target: disk.Target, Base: disk.Path, BaseFormat: disk.Format, BaseInode: file.Inode,
 			SizeBytes: img.VirtualSize,
-			Overlay:   image.OverlayPath(disk.Path, snap.ID, disk.Target),
+			// The path is recorded with the intent, before the file is made: a file that
+			// no record names is an orphan.
+			Overlay: image.OverlayPath(disk.Path, snap.ID, disk.Target),
 		})
 	}
 	if rec.Snapshot != nil { // whose overlays a replace merges
@@ -162,6 +169,8 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 		)
 	}
 	next, ok := dom.NextDisk(disk.Target)
+	// A take would freeze an image that the next boot does not use, and the overlay
+	// would be lost with it.
 	if !ok || next.Path != disk.Path || next.Format != disk.Format {
 		return changed("it is not the disk that the next boot will use").WithRemedy(
 			"compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name,
@@ -190,6 +199,7 @@ func (s taker) takePlan(op vps.Operation) (operation.Plan, error) {
 	if err := operation.ReadPlan(op, &notes); err != nil {
 		return nil, err
 	}
+	// "switch" is the moment of no return: QEMU writes to the overlays from then on.
 	plan := operation.Plan{
 		{Name: "overlays", Do: s.makeOverlays, Undo: s.removeOverlays},
 		{Name: "switch", Do: s.switchDisks, Irrevocable: true, Uncut: true},
@@ -214,6 +224,8 @@ func (s taker) makeOverlays(ctx context.Context, r *operation.Run) error {
 	}
 	notes.Made = map[string]hypervisor.File{}
 	for i, disk := range snap.Disks {
+		// Made by us, 0600 and exclusive: libvirt 9.0 leaves overlays that it makes
+		// itself readable by everybody (CVE-2025-13193).
 		file, err := s.host.CreateOverlay(ctx, hypervisor.Overlay{
 			Path: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat, SizeBytes: disk.SizeBytes})
 		if err != nil {
@@ -224,6 +236,7 @@ func (s taker) makeOverlays(ctx context.Context, r *operation.Run) error {
 		notes.Made[disk.Target] = file
 		r.Progress(int64(i+1), int64(len(snap.Disks)))
 	}
+	// Copied before the freeze, which shall last no longer than the switch.
 	if err := s.saveNVRAM(ctx, snap, &notes); err != nil {
 		return operation.RollBack(err)
 	}
@@ -239,11 +252,14 @@ func (s taker) removeOverlays(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	// A VPS that is gone uses nothing, and its unused files go with it.
 	if err != nil && !errors.Is(err, hypervisor.ErrNotFound) {
 		return err
 	}
 	for _, disk := range snap.Disks {
 		written, err := s.written(ctx, disk, notes)
+		// A failed take can still have been switched by QEMU. A file that was written to
+		// stays, whatever libvirt says of it.
 		if err != nil {
 			return err
 		}
@@ -286,6 +302,8 @@ func (s taker) switchDisks(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	if r.Again() {
+		// Never a second switch to the same overlays: QEMU may hold them open already
+		// ("Duplicate nodes with node-name", FAULTS.md row 44).
 		return s.adoptSwitch(ctx, r, snap, notes)
 	}
 	dom, err := s.inventory.Read(ctx, snap.VPS)
@@ -297,12 +315,16 @@ func (s taker) switchDisks(ctx context.Context, r *operation.Run) error {
 	}
 	frozen, err := s.guests.Freeze(ctx, dom, notes.Quiesce)
 	if err != nil {
+		// Also when the freeze failed: one that libvirt gave up waiting for can still
+		// happen in the guest, and then lasts until somebody thaws it (seen for over 50
+		// s).
 		s.guests.Thaw(ctx, dom.ID)
 		return operation.RollBack(err)
 	}
 	snap.CreatedAt = s.store.Now()
 	err = s.switchInTime(ctx, snap, frozen)
 	if frozen.Asked {
+		// Before the outcome is looked at: a guest never waits for our bookkeeping.
 		s.guests.Thaw(ctx, dom.ID)
 	}
 	if err != nil {
@@ -331,9 +353,12 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 		return err
 	}
 	dom, err := s.inventory.Read(ctx, snap.VPS)
+	// Only now is it sure that no call of ours can still switch a disk.
 	if err != nil {
 		return err
 	}
+	// FAULTS.md, row 5: a guest that the daemon left frozen is thawed before anything
+	// else is found out.
 	s.guests.Thaw(ctx, dom.ID)
 	switched := 0
 	for _, disk := range snap.Disks {
@@ -366,6 +391,7 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 // notOpen makes sure that QEMU does not write to an overlay that libvirt knows
 // nothing of: it may have died between QEMU's switch and its own note of it.
 func (s taker) notOpen(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	// QEMU's lock on the file tells, which libvirt's picture cannot.
 	err := s.host.Unused(ctx, disk.Overlay, "qcow2")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -389,6 +415,7 @@ func (s taker) outwait(ctx context.Context, id string) error {
 	if dom, err := s.inventory.Read(ctx, id); err == nil {
 		text = dom.Metadata
 	}
+	// Written as it was read: the call is made for its place in the queue only.
 	return s.host.SetMetadata(ctx, id, text)
 }
 
@@ -401,6 +428,8 @@ func (s taker) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hyperv
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
+		// The base was written after the overlay: the VPS has run on either since, and
+		// nobody can tell which counts.
 		if dom.State != hypervisor.Off || base.Modified.After(overlay.Modified) {
 			return operation.Park(vps.Errorf(vps.CodeVPSChanged,
 				"disk %s of %s was switched to its overlay, but the VPS was started on the base again: both may hold "+
@@ -420,6 +449,7 @@ func (s taker) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hyperv
 // stageSwitch records the switch, and what the bases were like from then on.
 func (s taker) stageSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, note string) error {
 	for i, disk := range snap.Disks {
+		// Read after the switch, when nothing of the VPS writes to the base any more.
 		base, err := s.host.Stat(ctx, disk.Base)
 		if err != nil {
 			return err
@@ -446,9 +476,12 @@ func (s taker) verifyTake(ctx context.Context, r *operation.Run) error {
 	if err := s.pointAtOverlays(ctx, dom, snap); err != nil {
 		return err
 	}
+	// libvirt 9.0 fsyncs the file and not its directory: after a power cut the VPS could
+	// boot on the base.
 	if err := s.host.SyncDefinition(ctx, snap.VPS); err != nil {
 		return err
 	}
+	// After the switch, so that a change just before it is part of the snapshot.
 	if err := s.refreshNVRAM(ctx, snap, notes); err != nil {
 		return err
 	}
@@ -475,6 +508,8 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 		if dom.State != hypervisor.Off && live.Path != disk.Overlay {
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s does not use its overlay", disk.Target, dom.Name)
 		}
+		// An overlay of another size shows the guest a disk that shrank: libvirt's
+		// REUSE_EXT takes any file of the right type.
 		if live.SizeBytes != 0 && live.SizeBytes != disk.SizeBytes {
 			return vps.Errorf(
 				vps.CodeVPSChanged, "disk %s of %s has %d bytes instead of %d", disk.Target, dom.Name, live.SizeBytes,
@@ -514,7 +549,9 @@ func (s *Snapshots) takeState(ctx context.Context, r *operation.Run) (vps.Snapsh
 	return snap, notes, err
 }
 
-// sameBases makes sure that between request and switch nobody changed the disks.
+// sameBases makes sure that between request and switch nobody changed the disks. The
+// number counts too: a disk that was added would be left out of the snapshot without a
+// word.
 func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 	if n := len(image.Included(dom.Disks)); n != len(snap.Disks) {
 		return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: its disks changed meanwhile", dom.Name).

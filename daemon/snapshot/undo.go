@@ -19,6 +19,7 @@ func (s *Snapshots) dropUndo(
 	if !UndoIsKept(snap) {
 		return nil
 	}
+	// By inode: the name may belong to a file of somebody else by now.
 	for i, disk := range snap.Disks {
 		if err := s.removeRecorded(ctx, disk.Undo, disk.UndoInode); err != nil {
 			return err
@@ -35,6 +36,8 @@ func (s *Snapshots) dropUndo(
 
 // ExpireUndo removes the disks from before a restore when their time is over.
 func (s *Snapshots) ExpireUndo(ctx context.Context, vpsID string) error {
+	// It works on files that a restore or a delete uses as well, so it takes the VPS's
+	// lock as they do.
 	release, err := s.inventory.Lock(ctx, vpsID)
 	if err != nil {
 		return err

@@ -12,10 +12,12 @@ import (
 // Verdicts says which actions are open to a VPS now. The panel shows them, and
 // the calls obey them.
 func Verdicts(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Actions {
+	// Nothing is known of it, so nothing is allowed; the next look may tell otherwise.
 	if dom.State == hypervisor.Unknown {
 		silent := refuse(vps.CodeHypervisorUnavailable, "%s does not answer its host", dom.Name)
 		return vps.Actions{Take: silent, Restore: silent, UndoRestore: silent, Delete: silent}
 	}
+	// Its files are on shared storage and belong to the other host now.
 	if dom.MigratedAway {
 		away := refuse(vps.CodeVPSChanged, "%s was migrated to another host", dom.Name)
 		return vps.Actions{Take: away, Restore: away, UndoRestore: away, Delete: away}
@@ -33,7 +35,7 @@ func refuse(code vps.Code, format string, args ...any) vps.Verdict {
 	return vps.Verdict{Code: code, Reason: vps.Say(format, args...)}
 }
 
-// takeVerdict says from the record alone whether a snapshot may be taken now. It asks in
+// takeVerdict reports from the record alone whether a snapshot may be taken now. It asks in
 // the order in which a customer would mend things: the option first.
 func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verdict {
 	switch {
@@ -56,7 +58,7 @@ func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verd
 	return vps.Verdict{Allowed: true}
 }
 
-// restoreVerdict says from the record alone whether the snapshot may be restored now.
+// restoreVerdict reports from the record alone whether the snapshot may be restored now.
 func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
@@ -77,7 +79,7 @@ func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	}
 }
 
-// undoVerdict says from the record alone whether the last restore may be undone at now.
+// undoVerdict reports from the record alone whether the last restore may be undone at now.
 func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil || rec.Snapshot.UndoUntil == nil || !UndoIsKept(*rec.Snapshot):
@@ -95,7 +97,7 @@ func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Ver
 	return vps.Verdict{Allowed: true, Reason: vps.Say("possible until %s", rec.Snapshot.UndoUntil.Format(time.RFC3339))}
 }
 
-// deleteVerdict says from the record alone whether the snapshot may be deleted now.
+// deleteVerdict reports from the record alone whether the snapshot may be deleted now.
 func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
@@ -108,10 +110,13 @@ func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 			"the snapshot of %[1]s is broken: %[2]s; an operator of the host can do away with it once %[1]s has other disks",
 			dom.Name, rec.Snapshot.Reason,
 		)
+	// One that is half deleted may be asked for again, which finishes the deletion.
 	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotDeleting &&
 		!givenUp(*rec.Snapshot):
 		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s: %s", dom.Name,
 			rec.Snapshot.State, rec.Snapshot.Reason)
+	// A merge changes the disks under the saved memory, and the guest would wake up on
+	// others.
 	case dom.ManagedSave:
 		return refuse(
 			vps.CodeVPSChanged,
