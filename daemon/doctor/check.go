@@ -40,6 +40,7 @@ type Doctor struct {
 }
 
 // New makes a doctor that looks at a VPS whenever something happened to it.
+// What it finds goes to the log; only Repair puts anything right.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
 	in *integrity.Integrity, adopter *adoption.Adopter, logger *slog.Logger,
@@ -54,7 +55,8 @@ func New(
 }
 
 // Checks compares the records with what libvirt and the files say, and names
-// every difference with its remedies. It changes no VPS and no file.
+// every difference with its remedies. It changes no VPS and no file. An error means that
+// the records could not be read; a libvirt or a file that does not answer is a finding.
 func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 	ctx = failpoint.Within(ctx, "daemon", "check")
 	report := vps.Report{At: d.store.Now()}
@@ -89,6 +91,8 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 		return report, err
 	}
 	report.Findings = append(report.Findings, orphans...)
+	// Stable, because the findings of one VPS are in the order in which an operator
+	// looks at them.
 	slices.SortStableFunc(report.Findings, func(a, b vps.Finding) int {
 		return cmp.Or(strings.Compare(a.VPSName, b.VPSName), strings.Compare(a.VPS, b.VPS))
 	})
@@ -126,6 +130,7 @@ func (d *Doctor) recorded(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Also a VPS without a record may still have a guest of its frozen by us.
 	owed, err := d.store.Debts(ctx)
 	ids := map[string]bool{}
 	for id := range records {
@@ -174,6 +179,8 @@ func (d *Doctor) checkVPS(ctx context.Context, i *inspection) (findings []vps.Fi
 		if err != nil {
 			return nil, snapshots, err
 		}
+		// Telling half of the old and half of the new would name faults that nobody
+		// made.
 		if !sameRecord(rec, after) {
 			continue
 		}
@@ -194,6 +201,7 @@ func sameRecord(a, b store.Record) bool {
 
 // run makes the findings.
 func (i *inspection) run(ctx context.Context) error {
+	// What its step is doing looks like damage from outside.
 	if op := i.rec.Operation; op != nil && op.Status != vps.StatusNeedsAttention {
 		return i.checkOwed(ctx, true)
 	}
@@ -216,6 +224,7 @@ func (i *inspection) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Only an answer of libvirt counts as "gone"; silence does not.
 	if i.gone() {
 		i.checkGone(snapshots)
 	}
@@ -227,6 +236,8 @@ func (i *inspection) run(ctx context.Context) error {
 		}
 	}
 	if len(snapshots) == 0 && i.present {
+		// A VPS that came with a panel's definition, a backup or from another host may
+		// speak of a snapshot that this host's record has lost.
 		i.checkUnrecorded(ctx)
 	}
 	return nil
@@ -234,6 +245,7 @@ func (i *inspection) run(ctx context.Context) error {
 
 // read asks libvirt for the VPS.
 func (i *inspection) read(ctx context.Context) {
+	// A QEMU that hangs makes libvirt wait for its domain's lock, up to 30 s.
 	ctx, cancel := context.WithTimeout(ctx, inventory.AnswerWithin)
 	defer cancel()
 	dom, err := i.d.inventory.Read(ctx, i.id)
@@ -295,6 +307,8 @@ func (d *Doctor) settleHealth(ctx context.Context, i *inspection) (judged bool, 
 	if err != nil || snap == nil || !reflect.DeepEqual(snap, i.rec.Snapshot) {
 		return true, err // somebody was quicker
 	}
+	// A snapshot can become broken here without any operation: by a file that somebody
+	// moved.
 	if err := d.integrity.Judge(ctx, i.dom, *snap); err != nil {
 		return false, err
 	}

@@ -27,6 +27,8 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 		i.checkUndo(ctx, disk)
 	}
 	i.checkNVRAM(ctx, s)
+	// A restore that was cut off with the database lost heals by itself, once each disk
+	// has its right file; see adoption.
 	if s.State == vps.SnapshotBroken && s.Heals && strings.HasPrefix(s.Reason, adoption.HalfRestored) {
 		i.add(
 			vps.CheckSnapshotBroken, "", "", "the snapshot is broken: "+s.Reason,
@@ -43,6 +45,7 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 func (i *inspection) file(
 	ctx context.Context, disk, path string, inode uint64, what string, missing, replaced vps.CheckCode,
 ) (hypervisor.File, bool) {
+	// With inode 0 none is recorded, and only the presence is checked.
 	file, err := i.d.host.Stat(ctx, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -73,6 +76,7 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 	base, ok := i.file(
 		ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase,
 	)
+	// An earlier time proves nothing: a power cut may put it back.
 	if ok && !disk.BaseModified.IsZero() && base.Modified.After(disk.BaseModified) { // see damage
 		i.add(
 			vps.CheckBaseWritten,
@@ -157,6 +161,7 @@ func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
 // checkNVRAM looks for the UEFI variables as they were; without them a restored guest may
 // find no boot entry.
 func (i *inspection) checkNVRAM(ctx context.Context, s vps.Snapshot) {
+	// Its inode is not recorded: a copy from a backup serves as well.
 	if s.NVRAMSaved != "" {
 		i.file(
 			ctx, "", s.NVRAMSaved, 0, "the snapshot's copy of the UEFI variables", vps.CheckMissingNVRAM,
@@ -203,6 +208,8 @@ func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 			i.remedySnapshotObjects(),
 		)
 	}
+	// The copy travels with a migration and outlives the database, so it must be there
+	// and be right.
 	if why := metadata.Differs(i.dom.Metadata, s); why != "" && s.State == vps.SnapshotAvailable {
 		i.add(vps.CheckMetadataMissing, "", "", "the copy of the record in the VPS's definition "+why, remedyRepair())
 		i.repairable()
@@ -248,6 +255,7 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 	if active {
 		uses = append(uses, live)
 	}
+	// Where both name the same image, one finding is enough.
 	if i.dom.Persistent && (!active || next.Path != live.Path) {
 		uses = append(uses, next)
 	}
@@ -311,6 +319,7 @@ func (i *inspection) liesOn(ctx context.Context, use hypervisor.Disk, below stri
 	if use.ChainKnown {
 		return false
 	}
+	// By the headers, as libvirt states no chain for a VPS that is off.
 	chain, _ := i.d.images.Chain(ctx, use.Path, use.Format)
 	return slices.Contains(chain, below)
 }
@@ -337,6 +346,7 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 			remedyLog(),
 		)
 	}
+	// add named the current snapshot; this finding is about s.
 	i.findings[len(i.findings)-1].Snapshot = s.ID
 }
 
@@ -345,6 +355,8 @@ func (i *inspection) gone() bool { return i.answered && !i.present }
 
 // namesake is the id of another VPS that bears the name now, "" for none.
 func (i *inspection) namesake() string {
+	// Customers and panels know the name. A VPS under it with another UUID is never
+	// taken for the one that is gone.
 	if other, ok := i.d.inventory.Find(i.name); ok && other.ID != i.id {
 		return other.ID
 	}
@@ -426,6 +438,7 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 		}
 		for _, disk := range gone.Disks {
 			if disk.Overlay == path {
+				// A boot would silently bring back data from before the deletion.
 				i.add(
 					vps.CheckStaleOverlay,
 					disk.Target,
@@ -454,6 +467,8 @@ func (i *inspection) remedyMetadata() vps.Remedy {
 
 // remedyUnrecorded merges by hand what no record can be made of.
 func (i *inspection) remedyUnrecorded() vps.Remedy {
+	// Nothing destructive among the commands: which file is the newest is for a person
+	// to find out.
 	w := remedy(
 		"keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand "+
 			"(virsh blockcommit, qemu-img commit)",

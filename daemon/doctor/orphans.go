@@ -19,6 +19,8 @@ import (
 // directories where disks lie. The directories are listed before the record is
 // read: a file is recorded before it is made, and its record goes after it.
 func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([]vps.Finding, error) {
+	// Read first: a snapshot that is recorded while the directories are listed brings at
+	// worst a file that is looked up again below.
 	before, err1 := d.store.Snapshots(ctx)
 	left, err2 := d.store.OverlaysLeft(ctx)
 	if err := errors.Join(err1, err2); err != nil {
@@ -41,6 +43,8 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 			}
 		}
 	}
+	// The record is read after the listing. In the other order a file made in between
+	// would look like an orphan.
 	named, err := d.namedFiles(ctx)
 	if err != nil {
 		return findings, err
@@ -51,6 +55,8 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 		if named.paths[path] || named.busy[id] {
 			continue
 		}
+		// Seen under the same inode twice, with the record read in between: it is not
+		// one that was just being made.
 		now, err := d.host.Stat(ctx, path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			findings = append(findings, vps.Finding{Code: vps.CheckUnreachable, Path: path,
@@ -79,6 +85,8 @@ func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot, others []s
 	}
 	for _, dom := range domains {
 		for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
+			// Overlays are made beside their base, so the directories of disks are
+			// enough; no tree is walked.
 			if disk.Type == "file" && filepath.IsAbs(disk.Path) && disk.Device == "disk" {
 				dirs[filepath.Dir(disk.Path)] = true
 			}
@@ -120,6 +128,8 @@ func (d *Doctor) namedFiles(ctx context.Context) (named, error) {
 		for _, path := range image.Files(s) {
 			n.paths[path] = true
 		}
+		// A base can have our name when a snapshot was given up: the VPS then runs on an
+		// old overlay.
 		for _, disk := range s.Disks {
 			n.paths[disk.Base] = true
 		}
@@ -224,6 +234,7 @@ func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
 		chain, complete := u.d.images.Chain(ctx, disk.Path, disk.Format)
 		u.sure = u.sure && complete
 		for _, path := range chain {
+			// The base of another VPS may carry our name, so every layer counts.
 			u.below[path] = dom
 		}
 	}

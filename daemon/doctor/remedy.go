@@ -141,6 +141,8 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 			w.Text += "; disk " + disk.Target + " must name " + disk.Base + " (" + disk.BaseFormat +
 				") when it is merged"
 			w.Commands = append(
+				// "-t none" as in our own merges: with the page cache between, a full disk
+				// or an I/O error may show only later.
 				w.Commands, argv("qemu-img", "commit", "-f", "qcow2", "-t", "none", disk.Overlay),
 				argv("virsh", "edit", i.id),
 			)
@@ -151,6 +153,7 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 }
 
 // mergeByHand merges the overlay of a running VPS.
+// Never with --delete: libvirt unlinks the overlay before it has saved the definition.
 func mergeByHand(id string, disk vps.SnapshotDisk) vps.Command {
 	return argv(
 		"virsh", "blockcommit", id, disk.Target, "--top", disk.Overlay, "--base", disk.Base, "--active", "--pivot",
@@ -170,12 +173,15 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 		ways = append(
 			ways,
 			remedy("the file lies beside its place under another name: put it back",
+				// "-n": never over a file that is there by now.
 				argv("mv", "-nT", "--", other, path)),
 		)
 	} else if inode != 0 {
 		ways = append(ways, remedy("if it was moved within its file system, find it and move it back to "+path,
 			argv("find", filepath.Dir(filepath.Dir(path)), "-xdev", "-inum", fmt.Sprint(inode))))
 	}
+	// A file that QEMU has open lives on without a name until QEMU ends; a power-off
+	// would lose it for good.
 	if live, ok := i.dom.Disk(disk); ok && i.present && i.dom.State != hypervisor.Off &&
 		(live.Path == path || live.LiesOn(path)) {
 		rescued := image.WithSuffix(path, ".rescued.qcow2")
@@ -221,6 +227,8 @@ func (i *inspection) remediesReplaced(ctx context.Context, path string, inode ui
 
 // whereIs finds a file beside its place by its inode, "" when it is not there.
 func (d *Doctor) whereIs(ctx context.Context, path string, inode uint64) string {
+	// Other file systems use the same numbers for other files, hence the same directory
+	// only.
 	files, err := d.host.Files(ctx, filepath.Dir(path))
 	if err != nil || inode == 0 {
 		return ""
@@ -237,6 +245,7 @@ func (d *Doctor) whereIs(ctx context.Context, path string, inode uint64) string 
 // wrote into. What the VPS sees can be kept by hand.
 func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 	w := remedy(
+		// Merging would put the guest's writes over blocks that nobody can vouch for.
 		"find out who wrote into " + disk.Base +
 			": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it " +
 			"runs now, merge its disk by hand and give the snapshot up",
@@ -264,6 +273,8 @@ func remedyHeader(id string, disk vps.SnapshotDisk) vps.Remedy {
 	return remedy("if only the header was changed (qemu-img rebase -u, a moved directory): with the VPS off, "+
 		"put it right",
 		argv("virsh", "domstate", id),
+		// Unsafe mode rewrites the header only; the safe one would copy data according
+		// to a wrong header.
 		argv("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Overlay))
 }
 
@@ -328,6 +339,8 @@ func (i *inspection) remediesMoved(s vps.Snapshot) []vps.Remedy {
 func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.Disk, live bool) vps.Remedy {
 	text := "merge it into our overlay"
 	var lines []vps.Command
+	// libvirt commits an active layer only in a running QEMU; paused, the guest writes
+	// nothing meanwhile.
 	if !live {
 		text += "; the VPS is off, so it is started with its processors stopped for that"
 		lines = append(lines, argv("virsh", "start", i.id, "--paused"))
@@ -342,6 +355,8 @@ func (i *inspection) remedyForeignOverlay(disk vps.SnapshotDisk, use hypervisor.
 	if !live {
 		lines = append(lines, argv("virsh", "destroy", i.id))
 	}
+	// Their objects name files that are then merged away, and they would go on to forbid
+	// migration.
 	for _, name := range i.dom.SnapshotNames {
 		lines = append(lines, argv("virsh", "snapshot-delete", i.id, "--metadata", "--snapshotname", name))
 	}
@@ -365,6 +380,7 @@ func (i *inspection) remedySnapshotObjects() vps.Remedy {
 }
 
 // remedyDefineAgain makes a running VPS persistent again, by its live definition.
+// --security-info keeps the VNC password, which a plain dumpxml leaves out.
 func remedyDefineAgain(id string) vps.Remedy {
 	script := `f=$(mktemp) && virsh dumpxml --security-info --migratable "$1" > "$f" && ` +
 		`virsh define "$f"; rm -f -- "$f"`
@@ -375,6 +391,7 @@ func remedyDefineAgain(id string) vps.Remedy {
 // another host may be the newest data of a VPS.
 func remedyOrphan(text, path string) vps.Remedy {
 	w := remedy(text + "; the daemon never does")
+	// "-U" reads without QEMU's lock, as a VPS may have the file open.
 	if strings.HasSuffix(path, ".qcow2") {
 		w.Commands = append(w.Commands, argv("qemu-img", "info", "-U", "-f", "qcow2", path))
 	}
@@ -394,6 +411,7 @@ func remedyOldLayer(id string) vps.Remedy {
 // remediesGone are for a record without its VPS.
 func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.Remedy {
 	back := remedy("if the VPS is to come back, define it with its id " + i.id + " and its disks as they were")
+	// A panel that gave the VPS a new UUID: its disks are ours, its id is not.
 	if other != "" {
 		back = remedy("if "+other+" is the same VPS, undefine it and define it with the id "+i.id+" instead",
 			argv("virsh", "dumpxml", "--inactive", "--security-info", other))
@@ -406,6 +424,7 @@ func (i *inspection) remediesGone(snapshots []vps.Snapshot, other string) []vps.
 	}
 	return []vps.Remedy{
 		back,
+		// Otherwise the customer would go on paying for a VPS that is gone.
 		remedy("if it is gone for good, end its option", argv("vpssnap", "option", "cancel", i.id, "--now")),
 	}
 }

@@ -34,6 +34,8 @@ func (d *Doctor) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, er
 		return report, err
 	}
 	var repairs []vps.Repair
+	// Some findings have the same cure: once is enough, and a second try would report
+	// that there is nothing to do.
 	seen := map[string]bool{}
 	for _, f := range report.Findings {
 		what := f.VPS + sameMend[f.Code]
@@ -46,6 +48,7 @@ func (d *Doctor) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, er
 	if len(repairs) == 0 {
 		return report, nil
 	}
+	// What is left is found by looking again, and not by believing the repairs.
 	report, err = d.Checks(ctx)
 	report.Repairs = repairs
 	return report, err
@@ -55,6 +58,7 @@ func (d *Doctor) repairAll(ctx context.Context, actor vps.Actor) (vps.Report, er
 // it went. A finding that only an operator can cure stays as it is.
 func (d *Doctor) repair(ctx context.Context, f vps.Finding, actor vps.Actor) vps.Repair {
 	r := vps.Repair{Code: f.Code, VPS: f.VPS, VPSName: f.VPSName, Path: f.Path}
+	// One VPS whose QEMU hangs must not stop the repair of the others.
 	ctx, cancel := context.WithTimeout(ctx, inventory.HostRead)
 	defer cancel()
 	text, err := d.mend(ctx, f, actor)
@@ -79,6 +83,7 @@ var sameMend = map[vps.CheckCode]string{
 }
 
 // mend looks at everything again under the VPS's lock before it changes anything.
+// RightDefinition takes the lock itself.
 func (d *Doctor) mend(ctx context.Context, f vps.Finding, actor vps.Actor) (string, error) {
 	if f.Code == vps.CheckDefinitionNamesBase || f.Code == vps.CheckMetadataMissing {
 		return "the definition was put right", d.integrity.RightDefinition(ctx, f.VPS)

@@ -41,6 +41,7 @@ func (d *Doctor) Watch(ctx context.Context) {
 		case <-d.drift.all:
 		case <-regular.C:
 		}
+		// An error ends this round only; the next comes with the next event or tick.
 		report, err := d.Checks(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
@@ -59,7 +60,8 @@ func (d *Doctor) Watch(ctx context.Context) {
 	}
 }
 
-// lookAt compares one VPS, after somebody did something to it.
+// lookAt compares one VPS, after somebody did something to it. Only a VPS with a
+// snapshot and no operation is worth a look at each of its events.
 func (d *Doctor) lookAt(ctx context.Context, id string) {
 	ctx = failpoint.Within(ctx, "daemon", "drift")
 	rec, err := d.store.Record(ctx, id)
@@ -76,7 +78,8 @@ func (d *Doctor) lookAt(ctx context.Context, id string) {
 	d.tellDrift(id, findings)
 }
 
-// tellDrift writes into the log what was not found before.
+// tellDrift writes into the log what was not found before. It is also in the doctor's
+// report, so once is enough.
 func (d *Doctor) tellDrift(id string, findings []vps.Finding) {
 	d.drift.mu.Lock()
 	before := d.drift.known[id]
