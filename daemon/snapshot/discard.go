@@ -112,11 +112,10 @@ func (s *Snapshots) discardGone(
 		SnapshotID:  rec.Snapshot.ID,
 		Irrevocable: true,
 		Actor:       actor,
-		// It succeeds at once: there is no step to run, and nobody waits for it.
-		CreatedAt: now,
-		StartedAt: &now,
-		EndedAt:   &now,
-		Result:    "only its record, because the VPS is gone; what is left of its files was not touched",
+		CreatedAt:   now,
+		StartedAt:   &now,
+		EndedAt:     &now,
+		Result:      "only its record, because the VPS is gone; what is left of its files was not touched",
 	}
 	drop := func(tx *store.Tx) error {
 		if err := s.dropAll(ctx, tx, op); err != nil {

@@ -22,10 +22,10 @@ func (s *Snapshots) removeOwn(ctx context.Context, path string) error {
 		return nil
 	}
 	if err != nil {
-		// The inode is read just before, so that a file that is exchanged at this moment
-		// is not removed in its place.
 		return err
 	}
+	// The inode is read just before, so that a file that is exchanged at this moment
+	// is not removed in its place.
 	return s.host.Remove(ctx, path, file.Inode)
 }
 

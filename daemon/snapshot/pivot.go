@@ -45,8 +45,6 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	}
 	for i := range snap.Disks {
 		err := s.pivotDisk(ctx, r, snap, i)
-		// AllowMerge is asked again because restoring an image's label makes libvirt
-		// write the whole profile again.
 		if err == nil && i < len(snap.Disks)-1 {
 			// With AppArmor the pivot may have taken the next base away.
 			err = s.host.AllowMerge(ctx, dom.ID, image.Bases(snap))

@@ -157,11 +157,11 @@ func (s replacer) mergeOldOff(
 ) error {
 	onBase := map[string]bool{}
 	for _, disk := range snap.Disks {
+		// By the headers, because the definition of a VPS that is off states no chain.
 		img, err := s.host.Inspect(ctx, disk.Overlay, "qcow2")
 		if err != nil {
 			return err
 		}
-		// By the headers, because the definition of a VPS that is off states no chain.
 		onBase[disk.Target] = img.Backing != disk.Base
 	}
 	set.Merged = func(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return onBase[disk.Target] }

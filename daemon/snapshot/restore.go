@@ -143,8 +143,6 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 		if live, ok := dom.Disk(disk.Target); ok && live.Job {
 			return changed("a block job runs on it")
 		}
-		// The definition and the running QEMU may differ, when a panel defined the VPS
-		// again.
 		if live, ok := dom.Disk(disk.Target); !ok || live.Path != disk.Overlay {
 			return changed("it runs on another image than the overlay that was recorded")
 		}

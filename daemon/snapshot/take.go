@@ -128,9 +128,9 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 		if err != nil {
 			return snap, err
 		}
-		file, err := s.host.Stat(ctx, disk.Path)
 		// The inode becomes the authority for "is it still this file?", and is recorded
 		// with the intent.
+		file, err := s.host.Stat(ctx, disk.Path)
 		if err != nil {
 			return snap, fault.Explain("cannot take a snapshot of "+dom.Name, err)
 		}
@@ -258,11 +258,11 @@ func (s taker) removeOverlays(ctx context.Context, r *operation.Run) error {
 	}
 	for _, disk := range snap.Disks {
 		written, err := s.written(ctx, disk, notes)
-		// A failed take can still have been switched by QEMU. A file that was written to
-		// stays, whatever libvirt says of it.
 		if err != nil {
 			return err
 		}
+		// A failed take can still have been switched by QEMU. A file that was written to
+		// stays, whatever libvirt says of it.
 		if written || dom.Uses(disk.Overlay) {
 			return vps.Errorf(vps.CodeVPSChanged, "%s has written to an overlay of a take that failed", r.Op.VPSName).
 				WithRemedy("keep the overlay of disk %s: it may hold the newest data of %s", disk.Target, r.Op.VPSName)
@@ -353,7 +353,6 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 		return err
 	}
 	dom, err := s.inventory.Read(ctx, snap.VPS)
-	// Only now is it sure that no call of ours can still switch a disk.
 	if err != nil {
 		return err
 	}
@@ -449,7 +448,6 @@ func (s taker) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hyperv
 // stageSwitch records the switch, and what the bases were like from then on.
 func (s taker) stageSwitch(ctx context.Context, r *operation.Run, snap vps.Snapshot, note string) error {
 	for i, disk := range snap.Disks {
-		// Read after the switch, when nothing of the VPS writes to the base any more.
 		base, err := s.host.Stat(ctx, disk.Base)
 		if err != nil {
 			return err
