@@ -18,7 +18,8 @@ func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error
 	return h.askAgent(ctx, agent, "freeze", id, limit, func(d *libvirt.Domain) error { return d.FSFreeze(nil, 0) })
 }
 
-// Thaw thaws the guest's file systems.
+// Thaw thaws the guest's file systems. It has places of its own: a frozen guest must be
+// thawed even when calls to agents of other guests hang.
 func (h *Host) Thaw(ctx context.Context, id string, limit time.Duration) error {
 	return h.askAgent(ctx, thawing, "thaw", id, limit, func(d *libvirt.Domain) error { return d.FSThaw(nil, 0) })
 }
@@ -45,11 +46,14 @@ func (h *Host) askAgent(
 	bounded, cancel := context.WithTimeoutCause(ctx, limit, errLate)
 	defer cancel()
 	err := do(bounded, h, which, what, id, func(d *libvirt.Domain) error {
+		// Whole seconds are all that libvirt takes, and 0 would mean not to wait at all.
 		if err := d.AgentSetResponseTimeout(max(1, int(limit/time.Second)), 0); err != nil {
 			return err
 		}
 		return f(d)
 	})
+	// Errors that already tell what to do keep their kind; all others of this call are
+	// the agent's.
 	switch {
 	case err == nil,
 		errors.Is(err, hypervisor.ErrNotFound),

@@ -27,9 +27,10 @@ const reloadWithin = 10 * time.Second
 // AllowMerge takes those rules out of the guest's AppArmor profile that deny it to
 // write to the bases. libvirt writes one for every image below the first when a
 // guest starts, and a denial outweighs what it allows itself before a merge; so
-// does every version before 12.1. A pivot makes it write the profile anew.
+// does every version before 12.1. A pivot makes it write the profile again.
 func (h *Host) AllowMerge(ctx context.Context, id string, bases []string) error {
 	return do(ctx, h, ordinary, "allow merges of", id, func(d *libvirt.Domain) error {
+		// Off, there is no profile: libvirt writes it at the start.
 		if active, err := d.IsActive(); err != nil || !active {
 			return err
 		}
@@ -41,6 +42,7 @@ func (h *Host) AllowMerge(ctx context.Context, id string, bases []string) error 
 		if label == "" {
 			return nil
 		}
+		// The profile includes this list; only the list names files.
 		allowed, err := allowWrites(filepath.Join(h.profiles, label+".files"), bases)
 		if err != nil || !allowed {
 			return err
@@ -72,8 +74,8 @@ func (d *definition) appArmor() string {
 	return ""
 }
 
-// allowWrites removes the rules in a profile's list of files that deny writes to
-// exactly those files, and says whether there were any.
+// allowWrites removes the rules in a profile's list of files that deny writes to exactly
+// those files, and reports whether there were any. An error is ErrDenied.
 func allowWrites(list string, files []string) (bool, error) {
 	text, err := os.ReadFile(list)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,6 +94,8 @@ func allowWrites(list string, files []string) (bool, error) {
 	}
 	var kept bytes.Buffer
 	for line := range strings.Lines(string(text)) {
+		// Only rules with exactly this text are libvirt's; one that an operator wrote
+		// stays.
 		if !slices.Contains(rules, strings.TrimSpace(line)) {
 			kept.WriteString(line)
 		}
@@ -99,6 +103,7 @@ func allowWrites(list string, files []string) (bool, error) {
 	if kept.Len() == len(text) {
 		return false, nil
 	}
+	// Renamed into place, because libvirt may read it at any time.
 	fresh := list + ".vpssnapd"
 	if err := os.WriteFile(fresh, kept.Bytes(), 0o644); err != nil { //nolint:gosec // as libvirt's own
 		return false, denied(err)
@@ -106,7 +111,7 @@ func allowWrites(list string, files []string) (bool, error) {
 	return true, denied(os.Rename(fresh, list))
 }
 
-// denied says that the host does not let us write its profile.
+// denied is ErrDenied, for a host that does not let us write its profile.
 func denied(err error) error {
 	if err == nil {
 		return nil
@@ -118,6 +123,8 @@ func denied(err error) error {
 func reloadProfile(ctx context.Context, profile string) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
+	// An absolute path and an environment of our own: nothing of the caller's is
+	// believed.
 	cmd := exec.CommandContext(ctx, "/sbin/apparmor_parser", "-r", profile)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -64,6 +64,7 @@ func (p *pool) take(uri string) (*libvirt.Connect, error) {
 		return c, nil
 	}
 	p.mu.Unlock()
+	// Outside the lock: to connect can take as long as libvirtd likes.
 	return open(uri)
 }
 
@@ -124,6 +125,7 @@ func (g *gates) pass(ctx context.Context, at gate) error {
 			return nil
 		}
 		g.mu.Unlock()
+		// Whoever is woken first closes the gate; the others wait for the next opening.
 		select {
 		case <-opens:
 		case <-ctx.Done():
@@ -134,6 +136,7 @@ func (g *gates) pass(ctx context.Context, at gate) error {
 
 // open lets the next call of the same kind for that domain pass.
 func (g *gates) open(at gate) {
+	// Closing wakes all waiters; each looks again, and one of them passes.
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	close(g.busy[at])
@@ -144,6 +147,7 @@ func (g *gates) open(at gate) {
 // off: when ctx ends, or the session, the caller goes on and f ends by itself,
 // its outcome unknown. With an id it waits for the domain's gate first.
 func call[T any](ctx context.Context, h *Host, which line, id string, f func(*libvirt.Connect) (T, error)) (T, error) {
+	// Bounded in any case: a call into a QEMU that hangs has no end of its own.
 	ctx, cancel := context.WithTimeoutCause(ctx, callLimit, errLate)
 	defer cancel()
 	s, err := h.enter()
@@ -159,6 +163,8 @@ func call[T any](ctx context.Context, h *Host, which line, id string, f func(*li
 		var none T
 		return none, fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
 	}
+	// The place and the gate go back when f has ended, not when the caller has stopped
+	// waiting.
 	return await(ctx, func() (T, error) {
 		defer s.calls.Done()
 		defer leave()
@@ -179,6 +185,7 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 		value T
 		err   error
 	}
+	// Room for the outcome, so that f can end with nobody waiting for it.
 	done := make(chan outcome, 1)
 	go func() {
 		value, err := f()
@@ -203,7 +210,7 @@ func (s *session) within(ctx context.Context) (context.Context, func()) {
 }
 
 // admit waits for the domain's gate and for a place on the line, in this order:
-// who waits for a domain that hangs takes up no place.
+// waiters for a domain that hangs take up no place.
 func (s *session) admit(ctx context.Context, which line, id string) (leave func(), err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -219,6 +226,7 @@ func (s *session) admit(ctx context.Context, which line, id string) (leave func(
 	room := s.lines[which].room
 	select {
 	case room <- struct{}{}:
+		// The gate is opened last: its next caller finds a place.
 		return func() { <-room; shut() }, nil
 	case <-ctx.Done():
 		shut()
@@ -228,6 +236,7 @@ func (s *session) admit(ctx context.Context, which line, id string) (leave func(
 
 // on runs f on a domain.
 func on[T any](ctx context.Context, h *Host, which line, id string, f func(*libvirt.Domain) (T, error)) (T, error) {
+	// Anything else could be a name, and names are given away.
 	if !isUUID(id) {
 		var none T
 		return none, fmt.Errorf("%w: %q is no UUID", hypervisor.ErrNotFound, id)

@@ -20,6 +20,7 @@ const (
 // definition is a domain's XML as a tree. Types of our own, or libvirtxml's,
 // would lose what a newer libvirt writes when a definition is put back.
 type definition struct {
+	// Tree and document are one: an edit of domain is an edit of doc.
 	doc    *etree.Document
 	domain *etree.Element
 }
@@ -48,7 +49,7 @@ func (d *definition) copy() *definition {
 
 func (d *definition) text() (string, error) { return d.doc.WriteToString() }
 
-// active says that this is the definition of a domain in use.
+// active reports whether this is the definition of a domain in use.
 func (d *definition) active() bool { return d.domain.SelectAttr("id") != nil }
 
 // devices returns the devices with a tag.
@@ -107,6 +108,8 @@ func readDisk(e *etree.Element) hypervisor.Disk {
 // readChain reads what lies below a disk. The chain is known when its end is
 // stated, by an empty <backingStore/>.
 func readChain(e *etree.Element) (chain []hypervisor.Layer, known bool) {
+	// An off-line definition mostly states none; then the headers are all there is
+	// (image.Chain).
 	for below := e.SelectElement("backingStore"); below != nil; below = below.SelectElement("backingStore") {
 		if len(below.ChildElements()) == 0 {
 			return chain, true
@@ -143,6 +146,7 @@ func (d *definition) layers(target string) ([]layer, error) {
 		return nil, fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
 	}
 	var layers []layer
+	// The numbers exist only while the domain runs, which is when a merge is asked for.
 	number := attr(e, "source", "index")
 	for e != nil {
 		layers = append(layers, layer{filePath(e), fmt.Sprintf("%s[%s]", target, number)})
@@ -160,6 +164,8 @@ func (d *definition) agent() hypervisor.AgentState {
 		if target == nil || target.SelectAttrValue("name", "") != agentChannel {
 			continue
 		}
+		// libvirt notices an agent by its opening of the channel; whether it answers,
+		// only a question tells.
 		if target.SelectAttrValue("state", "") == "connected" {
 			return hypervisor.AgentConnected
 		}
@@ -168,7 +174,7 @@ func (d *definition) agent() hypervisor.AgentState {
 	return hypervisor.AgentNone
 }
 
-// nvram reads where the UEFI variables are. other says that there are some, or
+// nvram reads where the UEFI variables are. other reports whether there are some, or
 // will be at the next start, without a plain local file to name.
 func (d *definition) nvram() (path string, other bool) {
 	system := d.domain.SelectElement("os")
@@ -183,6 +189,7 @@ func (d *definition) nvram() (path string, other bool) {
 		return "", false
 	}
 	if nvram == nil {
+		// libvirt makes the file at the first start, in a place of its own choice.
 		flash := loader != nil && loader.SelectAttrValue("type", "") == "pflash" &&
 			loader.SelectAttrValue("readonly", "") == "yes"
 		return "", flash || system.SelectAttrValue("firmware", "") == "efi"
@@ -195,7 +202,7 @@ func (d *definition) nvram() (path string, other bool) {
 	return path, path == ""
 }
 
-// tpm says whether there is a TPM whose state is kept outside the disks.
+// tpm reports whether there is a TPM whose state is kept outside the disks.
 func (d *definition) tpm() bool {
 	for _, tpm := range d.devices("tpm") {
 		switch attr(tpm, "backend", "type") {
@@ -216,6 +223,7 @@ func (d *definition) metadata() (string, error) {
 		if e.NamespaceURI() != hypervisor.MetadataURI {
 			continue
 		}
+		// A copy: the document may still be given back to libvirt.
 		own := etree.NewDocumentWithRoot(e.Copy())
 		stripNamespace(own.Root(), e.Space)
 		return own.WriteToString()
@@ -253,6 +261,7 @@ func (d *definition) pointDisk(s hypervisor.DiskSource) error {
 		e.InsertChildAt(source.Index(), driver)
 	}
 	driver.CreateAttr("type", s.Format)
+	// libvirt reads the headers again when the definition says nothing.
 	for _, below := range e.SelectElements("backingStore") {
 		e.RemoveChild(below)
 	}
@@ -265,6 +274,7 @@ func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, erro
 	doc := etree.NewDocument()
 	doc.WriteSettings = d.doc.WriteSettings
 	snapshot := doc.CreateElement("domainsnapshot")
+	// Disks only. With memory the guest would be paused while all of it is written.
 	snapshot.CreateElement("memory").CreateAttr("snapshot", "no")
 	list := snapshot.CreateElement("disks")
 	overlays := map[string]string{}
@@ -290,7 +300,7 @@ func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, erro
 	return doc.WriteToString()
 }
 
-// sameSources says whether two definitions give their disks the same images. Of
+// sameSources reports whether two definitions give their disks the same images. Of
 // an empty drive only the persistent definition states a format.
 func (d *definition) sameSources(other *definition) bool {
 	mine, others := d.disks(), other.disks()

@@ -12,7 +12,8 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// facts is what libvirt tells of a domain outside its XML.
+// facts is what libvirt tells of a domain outside its XML. Each is a call of its own,
+// cheap one by one and not for hundreds of domains; see groups.
 type facts struct {
 	id, name    string
 	state       libvirt.DomainState
@@ -24,7 +25,8 @@ type facts struct {
 	checkpoints int
 }
 
-// Domain reads one domain anew.
+// Domain reads one domain from libvirt, not from memory. Its QEMU must answer for the sizes: ErrUnavailable when
+// it does not within libvirt's 30 s.
 func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error) {
 	return h.domain(ctx, id, readSizes)
 }
@@ -38,6 +40,7 @@ func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error)
 func (h *Host) domain(
 	ctx context.Context, id string, more func(*libvirt.Domain, *hypervisor.Domain) error,
 ) (hypervisor.Domain, error) {
+	// On the ordinary line: reading waits behind a call that may be changing the domain.
 	domain, err := on(ctx, h, ordinary, id, func(d *libvirt.Domain) (hypervisor.Domain, error) {
 		domain, err := readDomain(d)
 		if err == nil {
@@ -61,6 +64,8 @@ func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
+	// For libvirt both are I/O errors; to the customer one is over when there is room
+	// again.
 	if domain.PauseReason == hypervisor.PausedByIO && starved(d) {
 		domain.PauseReason = hypervisor.PausedByNoSpace
 	}
@@ -78,6 +83,7 @@ func findJob(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) e
 		return nil
 	}
 	info, err := d.GetBlockJobInfo(disk.Target, 0)
+	// No answer is not "no job": a merge must not be begun beside one that is not seen.
 	if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
 		return silent(err)
 	}
@@ -102,6 +108,7 @@ func readSizes(d *libvirt.Domain, domain *hypervisor.Domain) error {
 			continue
 		}
 		disk.SizeBytes = int64(info.Capacity)
+		// The next boot's disk has no QEMU to ask; the same file has the same size.
 		for j := range domain.PersistentDisks {
 			if p := &domain.PersistentDisks[j]; p.Path == disk.Path {
 				p.SizeBytes = disk.SizeBytes
@@ -152,6 +159,7 @@ func countMetadata(d *libvirt.Domain, f *facts) error {
 		return err
 	}
 	checkpoints, err := d.ListAllCheckpoints(0)
+	// A driver that knows no checkpoints has none.
 	if hasCode(err, libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED) {
 		return nil
 	}
@@ -169,6 +177,8 @@ func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the domains: %w", err)
 	}
+	// Outside of the call: the line for reading has two places and must not wait for a
+	// QEMU.
 	h.findStarved(ctx, list)
 	return list, nil
 }
@@ -211,6 +221,7 @@ func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	var list []hypervisor.Domain
 	for i := range domains {
 		domain, err := have.describe(&domains[i])
+		// One that was undefined since the list was made is left out, and is no error.
 		if err == nil {
 			list = append(list, domain)
 		} else if !hasCode(err, libvirt.ERR_NO_DOMAIN) && !errors.Is(err, hypervisor.ErrNotFound) {
@@ -295,6 +306,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 		Autostart: f.autostart, ManagedSave: f.managedSave,
 		ForeignSnapshots: len(f.snapshots), SnapshotNames: f.snapshots, Checkpoints: f.checkpoints,
 	}
+	// A state of a newer libvirt: nothing is allowed to such a domain.
 	if domain.State == "" {
 		domain.State = hypervisor.Unknown
 	}
@@ -303,12 +315,15 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	if domain.State == hypervisor.Paused {
 		domain.PauseReason = pauseReason(libvirt.DomainPausedReason(f.reason))
 	}
+	// Metadata is read of the persistent definition only: it is the copy that survives a
+	// power-off.
 	if next != nil {
 		domain.PersistentDisks = next.disks()
 		if domain.Metadata, err = next.metadata(); err != nil {
 			return hypervisor.Domain{}, err
 		}
 	}
+	// What runs counts; the definition may have been changed for the next boot.
 	present := live
 	if present == nil {
 		present = next
@@ -320,6 +335,7 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	return domain, nil
 }
 
+// states leaves out what libvirt cannot tell: that is Unknown.
 var states = map[libvirt.DomainState]hypervisor.State{
 	libvirt.DOMAIN_RUNNING:     hypervisor.Running,
 	libvirt.DOMAIN_BLOCKED:     hypervisor.Running,
@@ -341,9 +357,10 @@ func pauseReason(reason libvirt.DomainPausedReason) hypervisor.PauseReason {
 	return hypervisor.PausedByOther
 }
 
-// starved says that every disk with an error ran out of space, by what libvirt
+// starved reports whether every disk with an error ran out of space, by what libvirt
 // noted of the disks. That note outlives the lack, so alone it would prove nothing.
 func starved(d *libvirt.Domain) bool {
+	// A full disk beside a broken one is not healed by room.
 	faulty, err := d.GetDiskErrors(0)
 	for _, disk := range faulty {
 		if disk.Error != libvirt.DOMAIN_DISK_ERROR_NO_SPACE {

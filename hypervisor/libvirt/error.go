@@ -11,8 +11,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// meanings gives libvirt's codes their meaning in the contract.
-// OPERATION_INVALID is missing: see whenOff.
+// meanings gives libvirt's codes their meaning in the contract. OPERATION_INVALID is
+// missing: see whenOff. A code that is missing has no meaning to the daemon, which then
+// treats the call as failed for a reason of its own.
 var meanings = map[libvirt.ErrorNumber]error{
 	libvirt.ERR_NO_DOMAIN:             hypervisor.ErrNotFound,
 	libvirt.ERR_NO_CONNECT:            hypervisor.ErrUnavailable,
@@ -36,8 +37,8 @@ var meanings = map[libvirt.ErrorNumber]error{
 	libvirt.ERR_AUTH_UNAVAILABLE:      hypervisor.ErrDenied,
 }
 
-// words give a meaning to what QEMU said: libvirt passes that on as an
-// internal error.
+// words give a meaning to what QEMU said: libvirt passes that on as an internal error.
+//
 var words = []struct {
 	text string
 	kind error
@@ -56,6 +57,7 @@ func classify(c *libvirt.Connect, err error) error {
 	if err == nil {
 		return nil
 	}
+	// Asked first: a call on a lost connection may end with any code.
 	if alive, e := c.IsAlive(); e != nil || !alive {
 		return fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
 	}
@@ -66,6 +68,7 @@ func classify(c *libvirt.Connect, err error) error {
 	if kind, known := meanings[e.Code]; known {
 		return fmt.Errorf("%w: %w", kind, err)
 	}
+	// By text only where the code is a general one.
 	for _, w := range words {
 		if strings.Contains(e.Message, w.text) {
 			return fmt.Errorf("%w: %w", w.kind, err)
@@ -74,7 +77,7 @@ func classify(c *libvirt.Connect, err error) error {
 	return err
 }
 
-// hasMeaning says that a caller inside this package knew better what it means.
+// hasMeaning reports whether a caller inside this package knew better what it means.
 func hasMeaning(err error) bool {
 	for _, kind := range []error{
 		hypervisor.ErrUnavailable, hypervisor.ErrNotFound, hypervisor.ErrOff, hypervisor.ErrBusy,

@@ -12,6 +12,7 @@ import (
 // anything nor call libvirtd.
 func (s *session) register(events *feed.Feed) error {
 	c := s.events
+	// Name and UUID are both in the event; neither asks libvirtd.
 	tell := func(d *libvirt.Domain, kinds ...hypervisor.EventKind) {
 		name, err := d.GetName()
 		if err != nil {
@@ -25,6 +26,8 @@ func (s *session) register(events *feed.Feed) error {
 			events.Put(hypervisor.Event{Kind: kind, Domain: id, Name: name})
 		}
 	}
+	// Devices and the agent change what a snapshot covers, and whether a freeze can
+	// work.
 	changed := func(d *libvirt.Domain) { tell(d, hypervisor.EventChanged) }
 	for _, register := range []func() (int, error){
 		func() (int, error) {
@@ -47,6 +50,7 @@ func (s *session) register(events *feed.Feed) error {
 			return c.DomainEventAgentLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventAgentLifecycle) { changed(d) })
 		},
 	} {
+		// All or none: a session that misses one kind of event would look healthy.
 		number, err := register()
 		if err != nil {
 			return err
@@ -65,6 +69,7 @@ func lifecycleKinds(e *libvirt.DomainEventLifecycle) []hypervisor.EventKind {
 		return []hypervisor.EventKind{hypervisor.EventUndefined}
 	case e.Event == libvirt.DOMAIN_EVENT_RESUMED:
 		return []hypervisor.EventKind{hypervisor.EventResumed, hypervisor.EventChanged}
+	// From the host that the domain leaves. On the other it is an ordinary start.
 	case e.Event == libvirt.DOMAIN_EVENT_STOPPED && libvirt.DomainEventStoppedDetailType(e.Detail) == libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:
 		return []hypervisor.EventKind{hypervisor.EventDeparted, hypervisor.EventChanged}
 	}

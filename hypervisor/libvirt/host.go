@@ -3,7 +3,7 @@
 // that all others build and test without libvirt's headers.
 //
 // The connection is kept in the background: after a loss everything is thrown
-// away and made anew, and an event tells. Domain XML is read and edited as a
+// away and rebuilt, and an event tells. Domain XML is read and edited as a
 // tree, so that what this program does not know survives an edit.
 package libvirt
 
@@ -70,6 +70,7 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 	if err := startLoop(); err != nil {
 		return nil, fmt.Errorf("cannot use libvirt: %w", err)
 	}
+	// It outlives the context of Open, which is about the first attempt only.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	h := &Host{
 		Images: c.Images, uri: c.URI, configDir: c.ConfigDir, profiles: profileDir, log: c.Logger,
@@ -91,6 +92,7 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 // Close gives up the connection and ends Events. Guests and jobs are left alone.
 func (h *Host) Close() error {
 	h.mu.Lock()
+	// First, so that no call enters while those under way are waited for.
 	h.closed = true
 	h.mu.Unlock()
 	h.stop()

@@ -25,6 +25,7 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err != nil {
 			return err
 		}
+		// Bytes per second, as the flags say; 0 is no limit.
 		err = d.BlockCommit(m.Target, base, top, uint64(max(0, m.BytesPerSecond)), flags)
 		if err == nil {
 			return nil
@@ -42,6 +43,7 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 func commitArguments(
 	live *definition, m hypervisor.Merge,
 ) (top, base string, flags libvirt.DomainBlockCommitFlags, err error) {
+	// Of the live definition: what the guest uses now, whatever the next boot will use.
 	layers, err := live.layers(m.Target)
 	if err != nil {
 		return "", "", 0, err
@@ -50,6 +52,7 @@ func commitArguments(
 		return slices.IndexFunc(layers, func(l layer) bool { return path != "" && l.path == path })
 	}
 	from, to := find(m.Top), find(m.Base)
+	// The image that the guest writes to is merged as active, and no other is.
 	if from < 0 || to <= from || m.Active != (from == 0) {
 		return "", "", 0, fmt.Errorf("%w: %s uses %q", hypervisor.ErrReplaced, m.Target, layers)
 	}
@@ -83,6 +86,7 @@ func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
 	if disk == nil {
 		return hypervisor.Job{}, fmt.Errorf("%w: %s", hypervisor.ErrNotFound, target)
 	}
+	// After the XML: a job that became ready in between is ready at the next look.
 	info, err := d.GetBlockJobInfo(target, 0)
 	if err != nil {
 		if active, e := d.IsActive(); e == nil && !active {
@@ -95,6 +99,7 @@ func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
 	}
 	job := hypervisor.Job{Found: true, Done: int64(min(info.Cur, info.End)), Total: int64(info.End)}
 	switch info.Type {
+	// A middle layer's merge ends by itself; it is never ready, and then not found.
 	case libvirt.DOMAIN_BLOCK_JOB_TYPE_COMMIT:
 	case libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
 		job.Ready = attr(disk, "mirror", "ready") == "yes"
@@ -126,6 +131,7 @@ func onMerge(d *libvirt.Domain, target string, act func() error) error {
 	if err = act(); err == nil {
 		return nil
 	}
+	// Ended between the look and the act: what was wanted has come about otherwise.
 	if job, e := readJob(d, target); e == nil && !job.Found {
 		return nil
 	}
@@ -139,9 +145,11 @@ func (h *Host) Pivot(ctx context.Context, id, target string) error {
 		if err != nil {
 			return err
 		}
+		// cur==end is not enough (FAULTS.md, row 16; libvirt's bugs 1376580, 1442266).
 		if !job.Ready {
 			return hypervisor.ErrNotReady
 		}
+		// A pivot that fails leaves the job as it was, ready to be tried again.
 		err = d.BlockJobAbort(target, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT)
 		if hasCode(err, libvirt.ERR_BLOCK_COPY_ACTIVE) {
 			return fmt.Errorf("%w: %w", hypervisor.ErrNotReady, err)

@@ -20,7 +20,8 @@ const switchFlags = libvirt.DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.DOMAIN_SN
 
 const secureInactive = libvirt.DOMAIN_XML_INACTIVE | libvirt.DOMAIN_XML_SECURE
 
-// SwitchToOverlays makes all named disks write to their overlays.
+// SwitchToOverlays makes all named disks write to their overlays. Either all of them
+// switch or none: QEMU does it in one transaction, and off it is one definition.
 func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervisor.DiskSwitch) error {
 	return do(ctx, h, ordinary, "switch the disks of", id, func(d *libvirt.Domain) error {
 		active, err := d.IsActive()
@@ -34,6 +35,8 @@ func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervis
 		if err != nil {
 			return err
 		}
+		// The live definition has the disks that the call must name; a disk for the next
+		// boot only is none of them.
 		text, err := live.snapshotXML(disks)
 		if err != nil {
 			return err
@@ -57,6 +60,7 @@ func (h *Host) unlessSwitched(d *libvirt.Domain, disks []hypervisor.DiskSwitch, 
 			errors.Join(failure, err),
 		)
 	}
+	// One disk that did not switch means that none did.
 	for _, s := range disks {
 		if disk := live.disk(s.Target); disk == nil || filePath(disk) != s.Overlay {
 			return failure
@@ -70,6 +74,8 @@ func (h *Host) unlessSwitched(d *libvirt.Domain, disks []hypervisor.DiskSwitch, 
 // by libvirt's snapshot call: when that cannot save the definition, it fails but
 // keeps the overlays in memory, and the next start writes to them.
 func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervisor.DiskSwitch) error {
+	// With secrets: what is defined again without the VNC password has lost it
+	// (FAULTS.md, row 12).
 	before, err := readDefinition(d, secureInactive)
 	if err != nil {
 		return err
@@ -79,6 +85,7 @@ func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervi
 		if err := after.pointDisk(hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"}); err != nil {
 			return err
 		}
+		// libvirt would check it at the start only.
 		if _, err := h.Inspect(ctx, s.Overlay, "qcow2"); err != nil {
 			return err
 		}
@@ -86,6 +93,7 @@ func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervi
 	if err := h.define(d, after); err != nil {
 		return err
 	}
+	// It may have been started in between, on either definition.
 	if active, err := d.IsActive(); err != nil || !active {
 		return err
 	}
@@ -102,13 +110,16 @@ func (h *Host) settleSwitch(d *libvirt.Domain, before, after *definition) error 
 	if live.sameSources(after) {
 		return nil
 	}
+	// The definition is as before the call then, which the caller takes as "not
+	// switched".
 	if err := h.define(d, before); err != nil {
 		return fmt.Errorf("%w: it was started meanwhile, and its definition is in doubt: %w", hypervisor.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%w: it was started meanwhile", hypervisor.ErrBusy)
 }
 
-// PointDisks rewrites the named disks' sources in the persistent definition.
+// PointDisks rewrites the named disks' sources in the persistent definition. It is
+// durable when this returns; ErrPersistence when libvirt or the disk could not keep it.
 func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.DiskSource) error {
 	return do(ctx, h, ordinary, "change the definition of", id, func(d *libvirt.Domain) error {
 		if err := mustBePersistent(d); err != nil {
@@ -155,11 +166,13 @@ func (h *Host) define(d *libvirt.Domain, def *definition) error {
 	if err != nil {
 		return err
 	}
+	// On the call's own connection, which is the one that was lent for it.
 	c, err := d.DomainGetConnect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	// Without VALIDATE: an older definition need not pass the schema of today.
 	defined, err := c.DomainDefineXMLFlags(text, 0)
 	if err != nil {
 		return fmt.Errorf("%w: %w", hypervisor.ErrPersistence, err)
@@ -223,6 +236,8 @@ func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
 		if err != nil {
 			return err
 		}
+		// Both: a migration takes the live definition along, and the persistent one is
+		// left after a power-off.
 		var impact libvirt.DomainModificationImpact
 		if active {
 			impact |= libvirt.DOMAIN_AFFECT_LIVE

@@ -6,7 +6,8 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// Suspend stops the guest's processors.
+// Suspend stops the guest's processors. It has places of its own, as has Resume: what
+// ends a guest's standstill must not queue behind calls that hang.
 func (h *Host) Suspend(ctx context.Context, id string) error {
 	return do(ctx, h, processors, "suspend", id, func(d *libvirt.Domain) error {
 		return unlessState(d, libvirt.DOMAIN_PAUSED, d.Suspend())
@@ -35,6 +36,7 @@ func unlessState(d *libvirt.Domain, want libvirt.DomainState, err error) error {
 // means that even SIGKILL did not end it in time.
 func (h *Host) PowerOff(ctx context.Context, id string) error {
 	return do(ctx, h, ordinary, "power off", id, func(d *libvirt.Domain) error {
+		// Not gracefully: a restore throws away what the guest would still write.
 		err := d.Destroy()
 		if hasCode(err, libvirt.ERR_NO_DOMAIN) {
 			return nil // a transient domain that ended by itself
@@ -65,6 +67,7 @@ func (h *Host) Start(ctx context.Context, id string, paused bool) error {
 // RemoveManagedSave removes the memory image that a start would resume.
 func (h *Host) RemoveManagedSave(ctx context.Context, id string) error {
 	return do(ctx, h, ordinary, "remove the managed save of", id, func(d *libvirt.Domain) error {
+		// Asked first, because to remove none is an error of a general code.
 		if saved, err := d.HasManagedSaveImage(0); err != nil || !saved {
 			return err
 		}

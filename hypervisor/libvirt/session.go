@@ -86,6 +86,7 @@ func (h *Host) keepConnected(ctx context.Context, tried chan<- struct{}) {
 			continue
 		}
 		h.log.Warn("libvirt does not answer; trying again", "uri", h.uri, "error", err)
+		// Spread: everybody on this host who lost libvirtd connects again now.
 		wait := time.NewTimer(delay/2 + rand.N(delay/2)) //nolint:gosec // it spreads attempts, it keeps no secret
 		select {
 		case <-wait.C:
@@ -112,6 +113,8 @@ func (h *Host) serve(ctx context.Context, s *session) {
 		h.events.Put(hypervisor.Event{Kind: hypervisor.EventDisconnected})
 	case <-ctx.Done():
 	}
+	// First no new calls, then the end of those under way: they are told by the
+	// session's context.
 	h.mu.Lock()
 	h.session = nil
 	h.mu.Unlock()
@@ -138,6 +141,7 @@ func (h *Host) connect(ctx context.Context) (*session, error) {
 	case o := <-done:
 		return o.session, o.err
 	case <-ctx.Done():
+		// A connection that still comes about is not left open.
 		go func() {
 			if o := <-done; o.err == nil {
 				o.session.end()
@@ -163,11 +167,13 @@ func (h *Host) dial() (*session, error) {
 
 // listen makes the connection for the events and watches over it.
 func (s *session) listen(events *feed.Feed) (err error) {
+	// Events come on a connection without calls: one that hangs would hold them up.
 	if s.events, err = open(s.uri); err != nil {
 		return err
 	}
 	err = s.events.RegisterCloseCallback(func(*libvirt.Connect, libvirt.ConnectCloseReason) {
 		select {
+		// The callback must not wait: it runs in the event loop of all connections.
 		case s.lost <- struct{}{}:
 		default:
 		}
@@ -210,6 +216,7 @@ func (s *session) end() {
 
 // enter takes part in the present session; the caller must say Done to its calls.
 func (h *Host) enter() (*session, error) {
+	// Under the lock, so that end cannot have begun to wait for calls already.
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -222,7 +229,7 @@ func (h *Host) enter() (*session, error) {
 	return h.session, nil
 }
 
-// isUUID says whether id has the form of a lower-case UUID. libvirt itself
+// isUUID reports whether id has the form of a lower-case UUID. libvirt itself
 // would take other spellings for the same domain.
 func isUUID(id string) bool {
 	if len(id) != 36 {
@@ -239,7 +246,7 @@ func isUUID(id string) bool {
 	return true
 }
 
-// hasCode says whether err is libvirt's error with one of these codes.
+// hasCode reports whether err is libvirt's error with one of these codes.
 func hasCode(err error, codes ...libvirt.ErrorNumber) bool {
 	var e libvirt.Error
 	if !errors.As(err, &e) {
