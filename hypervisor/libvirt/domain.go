@@ -197,7 +197,9 @@ func (h *Host) findStarved(ctx context.Context, list []hypervisor.Domain) {
 			continue
 		}
 		asked.Go(func() {
-			full, err := on(ctx, h, ordinary, list[i].ID, func(d *libvirt.Domain) (bool, error) { return starved(d), nil })
+			full, err := on(
+				ctx, h, ordinary, list[i].ID, func(d *libvirt.Domain) (bool, error) { return starved(d), nil },
+			)
 			if err == nil && full {
 				list[i].PauseReason = hypervisor.PausedByNoSpace
 			}

@@ -38,7 +38,6 @@ var meanings = map[libvirt.ErrorNumber]error{
 }
 
 // words give a meaning to what QEMU said: libvirt passes that on as an internal error.
-//
 var words = []struct {
 	text string
 	kind error

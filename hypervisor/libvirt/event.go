@@ -31,23 +31,33 @@ func (s *session) register(events *feed.Feed) error {
 	changed := func(d *libvirt.Domain) { tell(d, hypervisor.EventChanged) }
 	for _, register := range []func() (int, error){
 		func() (int, error) {
-			return c.DomainEventLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
-				tell(d, lifecycleKinds(e)...)
-			})
+			return c.DomainEventLifecycleRegister(
+				nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
+					tell(d, lifecycleKinds(e)...)
+				},
+			)
 		},
 		func() (int, error) {
-			return c.DomainEventBlockJob2Register(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventBlockJob) {
-				tell(d, hypervisor.EventJob)
-			})
+			return c.DomainEventBlockJob2Register(
+				nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventBlockJob) {
+					tell(d, hypervisor.EventJob)
+				},
+			)
 		},
 		func() (int, error) {
-			return c.DomainEventDeviceAddedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceAdded) { changed(d) })
+			return c.DomainEventDeviceAddedRegister(
+				nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceAdded) { changed(d) },
+			)
 		},
 		func() (int, error) {
-			return c.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceRemoved) { changed(d) })
+			return c.DomainEventDeviceRemovedRegister(
+				nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventDeviceRemoved) { changed(d) },
+			)
 		},
 		func() (int, error) {
-			return c.DomainEventAgentLifecycleRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventAgentLifecycle) { changed(d) })
+			return c.DomainEventAgentLifecycleRegister(
+				nil, func(_ *libvirt.Connect, d *libvirt.Domain, _ *libvirt.DomainEventAgentLifecycle) { changed(d) },
+			)
 		},
 	} {
 		// All or none: a session that misses one kind of event would look healthy.
@@ -70,7 +80,8 @@ func lifecycleKinds(e *libvirt.DomainEventLifecycle) []hypervisor.EventKind {
 	case e.Event == libvirt.DOMAIN_EVENT_RESUMED:
 		return []hypervisor.EventKind{hypervisor.EventResumed, hypervisor.EventChanged}
 	// From the host that the domain leaves. On the other it is an ordinary start.
-	case e.Event == libvirt.DOMAIN_EVENT_STOPPED && libvirt.DomainEventStoppedDetailType(e.Detail) == libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:
+	case e.Event == libvirt.DOMAIN_EVENT_STOPPED &&
+		libvirt.DomainEventStoppedDetailType(e.Detail) == libvirt.DOMAIN_EVENT_STOPPED_MIGRATED:
 		return []hypervisor.EventKind{hypervisor.EventDeparted, hypervisor.EventChanged}
 	}
 	return []hypervisor.EventKind{hypervisor.EventChanged}

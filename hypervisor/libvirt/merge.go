@@ -113,7 +113,9 @@ func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
 func (h *Host) SetMergeSpeed(ctx context.Context, id, target string, bytesPerSecond int64) error {
 	return do(ctx, h, ordinary, "set the speed of the merge of "+target+" of", id, func(d *libvirt.Domain) error {
 		return onMerge(d, target, func() error {
-			return d.BlockJobSetSpeed(target, uint64(max(0, bytesPerSecond)), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+			return d.BlockJobSetSpeed(
+				target, uint64(max(0, bytesPerSecond)), libvirt.DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES,
+			)
 		})
 	})
 }

@@ -82,7 +82,9 @@ func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervi
 	}
 	after := before.copy()
 	for _, s := range disks {
-		if err := after.pointDisk(hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"}); err != nil {
+		if err := after.pointDisk(
+			hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"},
+		); err != nil {
 			return err
 		}
 		// libvirt would check it at the start only.
@@ -113,7 +115,9 @@ func (h *Host) settleSwitch(d *libvirt.Domain, before, after *definition) error 
 	// The definition is as before the call then, which the caller takes as "not
 	// switched".
 	if err := h.define(d, before); err != nil {
-		return fmt.Errorf("%w: it was started meanwhile, and its definition is in doubt: %w", hypervisor.ErrUnavailable, err)
+		return fmt.Errorf(
+			"%w: it was started meanwhile, and its definition is in doubt: %w", hypervisor.ErrUnavailable, err,
+		)
 	}
 	return fmt.Errorf("%w: it was started meanwhile", hypervisor.ErrBusy)
 }
