@@ -44,6 +44,8 @@ func (a *Adopter) Adopt(ctx context.Context, id string, actor vps.Actor) (string
 	case !r.Exists:
 		return "the leftover metadata was removed", a.host.SetMetadata(ctx, id, "")
 	}
+	// The record first: a VPS with a record and old metadata is repaired later, by the
+	// record.
 	if err := a.store.Write(ctx, func(tx *store.Tx) error { return a.record(ctx, tx, dom, r, actor) }); err != nil {
 		return "", err
 	}
@@ -57,6 +59,8 @@ func (a *Adopter) Adopt(ctx context.Context, id string, actor vps.Actor) (string
 func (a *Adopter) record(
 	ctx context.Context, tx *store.Tx, dom hypervisor.Domain, r Reconstruction, actor vps.Actor,
 ) error {
+	// An old definition that came back must not revive a snapshot whose overlays were
+	// merged into the base.
 	if known, err := tx.Snapshot(ctx, r.Snap.ID); err == nil && (MergedAway(known) || known.VPS != dom.ID) {
 		return fmt.Errorf("the snapshot %s is recorded already, as %s and of the VPS %s",
 			known.ID, known.State, known.VPS)
@@ -109,6 +113,7 @@ func (a *Adopter) Refill(ctx context.Context, domains []hypervisor.Domain) ([]Fo
 		return nil, fmt.Errorf("cannot record what was found: %w", err)
 	}
 	for _, dom := range domains {
+		// Only of those that are available: the metadata of the others is evidence.
 		if r, ok := records[dom.ID]; ok && r.Snap.State == vps.SnapshotAvailable {
 			if err := a.integrity.RightMetadata(ctx, dom, r.Snap); err != nil {
 				a.logger.Warn("metadata not put right", vps.LogAttr(dom.ID, dom.Name), "error", err)
@@ -124,6 +129,8 @@ func (a *Adopter) findAll(ctx context.Context, domains []hypervisor.Domain) (
 	all []Found, records map[string]Reconstruction,
 ) {
 	records = map[string]Reconstruction{}
+	// By snapshot: a definition that was copied with its metadata claims the files of
+	// the original.
 	claimed := map[string]string{}
 	for _, dom := range domains {
 		if !Speaks(dom) {

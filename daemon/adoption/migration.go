@@ -26,6 +26,7 @@ func (a *Adopter) departed(ctx context.Context, id string) error {
 		return err
 	}
 	defer release()
+	// Read under the lock: the VPS may have come back by now.
 	dom, err := a.inventory.Read(ctx, id) // not found: its definition went with it
 	if err != nil && !errors.Is(err, hypervisor.ErrNotFound) || err == nil && !dom.MigratedAway {
 		return err // not known, or it has come back
@@ -41,6 +42,8 @@ func (a *Adopter) departed(ctx context.Context, id string) error {
 	name := a.inventory.Name(id)
 	a.logger.Info("VPS was migrated to another host and is let go", "vps", name, "snapshots", len(snapshots))
 	defer a.cutOff(id, "the VPS was migrated to another host") // which may merge the snapshot
+	// The option goes in the same transaction, or its end would delete what the other
+	// host works on.
 	err = a.store.Write(failpoint.Within(ctx, "daemon", "departed"), func(tx *store.Tx) error {
 		for _, snap := range snapshots {
 			if err := tx.LetGoOfSnapshot(ctx, snap.ID, tx.Now()); err != nil {
@@ -77,6 +80,7 @@ func (a *Adopter) arrived(ctx context.Context, id string) error {
 	if rec, err := a.store.Record(ctx, id); err != nil || rec.Snapshot != nil || rec.Operation != nil {
 		return err
 	}
+	// The checks before it cost little and are made again below.
 	release, err := a.inventory.Lock(ctx, id)
 	if err != nil {
 		return err
@@ -133,6 +137,7 @@ func (a *Adopter) definitionChanged(ctx context.Context, id string) {
 func (a *Adopter) review(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, inventory.HostRead)
 	defer cancel()
+	// First, so that everybody else sees the new definition too.
 	a.inventory.RefreshDefined(ctx, id)
 	if dom, ok := a.inventory.Find(id); ok && dom.MigratedAway {
 		a.Departed(ctx, id)

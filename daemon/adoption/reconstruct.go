@@ -63,10 +63,10 @@ func New(
 type Reconstruction struct {
 	// Exists: there is one, whole or not. Otherwise at most leftovers.
 	Exists bool
-	// snap is the record to be made of it. It is available only where the files
+	// Snap is the record to be made of it. It is available only where the files
 	// prove it.
 	Snap vps.Snapshot
-	// why says why it is not available, or what the leftovers are.
+	// Why says why it is not available, or what the leftovers are.
 	Why string
 	// Hopeless: no record can be made of it.
 	Hopeless bool
@@ -79,7 +79,8 @@ func Speaks(dom hypervisor.Domain) bool {
 	return dom.Metadata != "" || len(OurImages(dom)) > 0
 }
 
-// OurImages are the images of a VPS that are named as ours, with the snapshot's id.
+// OurImages are the images of a VPS that are named as ours, with the snapshot's id. Only
+// names are looked at: whether a file is what its name says, Reconstruct finds out.
 func OurImages(dom hypervisor.Domain) map[string]string {
 	found := map[string]string{}
 	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
@@ -102,6 +103,8 @@ func (a *Adopter) Reconstruct(ctx context.Context, dom hypervisor.Domain) (Recon
 		err = fmt.Errorf("it is of another VPS, %s, whose definition was copied", m.Snapshot.VPS)
 	}
 	images := OurImages(dom)
+	// Metadata alone, with no file of ours in use, still tells of a deletion or of a
+	// leftover.
 	mine := err == nil && len(images) == 0
 	for _, id := range images {
 		mine = mine || err == nil && id == m.Snapshot.ID
@@ -151,6 +154,8 @@ func (a *Adopter) fromFileNames(
 				Why:      fmt.Sprintf("the files of disk %s cannot be read: %v", use.Target, err),
 			}, notAsked(ctx, err)
 		}
+		// The name holds base, snapshot and target; one that does not fit its own disk
+		// was moved or copied.
 		if r.Snap.ID != "" && r.Snap.ID != id || use.Path != image.OverlayPath(img.Backing, id, use.Target) {
 			return Reconstruction{
 				Exists:   true,
@@ -159,6 +164,8 @@ func (a *Adopter) fromFileNames(
 					", which does not go together with the other disks or with its base",
 			}, nil
 		}
+		// Nothing tells when it was taken, only that it was after the last write to each
+		// base.
 		if base.Modified.Before(r.Snap.CreatedAt) {
 			r.Snap.CreatedAt = base.Modified.UTC()
 		}
@@ -235,6 +242,8 @@ func (a *Adopter) fromMetadata(
 	switch {
 	case len(doubts) > 0:
 		r.broken(false, strings.Join(doubts, "; "))
+	// A missing file may come back with its file system; a base that was written to
+	// never heals.
 	case len(lacks) > 0:
 		r.broken(true, strings.Join(lacks, "; "))
 	case state == vps.SnapshotRestoring:
@@ -340,6 +349,7 @@ func (a *Adopter) compareDisk(
 	if err != nil || !there {
 		return "its overlay is missing", "", err
 	}
+	// Compared before the record takes over the present inodes.
 	same := base.Inode == disk.BaseInode
 	disk.BaseInode, disk.OverlayInode = base.Inode, overlay.Inode
 	// Earlier is no sign of a write (see damage), unless it is another file.
@@ -375,6 +385,7 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 			strange = append(strange, disk.Target)
 		}
 	}
+	// They are exchanged last, so with them the restore had done all but its record.
 	variables := m.NVRAMSpare == 0
 	if !variables {
 		file, there, err := a.look(ctx, r.Snap.NVRAM)
@@ -394,6 +405,8 @@ func (a *Adopter) restoreProgress(ctx context.Context, r *Reconstruction, m meta
 	case len(todo) == 0:
 		r.broken(false, HalfRestored+" after the disks and before the UEFI variables, which are still from before it")
 	default:
+		// Named by the inode that is not there yet: Judge then calls it broken until the
+		// exchange is finished by hand.
 		for n := range r.Snap.Disks {
 			r.Snap.Disks[n].OverlayInode = m.Spares[r.Snap.Disks[n].Target]
 		}

@@ -20,6 +20,8 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 			vps.Say(format, args...),
 		)
 	}
+	// With the format that the definition states, never probed: a guest can write any
+	// header into a raw disk (FAULTS.md, fact 8).
 	img, err := i.host.Inspect(ctx, disk.Path, disk.Format)
 	if errors.Is(err, fs.ErrNotExist) {
 		return img, refuse("its image file is missing")
@@ -36,8 +38,11 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 	switch {
 	case img.Encrypted:
 		return img, refuse("the image is encrypted")
+	// A customer's image may name any file of the host here.
 	case img.DataFile:
 		return img, refuse("the image keeps its data in another file (data_file)")
+	// They, and bitmaps, are bound to this layer: a merge or a restore would silently
+	// make them void.
 	case img.InternalSnapshots > 0:
 		return img, refuse("the image holds %d internal snapshots (qemu-img snapshot -l)", img.InternalSnapshots)
 	case img.Bitmaps > 0:
@@ -49,6 +54,7 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 		// into it (checkClosed). Of one that is on, QEMU has it open.
 		return img, refuse("its image was not closed by who last wrote to it (dirty flag)").
 			WithRemedy("start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)")
+	// An overlay has the size of the image; the guest must not see its disk shrink.
 	case disk.SizeBytes > 0 && img.VirtualSize != disk.SizeBytes:
 		return img, refuse("the image is %d bytes, the disk %d", img.VirtualSize, disk.SizeBytes)
 	}
@@ -74,6 +80,7 @@ func (i *Images) checkChain(
 			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk,
 				"cannot take a snapshot of %s: disk %s: a backing file cannot be read", dom.Name, disk.Target).
 				Because(err)
+		// The top was looked at by Base.
 		case path != disk.Path && (img.Encrypted || img.DataFile):
 			return hypervisor.Layer{}, refuse("a backing file is encrypted or keeps its data in another file")
 		case img.Backing != "" && !isFile(img.Backing):

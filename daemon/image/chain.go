@@ -10,7 +10,8 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// maxChain is how many images a chain may have below a disk.
+// maxChain is how many images a chain may have below a disk. It also ends a chain that
+// lies on itself.
 const maxChain = 16
 
 var (
@@ -43,6 +44,7 @@ func walk(
 
 // isFile reports whether a header names a file, and no json:, nbd:, rbd: or the like.
 func isFile(backing string) bool {
+	// A colon behind the first slash is part of an ordinary name.
 	first, _, _ := strings.Cut(backing, "/")
 	return !strings.Contains(first, ":")
 }
@@ -65,6 +67,7 @@ func (i *Images) Chain(ctx context.Context, path, format string) (below []string
 // that cannot be read lies on nothing, since it cannot be started either. An error
 // means that an image could not be asked now.
 func (i *Images) below(ctx context.Context, path string) (paths []string, err error) {
+	// A raw image has no header, and lies on nothing.
 	read := func(path, format string) (hypervisor.Layer, error) {
 		if format != "qcow2" {
 			return hypervisor.Layer{}, nil

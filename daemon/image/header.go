@@ -78,7 +78,7 @@ func ifNotAsked(err error) error {
 	return nil
 }
 
-// sameFile says that a file was neither replaced nor written to, not even by somebody
+// sameFile reports whether a file was neither replaced nor written to, not even by somebody
 // who set its time of modification back, as rsync does.
 func sameFile(a, b hypervisor.File) bool {
 	return a.Inode == b.Inode && a.Size == b.Size && a.Modified.Equal(b.Modified) && a.Changed.Equal(b.Changed)

@@ -40,6 +40,7 @@ func (in *Integrity) OnBroken(do func(vpsID, why string)) { in.onBroken = do }
 // Nobody works on the VPS, and its lock is held.
 func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	broken := snap.State == vps.SnapshotBroken
+	// Somebody has to vouch for it; no file that comes back proves anything.
 	if broken && !snap.Heals {
 		return nil
 	}
@@ -57,6 +58,8 @@ func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.
 		reason,
 	)
 	if reason != "" {
+		// After the write: who reads the snapshot is cut off with the record to show
+		// why.
 		defer in.onBroken(snap.VPS, "the snapshot is broken")
 	}
 	return in.store.Write(ctx, func(tx *store.Tx) error {
@@ -79,6 +82,7 @@ func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.
 
 // WhatIsBroken compares a snapshot with the host; "" when nothing is.
 func (in *Integrity) WhatIsBroken(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (string, error) {
+	// One reason is enough, and the first is what an operator can look at.
 	for _, disk := range snap.Disks {
 		now, ok := dom.Disk(disk.Target)
 		switch {
@@ -104,8 +108,9 @@ func (in *Integrity) WhatIsBroken(ctx context.Context, dom hypervisor.Domain, sn
 // BaseWritten is damage too, unless a merge of ours did it.
 const BaseWritten = "its base was written to"
 
-// Damage says what has become of the files of one disk of a snapshot; "" when
-// they are as recorded.
+// Damage says what has become of the files of one disk of a snapshot; "" when they are
+// as recorded. The reasons are stored and shown; an error means that the file could not
+// be asked, which proves nothing.
 func (in *Integrity) Damage(ctx context.Context, disk vps.SnapshotDisk) (string, error) {
 	overlay, err := in.host.Stat(ctx, disk.Overlay)
 	switch {
@@ -113,6 +118,7 @@ func (in *Integrity) Damage(ctx context.Context, disk vps.SnapshotDisk) (string,
 		return "its overlay is missing", nil
 	case err != nil:
 		return "", err
+	// A copy has another inode, also one that holds the same bytes.
 	case overlay.Inode != disk.OverlayInode:
 		return "its overlay was replaced by another file", nil
 	}
@@ -144,6 +150,7 @@ func (in *Integrity) RightDefinition(ctx context.Context, id string) error {
 		return err
 	}
 	defer release()
+	// Again, under the lock: an operation may have begun.
 	if snap, err = in.QuietSnapshot(ctx, id); err != nil || snap == nil {
 		return err
 	}
@@ -154,6 +161,8 @@ func (in *Integrity) RightDefinition(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	// The definition first: a snapshot is judged by where the VPS will be at its next
+	// boot.
 	touched, failed := in.RepairDefinition(ctx, dom, *snap)
 	if touched || failed != nil {
 		if dom, err = in.inventory.Read(ctx, id); err != nil {
@@ -193,15 +202,20 @@ func (in *Integrity) RepairDefinition(
 	var wrong []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
 		next, ok := dom.NextDisk(disk.Target)
+		// A disk that has pivoted belongs on its base.
 		if !ok || next.Path != disk.Base || disk.Pivoted {
 			continue
 		}
 		safe, err := in.OverlayIsAuthority(ctx, dom, disk)
+		// All or nothing: a definition with one disk of each time would be worse than
+		// the one there is.
 		if err != nil || !safe {
 			return false, err
 		}
 		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
 	}
+	// The next boot on the base would write into it under the overlay and ruin both
+	// (seen with panels).
 	if len(wrong) > 0 {
 		if err := in.host.PointDisks(ctx, dom.ID, wrong); err != nil {
 			return true, err
