@@ -60,13 +60,16 @@ func newSecret(id string) (secret string, hash []byte) {
 
 func errNoToken() error { return vps.Errorf(vps.CodeNotFound, "no such token") }
 
-// Authenticate returns the token that a secret belongs to. Codes: unauthenticated.
+// Authenticate returns the token that a secret belongs to. Codes: unauthenticated. The
+// same error for an unknown token and for a wrong secret: it tells nobody which ids
+// there are.
 func (ts *Tokens) Authenticate(ctx context.Context, secret string) (vps.Token, error) {
 	unknown := vps.Errorf(vps.CodeUnauthenticated, "the token is not valid")
 	form := secretForm.FindStringSubmatch(secret)
 	if form == nil {
 		return vps.Token{}, unknown
 	}
+	// Looked up by the id, which is no secret; the rest is compared below.
 	t, hash, err := ts.store.Token(ctx, "tok-"+form[1])
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return vps.Token{}, err
@@ -81,6 +84,7 @@ func (ts *Tokens) Authenticate(ctx context.Context, secret string) (vps.Token, e
 		return vps.Token{}, vps.Errorf(vps.CodeUnauthenticated, "the token has expired")
 	}
 	if t.LastUsedAt == nil || now.Sub(*t.LastUsedAt) > useNoted {
+		// Never waiting: a full queue must not slow a call down.
 		select {
 		case ts.used <- t.ID:
 		default: // the next use will be noted
@@ -153,6 +157,8 @@ func (ts *Tokens) CreateToken(ctx context.Context, r vps.TokenRequest, actor vps
 }
 
 func (ts *Tokens) addToken(ctx context.Context, tx *store.Tx, t vps.Token, hash []byte) error {
+	// Here, where tokens are made, because panels make many short ones; no timer is
+	// needed for it.
 	if err := tx.RemoveExpired(ctx, ts.store.Now().Add(-expiredKept)); err != nil {
 		return err
 	}
@@ -176,6 +182,7 @@ func (ts *Tokens) addToken(ctx context.Context, tx *store.Tx, t vps.Token, hash 
 // t may live.
 func lend(t *vps.Token, r vps.TokenRequest) (time.Duration, error) {
 	by := r.By
+	// Nothing can be gained by a detour over a second token.
 	for _, s := range t.Scopes {
 		if !slices.Contains(by.Scopes, s) {
 			return 0, vps.Errorf(vps.CodeForbidden, "the token %q cannot give the scope %q, which it has not", by.Name, s)
@@ -224,6 +231,7 @@ func (ts *Tokens) boundTo(ctx context.Context, r vps.TokenRequest) ([]string, er
 // nothing: the answer for them does not depend on whether they exist.
 // Codes: not_found, hypervisor_unavailable.
 func (ts *Tokens) FindVPS(ctx context.Context, ref string, t vps.Token) (string, error) {
+	// By id it needs no libvirt, so it works while that is away.
 	if id := strings.ToLower(ref); slices.Contains(t.VPS, id) {
 		return id, nil
 	}
@@ -276,6 +284,8 @@ func (ts *Tokens) RenewSecret(ctx context.Context, id string) (string, error) {
 
 // RevokeToken ends a token and those that it has made. Codes: not_found.
 func (ts *Tokens) RevokeToken(ctx context.Context, id string, actor vps.Actor) error {
+	// With its children in the same transaction: a stolen token must not live on in what
+	// it made.
 	err := ts.store.Write(ctx, func(tx *store.Tx) error {
 		if err := tx.RemoveToken(ctx, id); err != nil {
 			return err

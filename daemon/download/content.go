@@ -38,6 +38,7 @@ func (d *Downloads) OpenDownload(ctx context.Context, link string) (vps.Download
 		return found, nil, err
 	}
 	context.AfterFunc(r.ctx, cancel)
+	// Asked again: a revocation looks for sessions, and this one is among them only now.
 	if _, err := d.FindDownload(ctx, link); err != nil { // or it was revoked meanwhile
 		r.end()
 		return found, nil, err
@@ -70,6 +71,7 @@ func (d *Downloads) open(r *session, of vps.Download, snap vps.Snapshot) (*conte
 // as if it were whole.
 func (d *Downloads) openImage(ctx context.Context, c *content, snap vps.Snapshot) error {
 	name := d.inventory.Name(c.of.VPS)
+	// Of the snapshot that the link was made for: a replace gives the VPS another one.
 	disk, err := chosenDisk(name, snap, c.of.Disk)
 	if err != nil || snap.ID != c.of.SnapshotID {
 		return errNoLink()
@@ -80,6 +82,7 @@ func (d *Downloads) openImage(ctx context.Context, c *content, snap vps.Snapshot
 	if c.disk, err = d.host.Export(ctx, disk.Base, disk.BaseFormat); err != nil {
 		return errUnreadable(name, disk, "").Because(err)
 	}
+	// The link promises a length (Content-Length, and the qcow2 layout).
 	if c.disk.Size() != disk.SizeBytes {
 		return errUnreadable(name, disk, "its size has changed")
 	}
@@ -152,6 +155,7 @@ func (c *content) Read(p []byte) (int, error) {
 // nothing after it is handed out.
 func (c *content) fill() error {
 	n := int(min(readAhead, c.size-c.at))
+	// The wait is for whole pieces, so that a slow reader costs a wake-up per 256 KiB.
 	if c.limit != nil {
 		if err := c.limit.WaitN(c.reading.ctx, n); err != nil {
 			return errors.Join(err, context.Cause(c.reading.ctx))
@@ -186,7 +190,8 @@ func (c *content) add(p []byte) {
 	}
 }
 
-// release lets go of the disk.
+// release lets go of the disk. After it QEMU's lock is free, which is what CutOff waits
+// for.
 func (c *content) release() {
 	c.closing.Do(func() {
 		if err := c.disk.Close(); err != nil {
@@ -251,6 +256,7 @@ func (d *Downloads) sumUp(ctx context.Context, of vps.Download) error {
 		return err
 	}
 	defer c.Close()
+	// Read like a customer's download: with its limit, and cut off like one.
 	_, err = io.Copy(io.Discard, c) // at its end the sum is kept
 	return err
 }

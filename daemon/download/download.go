@@ -120,6 +120,8 @@ func (d *Downloads) MakeDownload(
 	if link.Image, err = d.imageOf(reading.ctx, name, snap, disk, r.Format); err != nil {
 		return link, err
 	}
+	// The image was laid out before: that takes up to mapWithin and must not hold the
+	// database.
 	err = d.store.Write(ctx, func(tx *store.Tx) error { return d.add(ctx, tx, &link, name, actor) })
 	if err == nil {
 		d.logger.Info(
@@ -223,6 +225,7 @@ func (d *Downloads) RevokeDownload(ctx context.Context, ref, id string, actor vp
 		return vps.Errorf(vps.CodeNotFound, "%s has no such link", name)
 	}
 	if err == nil {
+		// After the record: a download that begins now finds no link.
 		d.sessions.cut(func(r *session) bool { return r.link == id }, "the link was revoked")
 	}
 	return err
@@ -244,6 +247,8 @@ func (d *Downloads) FindDownload(ctx context.Context, link string) (vps.Download
 		Format:     found.Format,
 		ExpiresAt:  found.ExpiresAt,
 	}
+	// What is signed is read from the record, so only the id of the link is taken from
+	// the caller.
 	if err := d.sign(ctx, d.store, &right); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return found, err
 	}
@@ -279,7 +284,8 @@ type keyReader interface {
 	DownloadKey(ctx context.Context) ([]byte, error)
 }
 
-// sign makes the link of a download. A transaction makes the key if there is none.
+// sign makes the link of a download. A transaction makes the key if there is none. The
+// key lives in the database, so links stay valid over a restart and end with a rebuild.
 func (d *Downloads) sign(ctx context.Context, from keyReader, link *vps.Download) error {
 	key, err := from.DownloadKey(ctx)
 	if tx, may := from.(*store.Tx); may && errors.Is(err, sql.ErrNoRows) {
@@ -350,6 +356,7 @@ func (d *Downloads) imageOf(
 	}
 	ctx, cancel := context.WithTimeout(ctx, mapWithin)
 	defer cancel()
+	// Only the map is made now; the data is read when it is asked for.
 	if err := d.host.Extents(ctx, disk.Base, disk.BaseFormat, m.Add); err != nil {
 		return known, errUnreadable(name, disk, "").Because(err)
 	}
@@ -375,6 +382,7 @@ func errUnreadable(name string, disk vps.SnapshotDisk, why string) *vps.Error {
 //
 // With a link it is a download, which counts.
 func (d *Downloads) begin(ctx context.Context, vpsID, link string) (*session, vps.Snapshot, error) {
+	// Registered with the group too: the daemon's stop ends the read.
 	r, err := d.sessions.begin(ctx, d.group.Context(), vpsID, link, d.policy().AtOnce)
 	if err != nil {
 		return nil, vps.Snapshot{}, err

@@ -37,6 +37,7 @@ type session struct {
 func (s *sessions) begin(ctx, life context.Context, vpsID, link string, atOnce int) (*session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// Our own reads do not count: they give way, and no customer waits for them.
 	all, ofOne := 0, 0
 	for r := range s.all {
 		switch {
@@ -102,6 +103,7 @@ func (s *sessions) cut(who func(*session) bool, why string) (downloads int) {
 	}
 	s.mu.Unlock()
 	for _, r := range some {
+		// All are told before any is waited for: they end side by side.
 		r.cut(errors.New(why))
 	}
 	for _, r := range some {

@@ -40,8 +40,9 @@ const (
 	eventRetry = time.Second
 )
 
-// feed holds the latest events for all who listen. There is one reader of
-// the database, woken by commits; a listener who is far behind reads by itself.
+// feed holds the latest events for all who listen. There is one reader of the database,
+// woken by commits; a listener who is far behind reads by itself. Its lock is held for
+// copying only, never while the database is read.
 type feed struct {
 	mu      sync.Mutex
 	began   int64       // the id of the newest when it was opened
@@ -68,6 +69,7 @@ func (f *feed) add(events []vps.Event) {
 		f.recent = f.recent[extra:] // their place when append has to move the rest
 	}
 	f.last = events[len(events)-1].ID
+	// Closing wakes all listeners at once, however many there are.
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -81,10 +83,12 @@ func (f *feed) after(id int64) (page vps.EventPage, ok bool) {
 	}
 	page = vps.EventPage{After: id, Changed: f.changed}
 	behind := f.last - id
+	// An id of another database, or one that is older than what is kept in memory.
 	if behind < 0 || behind > int64(len(f.recent)) {
 		return page, false
 	}
 	from := f.recent[len(f.recent)-int(behind):]
+	// A copy: the slots of recent are used again.
 	page.Events = append(page.Events, from[:min(len(from), eventPage)]...)
 	return page, true
 }
@@ -116,6 +120,7 @@ func (j *Journal) AllRead(ctx context.Context) bool {
 func (j *Journal) Run(ctx context.Context) {
 	for {
 		events, err := j.store.Events(ctx, j.feed.newest(), eventPage)
+		// Listeners before the log, which may be slow.
 		j.feed.add(events)
 		j.log(ctx, events)
 		var again <-chan time.Time
@@ -123,6 +128,7 @@ func (j *Journal) Run(ctx context.Context) {
 		case err != nil && ctx.Err() == nil:
 			j.logger.Error("new events cannot be read", "error", err)
 			again = time.After(eventRetry)
+		// There may be more, which no further commit would wake us for.
 		case len(events) == eventPage:
 			continue
 		}
@@ -146,6 +152,8 @@ func (j *Journal) Events(ctx context.Context, after int64) (vps.EventPage, error
 		return page, err
 	}
 	page.Events, err = j.store.Events(ctx, page.After, eventPage)
+	// Ids are given out in the order of commits; a gap means that pruning goes on at
+	// this moment.
 	for i := 1; i < len(page.Events); i++ {
 		if page.Events[i].ID != page.Events[i-1].ID+1 { // what comes then, the next page tells
 			page.Events = page.Events[:i]

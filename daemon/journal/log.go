@@ -34,6 +34,7 @@ func (j *Journal) log(ctx context.Context, events []vps.Event) {
 func (j *Journal) logMessage(ctx context.Context, m vps.MessageEvent, about slog.Attr) {
 	level := slog.LevelInfo
 	switch m.Kind {
+	// Their events carry the code, the step and the remedy, which the message has not.
 	case vps.MessageOperationFailed, vps.MessageNeedsAttention, vps.MessageSpace:
 		return
 	case vps.MessageWarning:

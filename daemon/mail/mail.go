@@ -78,7 +78,8 @@ type Letter struct {
 	Code        vps.Code   `json:"code,omitempty"`
 }
 
-// About adds what is told of a snapshot; of the zero Snapshot nothing is.
+// About adds what is told of a snapshot; of the zero Snapshot nothing is. Copies,
+// because the snapshot may be gone when the letter is sent.
 func (l Letter) About(s vps.Snapshot) Letter {
 	if s.ID != "" {
 		l.TakenAt, l.Description, l.UndoUntil = &s.CreatedAt, s.Description, s.UndoUntil
@@ -167,6 +168,7 @@ type settings struct {
 }
 
 // New makes a mailer. It refuses templates that cannot be used; it connects to nobody.
+// Bad templates are found at the start, not at the first customer.
 func New(c Config) (*Mailer, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
@@ -180,7 +182,8 @@ func New(c Config) (*Mailer, error) {
 	return m, nil
 }
 
-// Become makes it work as another one does, from the next letter on.
+// Become makes it work as another one does, from the next letter on. Letters under way
+// end with the settings that they began with.
 func (m *Mailer) Become(other *Mailer) { m.present.Store(other.present.Load()) }
 
 // Send writes a letter and gives it to the mail server, with the delivery's id as
@@ -191,6 +194,7 @@ func (m *Mailer) Send(ctx context.Context, d vps.Delivery) error {
 	if err := json.Unmarshal(d.Payload, &l); err != nil {
 		return &vps.DeliveryError{Err: fmt.Errorf("the mail's record cannot be read: %w", err), Final: true}
 	}
+	// Many servers refuse a client with more connections than a few.
 	if err := m.slots.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("the mail server is busy with others: %w", err)
 	}

@@ -21,6 +21,8 @@ const answerWithin = 30 * time.Second
 func (s *settings) deliver(ctx context.Context, msg *mail.Msg) error {
 	line := &line{settings: s, ctx: ctx}
 	defer line.close()
+	// A new connection for each mail: they are rare, and an idle one is closed by
+	// servers anyway.
 	client, err := mail.NewClient(s.Host, s.options(line)...)
 	if err != nil {
 		return err
@@ -48,6 +50,8 @@ func (s *settings) options(l *line) []mail.Option {
 		mail.WithDialContextFunc(l.dial), mail.WithTimeout(answerWithin),
 		mail.WithTLSPolicy(policy), mail.WithTLSConfig(s.tls()),
 	}
+	// "Opportunistic": a server that offers no login gets none, and then refuses by
+	// itself if it wants one.
 	if s.Username != "" {
 		options = append(options, mail.WithOpportunisticSMTPAuth(mail.SMTPAuthPlain, mail.SMTPAuthLogin),
 			mail.WithUsername(s.Username), mail.WithPassword(s.Password))
@@ -56,6 +60,7 @@ func (s *settings) options(l *line) []mail.Option {
 }
 
 func (s *settings) tls() *tls.Config {
+	// ServerName is what was configured, whatever the name resolves to.
 	return &tls.Config{ServerName: s.Host, RootCAs: s.CA, MinVersion: tls.VersionTLS12}
 }
 
@@ -108,6 +113,7 @@ func (s *settings) notLetIn(err error) error {
 
 // What a server answers when the configuration is wrong, and not the mail (RFC 4954).
 const (
+	// 530 is about the session: every later mail would be lost with a final verdict.
 	authenticationRequired = 530
 	wrongPassword          = 535
 )

@@ -49,6 +49,7 @@ func readTemplates(dir string) (templates, error) {
 	all := templates{}
 	for _, l := range languages {
 		for _, k := range Kinds {
+			// Every language of every kind, or a customer would find out.
 			name := pageName(k, l)
 			p, err := readPage(dir, common+"."+string(l), name)
 			if err == nil {

@@ -113,11 +113,15 @@ func (s *settings) write(id string, l Letter) (*mail.Msg, error) {
 		}
 	}
 	from := msg.GetFrom()[0].Address
+	// The sender's domain, as nothing else is sure to be a name on the internet.
 	domain := from[strings.LastIndex(from, "@")+1:]
 	msg.ToMailAddress(to)
 	msg.Subject(subject)
 	msg.SetDateWithValue(l.At)
+	// The delivery's id: a server that got it twice, after a connection that was lost,
+	// can tell.
 	msg.SetMessageIDWithValue(id + "@" + domain)
+	// RFC 3834: no out-of-office answer comes back.
 	msg.SetGenHeader("Auto-Submitted", "auto-generated")
 	msg.SetGenHeader("Content-Language", string(in))
 	msg.SetBodyString(mail.TypeTextPlain, text)

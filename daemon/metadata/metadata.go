@@ -16,10 +16,12 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// snapshotXML is the copy of a snapshot's record that travels in the domain's
-// own definition. SQLite stays the record: whoever defines the domain again may
-// drop this. It is written when a snapshot becomes available and before a delete
-// or a restore does what cannot be taken back, so that a rebuild can tell.
+// snapshotXML is the copy of a snapshot's record that travels in the domain's own
+// definition. SQLite stays the record: whoever defines the domain again may drop this.
+// It is written when a snapshot becomes available and before a delete or a restore does
+// what cannot be taken back, so that a rebuild can tell. Times are RFC 3339 in UTC,
+// sizes bytes. An attribute is added, never given another meaning: the definition may be
+// read by another version of the daemon.
 type snapshotXML struct {
 	XMLName     xml.Name  `xml:"snapshot"`
 	ID          string    `xml:"id,attr"`
@@ -68,7 +70,8 @@ type Replacement struct {
 	Inode  uint64
 }
 
-// Encode makes the copy of a record that goes into a definition.
+// Encode makes the copy of a record that goes into a definition. The result is one line,
+// and Parse reads all of it again.
 func Encode(s vps.Snapshot, r Restoring) (string, error) {
 	x := snapshotXML{
 		ID:          s.ID,
@@ -99,6 +102,8 @@ func Encode(s vps.Snapshot, r Restoring) (string, error) {
 		if !d.BaseModified.IsZero() {
 			disk.BaseModified = d.BaseModified.UTC().Format(time.RFC3339Nano)
 		}
+		// The spare's inode tells after a crash whether the exchange of that disk was
+		// done.
 		if i < len(r.Replacements) {
 			disk.Spare, disk.SpareInode = r.Replacements[i].Path, r.Replacements[i].Inode
 		}
@@ -140,6 +145,8 @@ func Parse(text string) (Record, error) {
 	if len(text) > maxMetadata {
 		return Record{}, errors.New("the metadata is too large")
 	}
+	// A decoder that stops at the end of the element, so that what follows it is seen
+	// and refused.
 	dec := xml.NewDecoder(strings.NewReader(text))
 	if err := dec.Decode(&x); err != nil {
 		return Record{}, fmt.Errorf("the metadata is not ours: %w", err)
@@ -154,6 +161,7 @@ func Parse(text string) (Record, error) {
 		return Record{}, err
 	}
 	s := vps.Snapshot{ID: x.ID, VPS: x.VPS, State: vps.SnapshotState(x.State),
+		// As fine as the database keeps it, or the copy would never equal the record.
 		CreatedAt:   created.Truncate(time.Microsecond),
 		Consistency: vps.Consistency(x.Consistency), Description: x.Description, RestoredAt: restored, UndoUntil: undo,
 		NVRAM: x.NVRAM, NVRAMSaved: x.NVRAMSaved, NVRAMUndo: x.NVRAMUndo}
@@ -166,6 +174,8 @@ func Parse(text string) (Record, error) {
 		return Record{}, fmt.Errorf("the metadata has the consistency %q", s.Consistency)
 	case len(x.Disks) == 0 || len(x.Disks) > maxDisks:
 		return Record{}, fmt.Errorf("the metadata names %d disks", len(x.Disks))
+	// A path from here is later removed or copied over: only names that we would have
+	// made ourselves pass.
 	case s.NVRAM != "" && !image.IsPlain(s.NVRAM),
 		s.NVRAMSaved != "" && s.NVRAMSaved != image.NVRAMPath(s.NVRAM, s.ID, "saved"),
 		s.NVRAMUndo != "" && !image.IsOurs(s.NVRAMUndo, s.NVRAM, s.ID):
@@ -213,6 +223,7 @@ func (m *Record) readDisks(disks []diskXML) error {
 		m.Snapshot.Disks = append(m.Snapshot.Disks, d)
 		m.Spares[d.Target] = x.SpareInode
 	}
+	// In the order of the record, which Differs relies on.
 	slices.SortFunc(m.Snapshot.Disks, func(a, b vps.SnapshotDisk) int { return strings.Compare(a.Target, b.Target) })
 	return nil
 }

@@ -30,6 +30,7 @@ func (opts *Options) Watch(ctx context.Context) {
 	for {
 		opts.Meet(ctx)
 		wait := deadlineCheck
+		// An error only means the regular check.
 		if next, err := opts.store.NextDeadline(ctx); err == nil && next != nil {
 			wait = min(wait, untilDeadline(next.Sub(opts.store.Now())))
 		}
@@ -70,6 +71,8 @@ func (opts *Options) Meet(ctx context.Context) {
 			if o, err = opts.endOption(ctx, o, now); err != nil {
 				opts.logger.Error("option not ended", opts.inventory.LogAttr(o.VPS), "error", err)
 			}
+			// Beside the loop: a VPS that does not answer must not delay the end of the
+			// others' options.
 			opts.group.Once("end the grace of "+o.VPS, func(context.Context) { opts.endGrace(ctx, o.VPS) })
 		}
 		if err := opts.mails.Remind(ctx, o); err != nil {
@@ -100,7 +103,7 @@ func (opts *Options) optionsToLookAt(ctx context.Context, now time.Time) ([]vps.
 	return opts.store.DueOptions(ctx, now)
 }
 
-// isDue says that the time of an option, or its grace, is over.
+// isDue reports whether the time of an option, or its grace, is over.
 func isDue(o vps.Option, now time.Time) bool {
 	end := o.EndsAt
 	if o.State == vps.OptionGrace {
@@ -173,6 +176,8 @@ func (opts *Options) endGrace(ctx context.Context, vpsID string) {
 	if !opts.tries.due(vpsID, opts.store.Now()) {
 		return
 	}
+	// With the guard in the transaction that begins the deletion: an order that comes at
+	// this moment wins.
 	_, err = opts.snapshots.DeleteIf(ctx, vpsID, vps.ActorExpiry, opts.stillOver(vpsID))
 	gone := vps.CodeOf(err) == vps.CodeNotFound
 	switch again := opts.tries.missed(vpsID, gone, opts.store.Now()); {

@@ -113,6 +113,8 @@ func (opts *Options) PutOption(ctx context.Context, ref string, order vps.Option
 	}
 	var option vps.Option
 	var kept string
+	// One transaction for order, history, mail and answer: a repeated call finds all of
+	// it or nothing.
 	err = opts.store.Write(ctx, func(tx *store.Tx) error {
 		// It may have been defined a moment ago: what is told of its option names it.
 		if err := tx.SawVPS(ctx, store.KnownVPS{ID: dom.ID, Name: dom.Name, LastSeen: opts.store.Now()}); err != nil {
@@ -129,6 +131,7 @@ func (opts *Options) PutOption(ctx context.Context, ref string, order vps.Option
 		return tx.KeepAnswer(ctx, option)
 	})
 	if err == nil {
+		// After the commit: the step that stops reads the request from the record.
 		opts.interrupt(kept)
 	}
 	opts.Changed()
@@ -139,6 +142,7 @@ func (opts *Options) PutOption(ctx context.Context, ref string, order vps.Option
 func (opts *Options) putOption(
 	ctx context.Context, tx *store.Tx, dom hypervisor.Domain, order vps.OptionOrder, actor vps.Actor,
 ) (vps.Option, error) {
+	// Within the transaction, so that two orders at once see each other.
 	have, err := optionFor(ctx, tx, dom.ID, order)
 	if err != nil {
 		return have, err
@@ -191,7 +195,7 @@ func optionFor(ctx context.Context, tx *store.Tx, vpsID string, order vps.Option
 	return have, err
 }
 
-// settled says that an order changes nothing: it was carried out before and the
+// settled reports whether an order changes nothing: it was carried out before and the
 // option has ended since, or it asks for less than what there is.
 func settled(have vps.Option, order vps.OptionOrder) bool {
 	switch have.State {
@@ -251,6 +255,8 @@ func keepFromExpiry(ctx context.Context, tx *store.Tx, vpsID string) (string, er
 	if err != nil {
 		return "", err
 	}
+	// Refused once the deletion is irrevocable: then the new option begins without a
+	// snapshot.
 	err = tx.RequestCancel(ctx, op.ID)
 	if errors.Is(err, sql.ErrNoRows) { // too late
 		return "", nil
@@ -307,6 +313,8 @@ func (opts *Options) ordered(have vps.Option, vpsID string, order vps.OptionOrde
 		}
 	}
 	if order.State == vps.OptionActive && o.State != vps.OptionActive {
+		// The old end lies in the past; without a new one the option goes on until it is
+		// cancelled.
 		if o.State == vps.OptionGrace && order.EndsAt == nil {
 			o.EndsAt = nil
 		}
@@ -360,6 +368,8 @@ func (opts *Options) CancelOption(ctx context.Context, ref string, atOnce bool, 
 	if atOnce {
 		opts.tries.forget(id)
 	}
+	// At once and not at the next look: the caller asked for "now" and sees the
+	// operation begin.
 	opts.endGrace(vps.WithCall(ctx, vps.Call{}), id)
 	opts.Changed()
 	return option, nil

@@ -34,7 +34,8 @@ type Metrics struct {
 	deliveries *prometheus.CounterVec
 }
 
-// NewMetrics makes the counters.
+// NewMetrics makes the counters. Buckets of durations are in seconds, up to four hours:
+// a merge of a large disk takes that long.
 func NewMetrics() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -69,6 +70,7 @@ func (m *Metrics) Count(s State) {
 			m.operations.WithLabelValues(string(kind), string(status))
 		}
 	}
+	// By a listener, so that the runner knows nothing of metrics.
 	s.Operations.OnEnded(func(op vps.Operation) { m.ended(op, s.Store.Now(), s.Logger) })
 	m.registry.MustRegister(&stateCollector{s})
 }
@@ -82,6 +84,7 @@ func (m *Metrics) ended(op vps.Operation, now time.Time, logger *slog.Logger) {
 	if !op.Status.Final() && op.Status != vps.StatusNeedsAttention {
 		return // it goes on in the next process
 	}
+	// One line per operation, also for operators without Prometheus.
 	logger.Info("operation is over", op.LogAttr(), "kind", op.Kind, "status", op.Status,
 		"by", op.Actor.Name, "way", op.Actor.Way, "took", now.Sub(op.CreatedAt))
 	m.operations.WithLabelValues(string(op.Kind), string(op.Status)).Inc()
@@ -95,7 +98,8 @@ var deliveryKinds = []vps.DeliveryKind{vps.DeliveryWebhook, vps.DeliveryMail}
 // deliveryFailed counts tries after which there are more.
 const deliveryFailed = "failed"
 
-// Tried counts a try to deliver something.
+// Tried counts a try to deliver something. A delivery that is tried three times counts
+// three times.
 func (m *Metrics) Tried(what vps.Delivery) {
 	m.deliveries.WithLabelValues(string(what.Kind), cmp.Or(string(what.Outcome), deliveryFailed)).Inc()
 }
@@ -145,7 +149,8 @@ type State struct {
 // stateCollector reads the state of the daemon at each scrape.
 type stateCollector struct{ State }
 
-// Describe is part of prometheus.Collector.
+// Describe is part of prometheus.Collector. Everything is listed: a collector that
+// describes nothing is not checked by the registry for doubles.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{descBuild, descSnapshots, descOptions, descOldest, descOwed, descMerges,
 		descMergeMost, descDownloads, descDatabase, descSize, descCommits, descEvents, descWaiting, descWaitOld, descDropped} {
@@ -171,8 +176,9 @@ func boolGauge(is bool) float64 {
 	return 0
 }
 
-// Collect is part of prometheus.Collector. What cannot be read is left out: an
-// alert sees that it is absent, or that database_up is 0.
+// Collect is part of prometheus.Collector. What cannot be read is left out: an alert
+// sees that it is absent, or that database_up is 0. Scrapes may overlap: it keeps
+// nothing between them.
 func (c *stateCollector) Collect(to chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(c.Group.Context(), scrapeWithin)
 	defer cancel()
@@ -204,6 +210,7 @@ func (c *stateCollector) database(ctx context.Context, out sample) {
 			out.gauge(descSize, float64(info.Size()), label)
 		}
 	}
+	// Counted in memory: a database that cannot write must still show that.
 	committed, failed := c.Store.Commits()
 	out.counter(descCommits, float64(committed), "committed")
 	out.counter(descCommits, float64(failed), "failed")
@@ -216,11 +223,14 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 	if operations, err := c.Store.ActiveOperations(ctx); err == nil {
 		oldest := 0.0
 		for _, op := range operations {
+			// Parked operations are among them: that one is forgotten is what the alert
+			// is for.
 			oldest = max(oldest, c.Store.Now().Sub(op.CreatedAt).Seconds())
 		}
 		out.gauge(descOldest, oldest)
 	}
 	if snapshots, err := c.Store.Snapshots(ctx); err == nil {
+		// States with no snapshot are shown as 0: alerts on an absent series never fire.
 		n := map[vps.SnapshotState]int{vps.SnapshotAvailable: 0, vps.SnapshotBroken: 0}
 		for _, s := range snapshots {
 			n[s.State]++
@@ -247,6 +257,7 @@ func (c *stateCollector) records(ctx context.Context, out sample) {
 func (c *stateCollector) outbox(ctx context.Context, out sample) {
 	queues, err := c.Store.DeliveryQueues(ctx)
 	for _, kind := range deliveryKinds {
+		// It needs no query, so it is told even when the queues cannot be read.
 		out.counter(descDropped, float64(c.Store.DroppedDeliveries(kind)), string(kind))
 		waiting, oldest := 0, 0.0
 		for _, q := range queues {

@@ -48,8 +48,9 @@ func New(
 	}
 }
 
-// ListVPS returns every VPS of the host, by name, from the inventory.
-// Codes: hypervisor_unavailable.
+// ListVPS returns every VPS of the host, by name, from the inventory. Codes:
+// hypervisor_unavailable. It asks libvirt nothing: a list of hundreds must not wait for
+// one QEMU that hangs.
 func (o *Overview) ListVPS(ctx context.Context) ([]vps.VPS, error) {
 	if !o.inventory.Ready() {
 		return nil, fault.Disconnected()
@@ -65,12 +66,13 @@ func (o *Overview) ListVPS(ctx context.Context) ([]vps.VPS, error) {
 	return list, nil
 }
 
-// ShowVPS returns one VPS, read anew, or as last known when it does not answer.
+// ShowVPS returns one VPS, as libvirt has it now, or as last known when it does not answer.
 // Codes: not_found, hypervisor_unavailable.
 func (o *Overview) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	reading, cancel := context.WithTimeout(ctx, inventory.ShowWithin)
 	defer cancel()
 	dom, err := o.inventory.Resolve(reading, ref)
+	// Only while there is a connection: without one the picture may be days old.
 	if known, ok := o.inventory.Find(ref); ok && o.inventory.Ready() && vps.CodeOf(err) == vps.CodeHypervisorUnavailable {
 		dom, err = known, nil
 	}
@@ -89,6 +91,7 @@ func (o *Overview) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 func (o *Overview) KnownVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	dom, ok := o.inventory.Find(ref)
 	switch {
+	// Not "no such VPS" while nothing is known of any.
 	case !o.inventory.Ready():
 		return vps.VPS{}, fault.Disconnected()
 	case !ok:
@@ -114,6 +117,7 @@ func (o *Overview) view(ctx context.Context, dom hypervisor.Domain, rec store.Re
 		v.Disks = append(v.Disks, image.Cover(disk))
 	}
 	if rec.Snapshot != nil {
+		// One stat per disk; the size is what people look at.
 		measured := o.snapshots.Measured(ctx, *rec.Snapshot)
 		v.Snapshot = &measured
 	}
@@ -127,6 +131,7 @@ func (o *Overview) view(ctx context.Context, dom hypervisor.Domain, rec store.Re
 // Host returns what is known of the host. It answers without libvirt too.
 func (o *Overview) Host(ctx context.Context) (vps.Host, error) {
 	h := vps.Host{Version: o.version}
+	// Bounded: the answer says that libvirt is away, it does not wait for it.
 	asking, cancel := context.WithTimeout(ctx, inventory.ShowWithin)
 	defer cancel()
 	if info, err := o.host.Info(asking); err == nil {
@@ -161,6 +166,7 @@ func (o *Overview) Host(ctx context.Context) (vps.Host, error) {
 func (o *Overview) addOverlays(ctx context.Context, sums map[string]int64, s vps.Snapshot) {
 	for _, disk := range s.Disks {
 		for _, path := range []string{disk.Overlay, disk.Undo} {
+			// A file that is missing takes no room; doctor names it.
 			if file, err := o.host.Stat(ctx, path); err == nil {
 				sums[filepath.Dir(path)] += file.Allocated
 			}
@@ -177,11 +183,13 @@ const stuckAfter = 2 * time.Minute
 // database that answers with an error, and a libvirt that does not answer, are no
 // such thing: Ready and Status say so.
 func (o *Overview) Health(ctx context.Context) error {
+	// In a goroutine, because a lock that is never given back is what is looked for.
 	stuck := make(chan error, 1)
 	go func() {
 		_ = o.inventory.Ready() // its lock can be had
 		stuck <- o.operations.Stuck(stuckAfter)
 	}()
+	// An error is no hang: a new process would find the same database.
 	if err := o.store.Ping(ctx); err != nil && ctx.Err() != nil {
 		return fmt.Errorf("the database cannot be read: %w", err)
 	}
@@ -199,6 +207,8 @@ func (o *Overview) Health(ctx context.Context) error {
 // Status says in one line what is being done, and what is wrong.
 func (o *Overview) Status(ctx context.Context) string {
 	var parts []string
+	// What is wrong comes first: systemctl status cuts the line off at the terminal's
+	// width.
 	if err := o.Ready(ctx); err != nil && ctx.Err() == nil {
 		if e, ok := errors.AsType[*vps.Error](err); ok {
 			parts = append(parts, e.Detail)

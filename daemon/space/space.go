@@ -82,6 +82,7 @@ func (f *filling) fullIn() time.Duration {
 	if took <= 0 || used <= 0 {
 		return 0
 	}
+	// Capped, because a slow rate gives more seconds than a Duration holds.
 	seconds := float64(last.free) * took.Seconds() / float64(used)
 	return time.Duration(min(seconds, 1e9)) * time.Second
 }
@@ -180,7 +181,8 @@ func (f *filling) remember(before *filling, now time.Time) {
 	f.points = append(f.points, fillPoint{now, f.space.Free})
 }
 
-// tell writes a message when a file system's level has changed.
+// tell writes a message when a file system's level has changed. One message for each
+// change of level, not one for each look: it goes out by mail and webhook.
 func (s *Space) tell(ctx context.Context, f *filling) {
 	level := f.judge(s.policy().Headroom)
 	if level == f.level {
@@ -206,6 +208,7 @@ func (s *Space) tell(ctx context.Context, f *filling) {
 			TotalBytes: f.space.Total, FreeBytes: f.space.Free, FullInSeconds: int64(f.fullIn().Seconds())}},
 	}
 	err := s.store.Write(ctx,
+		// Event and message belong together, so that nobody is told by one way only.
 		func(tx *store.Tx) error { return errors.Join(tx.AddEvent(ctx, told), tx.AddMessage(ctx, m)) })
 	if err != nil {
 		s.logger.Error("space message not written", "error", err)
@@ -247,6 +250,7 @@ func (s *Space) resumeIfFed(ctx context.Context, id string) error {
 	}
 	for _, disk := range image.Included(dom.Disks) {
 		space, err := s.host.Space(ctx, filepath.Dir(disk.Path))
+		// A little room would be used up at once, and QEMU would pause the guest again.
 		if err != nil || space.Free < max(s.policy().Headroom/4, 64<<20) {
 			return err
 		}
@@ -271,6 +275,7 @@ func (s *Space) Storage(ctx context.Context, domains []hypervisor.Domain, overla
 		one := vps.Storage{Path: dir, TotalBytes: space.Total, FreeBytes: space.Free,
 			HeadroomBytes: s.policy().Headroom,
 			OverlayBytes:  overlays[dir], TakesPermitted: space.Free >= s.policy().Headroom, Level: vps.SpaceOK}
+		// The level is the watch's own; what was never measured counts as fine.
 		if f := s.known()[space.Device]; f != nil {
 			one.Level, one.FullInSeconds = f.level, int64(f.fullIn().Seconds())
 		}
@@ -309,6 +314,7 @@ func (s *Space) spaceToCome(ctx context.Context, dir string) (hypervisor.Space, 
 	}
 	waiting, cancel := context.WithTimeout(ctx, roomWait)
 	defer cancel()
+	// ext4 and XFS give the blocks of a large file back after the unlink has returned.
 	_ = s.host.AwaitRoom(waiting, dir) // what has come back until then counts
 	return s.host.Space(ctx, dir)
 }

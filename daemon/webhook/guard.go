@@ -43,8 +43,11 @@ func prefixes(texts ...string) []netip.Prefix {
 	return all
 }
 
-// permitted says whether something may be sent to an address.
+// permitted reports, by an error, whether an address is none to send to: a webhook must
+// not reach what only this host can, as a cloud's metadata service. What the
+// configuration allows is allowed.
 func (p *Poster) permitted(addr netip.Addr) error {
+	// ::ffff:10.0.0.1 is 10.0.0.1 to the kernel.
 	addr = addr.Unmap()
 	in := func(n netip.Prefix) bool { return n.Contains(addr.WithZone("")) }
 	switch {
@@ -56,7 +59,7 @@ func (p *Poster) permitted(addr netip.Addr) error {
 	return nil
 }
 
-// refused says that an address is none to send to.
+// refused is the error of an address that is none to send to.
 type refused struct{ addr netip.Addr }
 
 func (r refused) Error() string {

@@ -63,11 +63,16 @@ type Poster struct {
 // New makes a Poster.
 func New(c Config) *Poster {
 	p := &Poster{allow: c.Allow, allowHTTP: c.AllowHTTP, agent: "vpssnapd/" + c.Version}
+	// Control runs after the name was resolved and for each address that is tried, so a
+	// name that changes its address between check and connection (DNS rebinding) gains
+	// nothing.
 	dialer := &net.Dialer{Timeout: answerWithin, Resolver: c.Resolver, Control: p.control}
 	p.client = &http.Client{
 		Transport: &http.Transport{
-			DialContext:            dialer.DialContext,
-			TLSClientConfig:        c.TLS,
+			DialContext:     dialer.DialContext,
+			TLSClientConfig: c.TLS,
+			// Each delivery is one connection: an idle one would outlive a change of the
+			// allowed addresses.
 			DisableKeepAlives:      true,
 			DisableCompression:     true,
 			MaxResponseHeaderBytes: headRead,
@@ -84,8 +89,9 @@ func NewSecret() string {
 	return "whsec_" + base64.StdEncoding.EncodeToString(key)
 }
 
-// CheckURL says what is wrong with a URL, as far as that can be said without
-// connecting to it. Codes: invalid.
+// CheckURL says what is wrong with a URL, as far as that can be said without connecting
+// to it. Codes: invalid. It is asked again before each delivery, as the configuration
+// may have changed.
 func (p *Poster) CheckURL(text string) error {
 	u, err := url.Parse(text)
 	bad := func(why string) error { return vps.Errorf(vps.CodeInvalid, "the URL of the webhook %s", why) }
@@ -155,6 +161,8 @@ func (p *Poster) request(ctx context.Context, to, secret, id string, body []byte
 		return nil, errors.New("the message cannot be signed")
 	}
 	req.Header.Set("Content-Type", "application/json")
+	// Standard Webhooks: id, time and signature, and the id is the same at each try, for
+	// the receiver to know a repetition.
 	req.Header.Set("User-Agent", p.agent)
 	req.Header.Set(standardwebhooks.HeaderWebhookID, id)
 	req.Header.Set(standardwebhooks.HeaderWebhookTimestamp, strconv.FormatInt(now.Unix(), 10))
@@ -171,6 +179,7 @@ func judge(res *http.Response) error {
 		return nil
 	case code >= 300 && code < 400:
 		e.Err = fmt.Errorf("the receiver answered %d: redirects are not followed", code)
+	// By the standard this means that the receiver is gone for good.
 	case code == http.StatusGone:
 		e.Gone = true
 	case code == http.StatusTooManyRequests || code >= 500:
@@ -190,7 +199,8 @@ func retryAfter(text string) time.Duration {
 	return 0
 }
 
-// plain says why there was no answer, in words of our own.
+// plain says why there was no answer, in words of our own. The library's texts would
+// name the whole URL, which may hold a secret of the receiver.
 func plain(ctx context.Context, err error, host string) string {
 	var no refused
 	var name *net.DNSError
@@ -216,8 +226,8 @@ func plain(ctx context.Context, err error, host string) string {
 	return "the connection to " + host + " failed before there was an answer"
 }
 
-// keptOff says that this process may open no connection. A resolver would call that
-// a name that cannot be resolved.
+// keptOff reports whether this process may open no connection (RestrictAddressFamilies=
+// of the unit). A resolver would call that a name that cannot be resolved.
 func keptOff() bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {

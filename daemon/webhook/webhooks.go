@@ -71,6 +71,8 @@ func (ws *Webhooks) CreateWebhook(
 			return w, vps.Errorf(vps.CodeInvalid, "webhooks are not told of events of type %s", t)
 		}
 	}
+	// Counted in the transaction that adds it, so that two at once cannot pass the
+	// limit.
 	err := ws.store.Write(ctx, func(tx *store.Tx) error {
 		all, err := tx.Webhooks(ctx)
 		if err != nil {
@@ -113,6 +115,7 @@ func (ws *Webhooks) TestWebhook(ctx context.Context, id string) (vps.WebhookTest
 	if err != nil {
 		return vps.WebhookTest{}, err
 	}
+	// Outside of any transaction: a receiver may take ten seconds.
 	failed := ws.postTo(ctx, w, vps.NewDeliveryID(), vps.Event{Type: vps.EventWebhookTest, At: ws.store.Now()})
 	if failed != nil && ctx.Err() != nil {
 		return vps.WebhookTest{}, ctx.Err()
