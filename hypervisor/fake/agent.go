@@ -31,6 +31,8 @@ const patience = 20 * time.Millisecond
 
 func (d *domain) agentState() hypervisor.AgentState {
 	switch {
+	// As libvirt shows it: without a channel in the definition there is no agent, and
+	// off nobody has opened it.
 	case d.Mind == "":
 		return hypervisor.AgentNone
 	case d.Mind == AgentDown || !d.active():
@@ -45,9 +47,11 @@ func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error
 		switch {
 		case d.Mind == AgentRefuses:
 			return fmt.Errorf("%w: it cannot freeze", hypervisor.ErrAgent)
+		// As seen: of a frozen guest a second freeze is an error, a thaw works.
 		case d.Guest.Frozen:
 			return fmt.Errorf("%w: frozen already", hypervisor.ErrAgent)
 		case d.Mind == AgentLate:
+			// Seen on libvirt 9.0: the call timed out and the guest froze after it.
 			d.Freezing = true
 			return nil
 		}
@@ -56,6 +60,7 @@ func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error
 	})
 }
 
+// Tests read from Guest how often that happened.
 func (d *domain) freeze() {
 	d.Freezing = false
 	d.Guest.Frozen = true
@@ -65,6 +70,8 @@ func (d *domain) freeze() {
 // Thaw thaws the guest's file systems.
 func (h *Host) Thaw(ctx context.Context, id string, limit time.Duration) error {
 	return h.ask(ctx, "Thaw", id, limit, func(d *domain) error {
+		// The agent is serial: the late freeze comes first, then this thaw, which is
+		// answered too late.
 		if d.Freezing {
 			d.freeze()
 			return nil
@@ -86,6 +93,7 @@ func (h *Host) ask(ctx context.Context, call, id string, limit time.Duration, an
 		switch {
 		case !d.active():
 			return hypervisor.ErrOff
+		// A guest whose processors are stopped runs no agent.
 		case d.State != hypervisor.Running:
 			return fmt.Errorf("%w: the guest does not run", hypervisor.ErrAgent)
 		case d.Mind == "" || d.Mind == AgentDown:
@@ -94,6 +102,7 @@ func (h *Host) ask(ctx context.Context, call, id string, limit time.Duration, an
 			unanswered = true
 			return nil
 		}
+		// Looked at before and after: the answer itself may freeze.
 		late := d.Freezing
 		if err := answer(d); err != nil {
 			return err
@@ -104,6 +113,7 @@ func (h *Host) ask(ctx context.Context, call, id string, limit time.Duration, an
 	if err != nil || !unanswered {
 		return err
 	}
+	// Outside the lock of the host, so that other calls go on meanwhile.
 	select {
 	case <-time.After(min(limit, patience)):
 	case <-ctx.Done():

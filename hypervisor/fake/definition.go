@@ -22,6 +22,8 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 				return err
 			}
 			disk.Path, disk.Format = s.Path, s.Format
+			// As the real host does: a stated chain of the old image would override the
+			// new one's header.
 			disk.Chain, disk.ChainKnown = nil, false
 		}
 		d.tell(hypervisor.EventDefined)
@@ -42,6 +44,8 @@ func (h *Host) SyncDefinition(ctx context.Context, id string) error {
 // SetMetadata stores our XML element; "" removes it.
 func (h *Host) SetMetadata(ctx context.Context, id, xml string) error {
 	return h.call(ctx, "SetMetadata", id, func(d *domain) error {
+		// Shared by the live and the persistent definition here. Without the latter
+		// there is nowhere to keep it.
 		if d.Persistent {
 			d.Metadata = xml
 		}

@@ -17,14 +17,16 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// maxDomainFile is when a domain's file is written anew.
+// maxDomainFile is the size, in bytes, at which a domain's file is rewritten: by then nearly all
+// lines are outdated.
 const maxDomainFile = 64 << 10
 
-// domain is one domain as kept in its file. Of the embedded Domain, Disks is
-// the live definition: nil while the domain is off.
+// domain is one domain as kept in its file. Of the embedded Domain, Disks is the live
+// definition: nil while the domain is off. It is stored whole as JSON, so that a test
+// can look at it.
 type domain struct {
 	hypervisor.Domain
-	// Panel is the definition that a panel keeps and may define anew.
+	// Panel is the definition that a panel keeps and may define again.
 	Panel []hypervisor.Disk
 	// Open are the images that the guest's QEMU has open, by path with their inode.
 	Open  map[string]uint64
@@ -54,6 +56,7 @@ func (d *domain) live(target string) (*hypervisor.Disk, error) {
 
 func find(disks []hypervisor.Disk, target string) (*hypervisor.Disk, error) {
 	for i := range disks {
+		// By target, as libvirt's calls name disks.
 		if disks[i].Target == target {
 			return &disks[i], nil
 		}
@@ -67,13 +70,15 @@ func layers(d *hypervisor.Disk) ([]hypervisor.Layer, error) {
 	if d.Type != "file" || d.Path == "" {
 		return nil, nil
 	}
+	// libvirt trusts what is stated, even when the headers say something else.
 	if d.ChainKnown {
 		return append([]hypervisor.Layer{{Path: d.Path, Format: d.Format}}, d.Chain...), nil
 	}
 	return headerChain(d.Path, d.Format)
 }
 
-// reopen notes which images the guest has open now.
+// reopen notes which images the guest has open now. By inode: QEMU keeps a file open
+// that was renamed or removed, and no longer sees the name.
 func (d *domain) reopen() error {
 	d.Open = map[string]uint64{}
 	for i := range d.Disks {
@@ -90,11 +95,13 @@ func (d *domain) reopen() error {
 	return nil
 }
 
-// off is what remains when the QEMU process is gone.
+// off is what remains when the QEMU process is gone. Jobs end with it and leave no
+// trace, as with a killed QEMU.
 func (d *domain) off() {
 	d.State, d.PauseReason = hypervisor.Off, ""
 	d.Disks, d.Open, d.Jobs = nil, nil, nil
 	d.Guest.Frozen, d.Freezing = false, false
+	// A transient domain ends with its QEMU.
 	d.gone = !d.Persistent
 	d.tell(hypervisor.EventChanged)
 }
@@ -116,6 +123,8 @@ func (h *Host) load(id string) (*domain, error) {
 	if err != nil {
 		return nil, err
 	}
+	// From the end, to the last whole line: a test that was killed may have torn the
+	// very last.
 	for rest := data; len(rest) > 0; {
 		start := bytes.LastIndexByte(rest, '\n') + 1
 		d := &domain{stored: rest[start:], fileSize: len(data)}
@@ -128,7 +137,7 @@ func (h *Host) load(id string) (*domain, error) {
 }
 
 // glance is a domain as it lay in its file when it was last read, and which file
-// that was: another one, or one that has grown, is read anew.
+// that was: another one, or one that has grown, is read again.
 type glance struct {
 	domain  *domain
 	inode   uint64
@@ -137,7 +146,7 @@ type glance struct {
 }
 
 // loadAll returns all domains to look at, not to change: they are shared. With 500
-// of them, reading each anew under the lock of all kept every other call waiting.
+// of them, reading each again under the lock of all kept every other call waiting.
 func (h *Host) loadAll() ([]*domain, error) {
 	entries, err := os.ReadDir(filepath.Join(h.dir, "domains"))
 	if err != nil {
@@ -155,6 +164,7 @@ func (h *Host) loadAll() ([]*domain, error) {
 			return nil, err
 		}
 		g := h.seen[id]
+		// A file that was renamed over or grew; the time alone ticks too slowly.
 		if g.inode != st.Ino || g.size != st.Size || g.written != st.Mtim {
 			d, err := h.load(id)
 			if err != nil {
@@ -165,6 +175,7 @@ func (h *Host) loadAll() ([]*domain, error) {
 		seen[id] = g
 		all = append(all, g.domain)
 	}
+	// Domains that are gone are forgotten with the old map.
 	h.seen = seen
 	return all, nil
 }
@@ -179,6 +190,7 @@ func (h *Host) save(d *domain) error {
 		return os.Remove(file)
 	}
 	data, err := json.Marshal(d)
+	// A call that changes nothing writes nothing, as reads are calls too.
 	if err != nil || bytes.Equal(data, d.stored) {
 		return err
 	}
@@ -196,7 +208,8 @@ func (h *Host) save(d *domain) error {
 	return errors.Join(err, f.Close())
 }
 
-// update changes one domain, or leaves it as it was when change fails.
+// update changes one domain, or leaves it as it was when change fails. The events go out
+// after the lock is free: a listener calls the host.
 func (h *Host) update(id string, change func(d *domain) error) error {
 	var events []hypervisor.Event
 	err := h.locked(func() error {
@@ -229,7 +242,8 @@ func (h *Host) look(id string, see func(d *domain) error) error {
 	})
 }
 
-// call runs one Domains call between its two points.
+// call runs one Domains call between its two points. An error at "after" comes when the
+// effect is there: the caller cannot know, as with a libvirtd that died in the call.
 func (h *Host) call(ctx context.Context, call, id string, change func(d *domain) error) error {
 	err := h.reach(ctx, call+".before", id)
 	if err == nil {
@@ -244,7 +258,8 @@ func (h *Host) call(ctx context.Context, call, id string, change func(d *domain)
 	return nil
 }
 
-// unused is ErrBusy when a domain other than except has one of the images open.
+// unused is ErrBusy when a domain other than except has one of the images open. It
+// stands for QEMU's image locks between two QEMUs.
 func (h *Host) unused(except string, paths ...string) error {
 	all, err := h.loadAll()
 	if err != nil {
@@ -265,6 +280,7 @@ func (h *Host) Info(ctx context.Context) (hypervisor.Info, error) {
 	if err := h.reach(ctx, "Info.before", ""); err != nil {
 		return hypervisor.Info{}, fmt.Errorf("cannot read versions: %w", err)
 	}
+	// As Debian 12 has them, on which FAULTS.md was seen.
 	return hypervisor.Info{Hostname: "fake", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.0"}, nil
 }
 
@@ -287,7 +303,7 @@ func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
 	return list, nil
 }
 
-// Domain reads one domain anew.
+// Domain reads one domain. On the real host its QEMU must answer for the sizes.
 func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error) {
 	shown, err := h.Glance(ctx, id)
 	size(shown.Disks)
@@ -305,6 +321,8 @@ func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error)
 		shown = d.shown()
 		for _, disks := range [][]hypervisor.Disk{shown.Disks, shown.PersistentDisks} {
 			for i := range disks {
+				// A glance of the real host has none either; a test must not pass by
+				// them.
 				disks[i].SizeBytes = 0
 			}
 		}
@@ -316,10 +334,12 @@ func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error)
 	return shown, nil
 }
 
-// shown is the domain as a caller sees it.
+// shown is the domain as a caller sees it. Copies of all slices: callers keep what they
+// get.
 func (d *domain) shown() hypervisor.Domain {
 	s := d.Domain
 	if !d.active() {
+		// Off, libvirt shows the persistent definition for both.
 		s.Disks = s.PersistentDisks
 	}
 	s.Disks, s.PersistentDisks = slices.Clone(s.Disks), slices.Clone(s.PersistentDisks)
@@ -330,7 +350,8 @@ func (d *domain) shown() hypervisor.Domain {
 	return s
 }
 
-// size reads the virtual sizes of the disks that have an image.
+// size reads the virtual sizes of the disks that have an image. An image that cannot be
+// read leaves 0, as libvirt does.
 func size(disks []hypervisor.Disk) {
 	for i := range disks {
 		disks[i].SizeBytes = 0

@@ -7,7 +7,8 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// open lists the Hosts of this process by their directory, to share events.
+// open lists the Hosts of this process by their directory, to share events. Another
+// process on the same directory gets no events: it would be a second libvirtd.
 var open = struct {
 	sync.Mutex
 	hosts map[string][]*Host
@@ -35,6 +36,7 @@ func (h *Host) emit(events []hypervisor.Event) {
 	open.Lock()
 	defer open.Unlock()
 	for _, o := range open.hosts[h.dir] {
+		// What happens while a connection is down is lost to it, as with libvirt.
 		if !o.connected() {
 			continue
 		}

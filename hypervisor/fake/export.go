@@ -18,6 +18,8 @@ import (
 func (h *Host) Export(ctx context.Context, path, format string) (hypervisor.Export, error) {
 	e := &export{}
 	err := h.image(ctx, "Export", path, func() (err error) {
+		// The locks are kept until Close, so that a merge is refused meanwhile, as by
+		// QEMU's lock.
 		e.chain, e.held, err = h.openChain(path, format)
 		if err == nil {
 			var top layer
@@ -42,6 +44,7 @@ func (h *Host) Extents(ctx context.Context, path, format string, visit func(offs
 		}
 		defer letGo(held)
 		var writes []record
+		// A lower layer shows through wherever the upper ones have nothing.
 		for _, c := range chain {
 			l, err := readLayer(c.Path, c.Format)
 			if err != nil {
@@ -51,6 +54,7 @@ func (h *Host) Extents(ctx context.Context, path, format string, visit func(offs
 		}
 		slices.SortFunc(writes, func(a, b record) int { return cmp.Compare(a.Offset, b.Offset) })
 		end := int64(0)
+		// Each range once: QEMU's extents do not overlap.
 		for _, w := range writes {
 			if from := max(end, w.Offset); w.Offset+w.Length > from {
 				end = w.Offset + w.Length
@@ -78,6 +82,8 @@ func (h *Host) openChain(path, format string) ([]hypervisor.Layer, []*os.File, e
 	var paths []string
 	for _, c := range chain {
 		for _, d := range all {
+			// A writer would change what is read; on the real host qemu-nbd does not get
+			// its lock.
 			if d.writes(c.Path) {
 				return nil, nil, fmt.Errorf("%w: %s writes to %s", hypervisor.ErrBusy, d.Name, c.Path)
 			}
@@ -100,6 +106,7 @@ type export struct {
 func (e *export) Size() int64 { return e.size }
 
 func (e *export) ReadAt(p []byte, offset int64) (int, error) {
+	// A download reads while CutOff closes.
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.held == nil {
@@ -109,6 +116,7 @@ func (e *export) ReadAt(p []byte, offset int64) (int, error) {
 		return 0, io.EOF
 	}
 	data, err := readChain(e.chain, offset, min(int64(len(p)), e.size-offset))
+	// Short only at the end of the disk.
 	if n := copy(p, data); err != nil || n == len(p) {
 		return n, err
 	}

@@ -49,6 +49,8 @@ func Open(dir string) (*Host, error) {
 			return nil, fmt.Errorf("cannot open fake host: %w", err)
 		}
 	}
+	// The file is empty; what counts is the lock on it, which a killed process loses by
+	// itself.
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open fake host: %w", err)
@@ -57,6 +59,7 @@ func Open(dir string) (*Host, error) {
 	h := &Host{dir: dir, lock: lock, events: feed.New(), deaf: deaf}
 	go h.events.Deliver(background)
 	h.faults.connected = true
+	// Space tells the truth unless a test says otherwise.
 	h.faults.free = -1
 	join(h)
 	h.events.Put(hypervisor.Event{Kind: hypervisor.EventConnected})
@@ -79,10 +82,12 @@ func (h *Host) Close() error {
 // ImageDir is the directory for images.
 func (h *Host) ImageDir() string { return filepath.Join(h.dir, "images") }
 
-// locked runs f while nobody else, in any process, reads or changes the host.
+// locked runs f while nobody else, in any process, reads or changes the host. f must not
+// call a method of the host that locks too.
 func (h *Host) locked(f func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	// The mutex first: flock is per open file, so it does not keep goroutines apart.
 	if err := flock(h.lock, unix.LOCK_EX); err != nil {
 		return fmt.Errorf("cannot lock fake host: %w", err)
 	}

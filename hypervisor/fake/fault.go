@@ -47,8 +47,9 @@ func (h *Host) SetHook(hook Hook) {
 	h.faults.hook = hook
 }
 
-// FailNext makes the next call that comes to point fail with err. Called n
-// times it fails n calls.
+// FailNext makes the next call that comes to point fail with err. Called n times it
+// fails n calls. With the effect or without it, as the stage says: "Pivot.after" fails a
+// pivot that has happened.
 func (h *Host) FailNext(point string, err error) {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
@@ -58,7 +59,8 @@ func (h *Host) FailNext(point string, err error) {
 	h.faults.next[point] = append(h.faults.next[point], err)
 }
 
-// HangNext makes the next call that comes to point wait until its context ends.
+// HangNext makes the next call that comes to point wait until its context ends. So hangs
+// a call into a QEMU that does not answer: nothing ends it but the caller's patience.
 func (h *Host) HangNext(point string) { h.FailNext(point, errHang) }
 
 // Disconnect takes libvirt away: every Domains call is ErrUnavailable, guests and jobs go on.
@@ -77,8 +79,9 @@ func (h *Host) setConnected(connected bool, kind hypervisor.EventKind) {
 	h.events.Put(hypervisor.Event{Kind: kind})
 }
 
-// Cut ends the process that uses this Host, as far as the host can tell: no
-// call, of Images neither, has any effect from now on. The hands still work.
+// Cut ends the process that uses this Host, as far as the host can tell: no call, of
+// Images neither, has any effect from now on. The hands still work. A killed daemon can
+// still have calls under way; those end without an effect too.
 func (h *Host) Cut() {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
@@ -124,8 +127,9 @@ func (h *Host) answers(paths ...string) error {
 // Never given to MergeReadyAfter makes merges wait for FinishMerge.
 const Never = -1
 
-// MergeReadyAfter makes merges started from now on become ready (or end, in the
-// middle of a chain) after so many calls of MergeJob; 0, the default: at once.
+// MergeReadyAfter makes merges started from now on become ready (or end, in the middle
+// of a chain) after so many calls of MergeJob; 0, the default: at once. Polls instead of
+// time, so that no test waits for a clock.
 func (h *Host) MergeReadyAfter(polls int) {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
@@ -138,7 +142,8 @@ func (h *Host) mergePolls() int {
 	return h.faults.mergePolls
 }
 
-// OutrunMerges makes guests write faster than the merges started from now on copy.
+// OutrunMerges makes guests write faster than the merges started from now on copy. They
+// become ready only when the guest is suspended, as was seen under heavy writes.
 func (h *Host) OutrunMerges() {
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
@@ -157,7 +162,8 @@ func (h *Host) connected() bool {
 	return h.faults.connected && !h.faults.cut
 }
 
-// fate decides whether a call passes a point.
+// fate decides whether a call passes a point. Plans come before the hook, in the order
+// in which they were made.
 func (h *Host) fate(ctx context.Context, point, subject string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -169,6 +175,7 @@ func (h *Host) fate(ctx context.Context, point, subject string) error {
 		planned = next[0]
 		h.faults.next[point] = next[1:]
 	}
+	// Free for the hook, which may set faults itself.
 	h.faultMu.Unlock()
 	switch {
 	case cut:
@@ -184,6 +191,7 @@ func (h *Host) fate(ctx context.Context, point, subject string) error {
 	if err := hook(ctx, point, subject); err != nil {
 		return err
 	}
+	// The hook may have cut the process off: its own call has no effect either.
 	if h.isCut() {
 		return hypervisor.ErrUnavailable
 	}
@@ -196,7 +204,8 @@ func (h *Host) isCut() bool {
 	return h.faults.cut
 }
 
-// reach is fate for the calls that go to libvirt.
+// reach is fate for the calls that go to libvirt. Calls of Images work without libvirt,
+// so they pass fate only.
 func (h *Host) reach(ctx context.Context, point, id string) error {
 	if !h.connected() {
 		return hypervisor.ErrUnavailable
@@ -205,6 +214,7 @@ func (h *Host) reach(ctx context.Context, point, id string) error {
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
 	}
+	// libvirtd may have gone while the hook held the call.
 	if err == nil && !h.connected() {
 		return hypervisor.ErrUnavailable
 	}

@@ -13,7 +13,7 @@ import (
 var (
 	// ErrFrozen: the guest's file systems are frozen; its write waits.
 	ErrFrozen = errors.New("the guest is frozen")
-	// ErrStopped: the guest's processors stand still; it writes nothing.
+	// ErrStopped: the guest's processors are stopped; it writes nothing.
 	ErrStopped = errors.New("the guest is stopped")
 )
 
@@ -24,11 +24,11 @@ type Guest struct {
 	Boots   int
 }
 
-// Define makes a persistent domain that is off and returns its id. Of each disk
-// it reads Target and SizeBytes, and where set Format (qcow2 when not), Device,
-// Type, Path, ReadOnly, Shareable, Transient, and of Chain the first layer, on
-// which the image is made. A disk of type file without a Path gets a new image,
-// unless its size is 0: then it is empty.
+// Define makes a persistent domain that is off and returns its id. Of each disk it reads
+// Target and SizeBytes, and where set Format (qcow2 when not), Device, Type, Path,
+// ReadOnly, Shareable, Transient, and of Chain the first layer, on which the image is
+// made. A disk of type file without a Path gets a new image, unless its size is 0: then
+// it is empty. It is an operator's hand, not a call of the daemon: no fault meets it.
 func (h *Host) Define(name string, disks ...hypervisor.Disk) (string, error) {
 	id := newID()
 	return id, h.DefineAs(id, name, disks...)
@@ -44,6 +44,7 @@ func (h *Host) DefineAs(id, name string, disks ...hypervisor.Disk) error {
 		if err != nil {
 			return err
 		}
+		// libvirt refuses two domains of one name too.
 		if slices.ContainsFunc(all, func(o *domain) bool { return o.Name == name }) {
 			return errors.New("the name is taken")
 		}
@@ -52,6 +53,8 @@ func (h *Host) DefineAs(id, name string, disks ...hypervisor.Disk) error {
 				return err
 			}
 		}
+		// What a panel keeps in its own database does not learn of overlays: see
+		// Redefine.
 		d.Panel = slices.Clone(d.PersistentDisks)
 		return h.save(d)
 	})
@@ -83,6 +86,7 @@ func (h *Host) equip(d *domain, disk hypervisor.Disk) error {
 			return err
 		}
 	}
+	// An off-line definition of libvirt states no chain either.
 	disk.Chain, disk.ChainKnown = nil, false
 	d.PersistentDisks = append(d.PersistentDisks, disk)
 	return nil
@@ -96,8 +100,9 @@ func newID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// Redefine defines the domain anew as a panel does from its own database: the
-// disks are those of Define, our metadata is gone.
+// Redefine defines the domain again as a panel does from its own database: the disks are
+// those of Define, our metadata is gone. Seen on libvirt 9.0: a definition from outside
+// wipes our metadata and points the disks at the bases.
 func (h *Host) Redefine(id string) error {
 	return h.update(id, func(d *domain) error {
 		d.PersistentDisks = slices.Clone(d.Panel)
@@ -113,6 +118,7 @@ func (h *Host) Undefine(id string) error {
 	return h.update(id, func(d *domain) error {
 		d.Persistent = false
 		d.PersistentDisks, d.Metadata = nil, ""
+		// A running domain becomes transient, and is gone when it goes off.
 		d.gone = !d.active()
 		d.tell(hypervisor.EventUndefined)
 		return nil
@@ -131,8 +137,9 @@ func (h *Host) DefineAgain(dom hypervisor.Domain) error {
 	return nil
 }
 
-// Edit changes anything of a domain behind everybody's back: pause it by an I/O
-// error, give it NVRAM or a TPM, another state. Disks are the live ones.
+// Edit changes anything of a domain behind everybody's back: pause it by an I/O error,
+// give it NVRAM or a TPM, another state. Disks are the live ones. Its caller keeps the
+// picture consistent; nothing is checked.
 func (h *Host) Edit(id string, change func(d *hypervisor.Domain)) error {
 	return h.update(id, func(d *domain) error {
 		change(&d.Domain)
@@ -171,7 +178,8 @@ func (h *Host) KillGuest(id string) error {
 	})
 }
 
-// Depart lets the running guest migrate to another host; the definition stays.
+// Depart lets the running guest migrate to another host; the definition stays. With
+// shared storage the files stay in use, by the other host.
 func (h *Host) Depart(id string) error {
 	return h.update(id, func(d *domain) error {
 		if !d.active() {
@@ -202,6 +210,7 @@ func (h *Host) ManagedSave(id string) error {
 			return hypervisor.ErrOff
 		}
 		d.off()
+		// Start drops it, as FORCE_BOOT does on the real host.
 		d.ManagedSave = true
 		return nil
 	})
@@ -233,6 +242,7 @@ func (h *Host) FinishMerge(id, target string) error {
 }
 
 // FailMerge ends a job, a merge as an error in the base does: the overlay stays whole.
+// What was copied stays in the base (FAULTS.md, fact 1).
 func (h *Host) FailMerge(id, target string) error {
 	return h.update(id, func(d *domain) error {
 		delete(d.Jobs, target)
@@ -241,8 +251,9 @@ func (h *Host) FailMerge(id, target string) error {
 	})
 }
 
-// Write writes pattern over a range of a disk, as a running guest, or as an
-// operator while the domain is off.
+// Write writes pattern over a range of a disk, as a running guest, or as an operator
+// while the domain is off. It goes to the top layer of what the guest has open, so a
+// stale definition shows as data that went astray.
 func (h *Host) Write(id, target string, offset int64, pattern byte, length int64) error {
 	return h.write(id, target, offset, pattern, length, func(*domain) bool { return true })
 }
@@ -323,6 +334,8 @@ func (d *domain) view(target string) ([]hypervisor.Layer, error) {
 		if err != nil {
 			return nil, err
 		}
+		// A test that read the new file here would call a guest restored that still runs
+		// on the old disk.
 		if inode != d.Open[l.Path] {
 			return nil, fmt.Errorf("%s was replaced while the guest has it open", l.Path)
 		}

@@ -81,6 +81,7 @@ func (h *Host) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hypervi
 	return file, nil
 }
 
+// Each stage may be the last: a kill leaves no file, an empty one, or a whole overlay.
 func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
 	if err := errors.Join(h.fate(ctx, "CreateOverlay.before", o.Path), h.answers(o.Base)); err != nil {
 		return hypervisor.File{}, err
@@ -88,9 +89,11 @@ func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervi
 	if !filepath.IsAbs(o.Path) || !filepath.IsAbs(o.Base) || o.SizeBytes <= 0 {
 		return hypervisor.File{}, errors.New("paths must be absolute and the size positive")
 	}
+	// The real qemu-img opens the base too, and refuses one that is not of its format.
 	if _, err := headerChain(o.Base, o.BaseFormat); err != nil {
 		return hypervisor.File{}, err
 	}
+	// Exclusive and 0600, with the base's owner, as the contract demands.
 	if err := createLike(o.Path, o.Base, 0o600); err != nil {
 		return hypervisor.File{}, err
 	}
@@ -145,6 +148,8 @@ func (h *Host) copy(ctx context.Context, src, dst string) (hypervisor.File, erro
 	if err := createLike(dst, src, info.Mode().Perm()); err != nil {
 		return hypervisor.File{}, err
 	}
+	// Half of it, for Copy.half: a copy that was cut short has the right name and the
+	// wrong contents.
 	if err := os.WriteFile(dst, data[:len(data)/2], 0o600); err != nil {
 		return hypervisor.File{}, err
 	}
@@ -182,11 +187,14 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 	if _, err := readLayer(base.Path, base.Format); err != nil {
 		return err
 	}
+	// A merge into anything else would be silent damage.
 	if l.header.Backing != base.Path || l.header.BackingFormat != base.Format {
 		return fmt.Errorf("the overlay's header names %s as its base", l.header.Backing)
 	}
 	var held []*os.File
 	defer func() { letGo(held) }()
+	// The host's lock is given back before the copy: guests run while qemu-img works.
+	// The images stay locked.
 	err = h.locked(func() (err error) {
 		if err := h.unused("", top.Path, base.Path); err != nil {
 			return err
@@ -198,6 +206,7 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 		return err
 	}
 	total := l.allocated()
+	// In two halves, with a point between them where a test may kill the daemon.
 	for part := 1; part <= 2; part++ {
 		if err := mergeInto(top, base, part, 2); err != nil {
 			return err
@@ -214,7 +223,8 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 	return h.fate(ctx, "MergeOffline.after", m.Overlay)
 }
 
-// SameAsBase compares what a guest would read.
+// SameAsBase compares what a guest would read. By contents, whatever clusters are
+// allocated.
 func (h *Host) SameAsBase(ctx context.Context, m hypervisor.OfflineMerge) (same bool, err error) {
 	err = h.image(ctx, "SameAsBase", m.Overlay, func() error {
 		if err := h.answers(m.Base); err != nil {
@@ -237,13 +247,15 @@ func (h *Host) SameAsBase(ctx context.Context, m hypervisor.OfflineMerge) (same 
 	return same, nil
 }
 
-// topSameAsRest says whether what lies below the top of a chain reads as all of it.
+// topSameAsRest reports whether what lies below the top of a chain reads as all of it.
+// Only where the top holds something can they differ.
 func topSameAsRest(chain []hypervisor.Layer) (bool, error) {
 	upper, err := readLayer(chain[0].Path, chain[0].Format)
 	if err != nil {
 		return false, err
 	}
 	lower, err := readLayer(chain[1].Path, chain[1].Format)
+	// A shorter base cannot read the same.
 	if err != nil || lower.header.Size < upper.header.Size {
 		return false, err
 	}
@@ -264,6 +276,7 @@ func hold(how int, paths ...string) ([]*os.File, error) {
 		f, err := os.Open(p)
 		if err == nil {
 			held = append(held, f)
+			// QEMU does not wait for an image lock either.
 			err = flock(f, how|unix.LOCK_NB)
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
@@ -293,6 +306,7 @@ func (h *Host) Rebase(ctx context.Context, overlay, backing, backingFormat strin
 		if _, err := readLayer(backing, backingFormat); err != nil {
 			return err
 		}
+		// qemu-img needs the lock of the overlay for it.
 		if err := h.unused("", overlay); err != nil {
 			return err
 		}
@@ -310,6 +324,7 @@ func rebase(overlay, format, backing, backingFormat string) error {
 		return err
 	}
 	l.header.Backing, l.header.BackingFormat = backing, backingFormat
+	// The newest header counts; the file keeps its inode.
 	return appendTo(overlay, l.header)
 }
 
@@ -319,6 +334,7 @@ func (h *Host) Exchange(ctx context.Context, a, b string) error {
 		if filepath.Dir(a) != filepath.Dir(b) {
 			return errors.New("they are not in one directory")
 		}
+		// The real thing: a test of a file system without it injects the error.
 		return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 	})
 	if err != nil {
@@ -332,6 +348,7 @@ func (h *Host) Remove(ctx context.Context, path string, inode uint64) error {
 	err := h.image(ctx, "Remove", path, func() error {
 		found, err := inodeOf(path)
 		switch {
+		// Gone already is as wanted: a step may run twice.
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
 		case err != nil:
@@ -383,6 +400,8 @@ func statFile(path string) (hypervisor.File, error) {
 		UID:       st.Uid,
 	}
 	for _, format := range []string{"qcow2", "raw"} {
+		// The file is small whatever the disk holds, so sizes are told as of the image
+		// that it stands for.
 		if l, err := readLayer(path, format); err == nil {
 			file.Allocated = l.allocated() + cluster
 			file.Size = file.Allocated
@@ -440,6 +459,7 @@ func (h *Host) Space(ctx context.Context, dir string) (space hypervisor.Space, e
 	if err != nil {
 		return hypervisor.Space{}, fmt.Errorf("cannot read the space of %s: %w", dir, err)
 	}
+	// After the call: an error of the path comes first.
 	h.faultMu.Lock()
 	defer h.faultMu.Unlock()
 	if h.faults.free >= 0 {

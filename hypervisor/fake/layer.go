@@ -20,9 +20,10 @@ const (
 	maxChain = 64
 )
 
-// record is one line of an image file: a header when Format is set, which
-// replaces the one before, else a write. Files only grow, so a write keeps the
-// inode and a torn last line is as if never written.
+// record is one line of an image file: a header when Format is set, which replaces the
+// one before, else a write. Files only grow, so a write keeps the inode and a torn last
+// line is as if never written. Pattern stands for Length equal bytes, so a test of
+// terabytes costs a line.
 type record struct {
 	Format        string `json:"format,omitempty"`
 	Size          int64  `json:"size,omitempty"`
@@ -49,6 +50,7 @@ func readLayer(path, format string) (layer, error) {
 	var l layer
 	for line := range bytes.Lines(data) {
 		var r record
+		// A torn line: as after a power cut, the write never was.
 		if json.Unmarshal(line, &r) != nil {
 			continue
 		}
@@ -58,6 +60,7 @@ func readLayer(path, format string) (layer, error) {
 			l.writes = append(l.writes, r)
 		}
 	}
+	// As a stated format is held against the header by qemu-img.
 	if l.header.Format != format {
 		return layer{}, fmt.Errorf("%s is not an image of format %q", path, format)
 	}
@@ -94,7 +97,8 @@ func createLayer(path string, mode os.FileMode, header record) error {
 	return errors.Join(writeRecords(f, []record{header}), f.Close())
 }
 
-// allocated counts the bytes of the clusters that were ever written.
+// allocated counts the bytes of the clusters that were ever written. In clusters, since
+// that is what QEMU allocates at a first write.
 func (l layer) allocated() int64 {
 	writes := slices.Clone(l.writes)
 	slices.SortFunc(writes, func(a, b record) int { return cmp.Compare(a.Offset, b.Offset) })
@@ -110,7 +114,8 @@ func (l layer) allocated() int64 {
 	return total
 }
 
-// paint lays the writes over buf, which starts at offset of the disk.
+// paint lays the writes over buf, which starts at offset of the disk. In the order in
+// which they were made, so the last write wins.
 func (l layer) paint(buf []byte, offset int64) {
 	end := offset + int64(len(buf))
 	for _, w := range l.writes {
@@ -133,6 +138,7 @@ func fill(buf []byte, pattern byte) {
 func headerChain(path, format string) ([]hypervisor.Layer, error) {
 	var chain []hypervisor.Layer
 	for path != "" {
+		// It also ends a chain that lies on itself.
 		if len(chain) == maxChain {
 			return nil, fmt.Errorf("%s has too many backing files", chain[0].Path)
 		}
@@ -161,6 +167,7 @@ func readChain(chain []hypervisor.Layer, offset, length int64) ([]byte, error) {
 		}
 		layers[i], limits[i] = l, l.header.Size
 		if i > 0 {
+			// Below the end of a smaller layer in between, QEMU reads zeroes.
 			limits[i] = min(limits[i], limits[i-1])
 		}
 	}
@@ -168,6 +175,7 @@ func readChain(chain []hypervisor.Layer, offset, length int64) ([]byte, error) {
 		return nil, fmt.Errorf("cannot read %d bytes at %d: beyond the end of the disk", length, offset)
 	}
 	buf := make([]byte, length)
+	// From the bottom up, so that upper layers cover lower ones.
 	for i, layer := range slices.Backward(layers) {
 		visible := min(length, limits[i]-offset)
 		if visible > 0 {
@@ -190,6 +198,7 @@ func mergeInto(upper, base hypervisor.Layer, part, parts int) error {
 	}
 	var records []record
 	if from.header.Size > to.header.Size {
+		// QEMU enlarges the base first: the overlay of a resized disk is the larger.
 		to.header.Size = from.header.Size
 		records = append(records, to.header)
 	}

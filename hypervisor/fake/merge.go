@@ -24,7 +24,7 @@ type job struct {
 	Left    int // of them; negative: never by itself
 	Total   int64
 	// Outrun: the guest writes faster than the merge copies, so that it is not
-	// ready before the guest stands still.
+	// ready before the guest is suspended.
 	Outrun bool
 }
 
@@ -41,6 +41,7 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err != nil {
 			return err
 		}
+		// One job per disk, as in QEMU.
 		if _, busy := d.Jobs[m.Target]; busy {
 			return fmt.Errorf("%w: %s has a block job", hypervisor.ErrBusy, m.Target)
 		}
@@ -48,6 +49,7 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err != nil {
 			return err
 		}
+		// QEMU opens the base to write and would not get its lock.
 		if err := h.unused(d.ID, m.Base); err != nil {
 			return err
 		}
@@ -67,6 +69,7 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 			}
 			j.Total += upper.allocated()
 		}
+		// Half at once: a test that restores from the base after this point must fail.
 		if err := copyDown(span, 1, 2); err != nil {
 			return err
 		}
@@ -106,7 +109,9 @@ func copyDown(span []hypervisor.Layer, part, parts int) error {
 	return nil
 }
 
-// finish makes an active merge ready and ends a merge lower in the chain.
+// finish makes an active merge ready and ends a merge lower in the chain. An active
+// merge then goes on mirroring writes until it is pivoted; in between the base alone is
+// not the disk (FAULTS.md, fact 2).
 func (d *domain) finish(target string) error {
 	j := d.Jobs[target]
 	d.tell(hypervisor.EventJob)
@@ -123,6 +128,8 @@ func (d *domain) finish(target string) error {
 	if err != nil {
 		return err
 	}
+	// With all that was written to the lower layers meanwhile: nothing was, they are
+	// frozen.
 	if err := copyDown(span, 1, 1); err != nil {
 		return err
 	}
@@ -143,6 +150,7 @@ func (d *domain) finish(target string) error {
 func dropLayers(disk *hypervisor.Disk, m hypervisor.Merge, header bool) error {
 	top := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
 	base := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
+	// A definition that states no chain has nothing to drop.
 	if top < 0 || base < top {
 		return nil
 	}
@@ -171,6 +179,7 @@ func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job,
 		switch {
 		case j.Ready:
 			seen.Done = j.Total
+		// The total grows with what the guest dirties, as libvirt's "end" does.
 		case j.Outrun && d.State == hypervisor.Running:
 			j.Total += mergeChunk
 			seen.Total, seen.Done = j.Total, j.Total/2
@@ -179,6 +188,8 @@ func (h *Host) MergeJob(ctx context.Context, id, target string) (hypervisor.Job,
 			j.Left--
 			seen.Done = j.Total * int64(j.Polls-j.Left) / int64(j.Polls)
 			d.Jobs[target] = j
+			// This answer still is "not ready", with Done equal to Total (FAULTS.md,
+			// row 16).
 			if j.Left == 0 {
 				return d.finish(target)
 			}
@@ -250,11 +261,14 @@ func (h *Host) pivot(ctx context.Context, id, target string) error {
 	if err != nil {
 		return err
 	}
+	// libvirtd may die here: QEMU has pivoted and the definition on disk names the
+	// overlay.
 	if err := h.reach(ctx, "Pivot.half", id); err != nil {
 		return err
 	}
 	err = h.update(id, func(d *domain) error {
 		disk, err := find(d.PersistentDisks, target)
+		// Defined again meanwhile: libvirt then leaves that definition alone.
 		if errors.Is(err, hypervisor.ErrNotFound) || disk.Path != top {
 			return nil
 		}
@@ -287,6 +301,7 @@ func (d *domain) pivotLive(target string) (top string, pivoted hypervisor.Disk, 
 	if err != nil {
 		return fail(err)
 	}
+	// Everything up to this moment, with what the guest wrote while the merge was ready.
 	if err := copyDown(span, 1, 1); err != nil {
 		return fail(err)
 	}
@@ -301,7 +316,8 @@ func (d *domain) pivotLive(target string) (top string, pivoted hypervisor.Disk, 
 	return span[0].Path, *disk, d.reopen()
 }
 
-// AbortMerge ends a job; what it wrote stays in the base.
+// AbortMerge ends a job; what it wrote stays in the base. The overlay is whole; merging
+// again gives the same contents.
 func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
 	return h.call(ctx, "AbortMerge", id, func(d *domain) error {
 		j, found, err := d.job(target)

@@ -17,6 +17,7 @@ func (h *Host) Suspend(ctx context.Context, id string) error {
 		switch d.State {
 		case hypervisor.Off:
 			return hypervisor.ErrOff
+		// Any other state has no processors that run; that is no error.
 		case hypervisor.Running:
 			d.State, d.PauseReason = hypervisor.Paused, hypervisor.PausedByUser
 			d.tell(hypervisor.EventChanged)
@@ -33,6 +34,8 @@ func (h *Host) Resume(ctx context.Context, id string) error {
 			return hypervisor.ErrOff
 		case hypervisor.Paused:
 			d.State, d.PauseReason = hypervisor.Running, ""
+			// Told whoever resumed it: the daemon cannot tell its own from others by the
+			// event.
 			d.tell(hypervisor.EventChanged, hypervisor.EventResumed)
 		case hypervisor.Suspended, hypervisor.Crashed:
 			return fmt.Errorf("%w: the domain is %s", hypervisor.ErrUnsupported, d.State)
@@ -63,6 +66,7 @@ func (h *Host) Start(ctx context.Context, id string, paused bool) error {
 
 func (h *Host) boot(d *domain, paused bool) error {
 	live := slices.Clone(d.PersistentDisks)
+	// libvirt completes the chain from the headers at each start.
 	for i := range live {
 		disk := &live[i]
 		chain, err := layers(disk)
@@ -81,6 +85,7 @@ func (h *Host) boot(d *domain, paused bool) error {
 		return err
 	}
 	d.ManagedSave, d.MigratedAway = false, false
+	// By this a test tells a reboot from a guest that ran on.
 	d.Guest.Boots++
 	d.State, d.PauseReason = hypervisor.Running, ""
 	d.tell(hypervisor.EventChanged)
@@ -114,7 +119,8 @@ func (h *Host) lockable(d *domain) error {
 	return err
 }
 
-// writes says whether the guest, or a merge under it, writes to path alone.
+// writes reports whether the guest, or a merge under it, writes to path alone. Shareable
+// disks have no lock.
 func (d *domain) writes(path string) bool {
 	for _, j := range d.Jobs {
 		if j.Base == path {
@@ -126,7 +132,7 @@ func (d *domain) writes(path string) bool {
 	})
 }
 
-// reads says whether an image lies below one that the guest writes to.
+// reads reports whether an image lies below one that the guest writes to.
 func (d *domain) reads(path string) bool {
 	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
 		return slices.ContainsFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == path })

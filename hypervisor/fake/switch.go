@@ -25,7 +25,10 @@ func (h *Host) switchToOverlays(ctx context.Context, id string, disks []hypervis
 		if d.State == hypervisor.Suspended {
 			return fmt.Errorf("%w: the guest is asleep", hypervisor.ErrUnsupported)
 		}
+		// Kept for the second half: by then the live disks name the overlays.
 		before = d.shown().Disks
+		// All are looked at before the first is changed: QEMU's transaction switches all
+		// or none.
 		for _, s := range disks {
 			if err := h.switchable(d, before, s); err != nil {
 				return err
@@ -48,6 +51,8 @@ func (h *Host) switchToOverlays(ctx context.Context, id string, disks []hypervis
 	if err != nil {
 		return err
 	}
+	// Seen when libvirtd dies in the call (FAULTS.md, row 44): the guest writes to
+	// overlays that no definition on disk names.
 	if err := h.reach(ctx, "SwitchToOverlays.half", id); err != nil {
 		return err
 	}
@@ -63,7 +68,9 @@ func (h *Host) switchToOverlays(ctx context.Context, id string, disks []hypervis
 	return h.reach(ctx, "SwitchToOverlays.after", id)
 }
 
-// switchable says why a disk cannot take its overlay.
+// switchable says why a disk cannot take its overlay. libvirt checks only that the file
+// exists and has the stated type; the fake is stricter, so that tests find what the real
+// host would let pass.
 func (h *Host) switchable(d *domain, disks []hypervisor.Disk, s hypervisor.DiskSwitch) error {
 	disk, err := find(disks, s.Target)
 	if err != nil {
@@ -98,7 +105,7 @@ func putOverlay(disk *hypervisor.Disk, overlay string) error {
 
 // saveOverlays brings the switch into the persistent definition. As in libvirt
 // the chain is stated there only after a switch of a running guest, and a disk
-// that was defined anew meanwhile is left alone.
+// that was defined again meanwhile is left alone.
 func (d *domain) saveOverlays(before []hypervisor.Disk, disks []hypervisor.DiskSwitch) error {
 	for _, s := range disks {
 		was, err := find(before, s.Target)
@@ -112,6 +119,7 @@ func (d *domain) saveOverlays(before []hypervisor.Disk, disks []hypervisor.DiskS
 		if err := putOverlay(disk, s.Overlay); err != nil {
 			return err
 		}
+		// Off, libvirt drops the stated chain and trusts the header.
 		if !d.active() {
 			disk.Chain, disk.ChainKnown = nil, false
 		}

@@ -20,9 +20,10 @@ const (
 	formatVersion3 = 3
 )
 
-// Image is the file. Its clusters are, in this order: the header, the L1 table,
-// the refcount table, the refcount blocks, an L2 table for each 512 MiB of the
-// disk that hold data, and the data in the order of the disk.
+// Image is the file. Its clusters are, in this order: the header, the L1 table, the
+// refcount table, the refcount blocks, an L2 table for each 512 MiB of the disk that
+// hold data, and the data in the order of the disk. Where each part lies follows from
+// the map alone, so that any byte of the file can be made without the bytes before it.
 type Image struct {
 	m *Map
 	// tables and data are, for each L2 table of the disk, how many L2 tables and
@@ -43,6 +44,8 @@ func NewImage(m *Map) *Image {
 	}
 	i.l1 = 1
 	i.refTable = i.l1 + clusters(count*8)
+	// They describe themselves: more clusters of refcounts need more refcounts. It ends,
+	// because one block has room for 32,768 clusters.
 	for i.place(1, 1); ; {
 		// What the refcounts take is counted, too.
 		blocks := (i.total + perBlock - 1) / perBlock
@@ -66,7 +69,8 @@ func (i *Image) place(refTables, refBlocks int64) {
 // Size is the length of the file.
 func (i *Image) Size() int64 { return i.total * cluster }
 
-// Read returns the file with the data of a disk.
+// Read returns the file with the data of a disk. The disk must not change while it is
+// read: a frozen base.
 func (i *Image) Read(disk io.ReaderAt) io.ReaderAt { return &reader{i, disk} }
 
 type reader struct {
@@ -81,6 +85,7 @@ func (r *reader) ReadAt(p []byte, offset int64) (n int, err error) {
 	for n < len(p) && err == nil {
 		at := offset + int64(n)
 		if at >= r.Size() {
+			// io.ReaderAt allows a short read only with an error.
 			return n, io.EOF
 		}
 		var read int
@@ -98,6 +103,7 @@ func (r *reader) ReadAt(p []byte, offset int64) (n int, err error) {
 func (r *reader) readData(p []byte, k, within int64) (int, error) {
 	guest := r.guest(k)
 	run := int64(1)
+	// One read of the disk for many clusters: each is a round trip to QEMU.
 	for run*cluster-within < int64(len(p)) && r.m.has(guest+run) {
 		run++
 	}
@@ -117,6 +123,7 @@ func (r *reader) readData(p []byte, k, within int64) (int, error) {
 
 // guest is the cluster of the disk with the k-th data.
 func (i *Image) guest(k int64) int64 {
+	// Skips the L2 tables before it; the rest is one table's words.
 	table := int64(sort.Search(len(i.data)-1, func(t int) bool { return i.data[t+1] > k }))
 	k -= i.data[table]
 	for w := table * wordsPerTable; ; w++ {
@@ -141,6 +148,7 @@ func (i *Image) metadata(c int64) []byte {
 	case c < i.refTable:
 		i.fill(b, (c-i.l1)*perTable, int64(len(i.data)-1), func(t int64) int64 {
 			if i.tables[t] == i.tables[t+1] {
+				// No table: these 512 MiB read as zeroes.
 				return 0
 			}
 			return i.l2 + i.tables[t]
@@ -149,6 +157,7 @@ func (i *Image) metadata(c int64) []byte {
 		i.fill(b, (c-i.refTable)*perTable, i.l2-i.refBlocks, func(block int64) int64 { return i.refBlocks + block }, 0)
 	case c < i.l2:
 		first := (c - i.refBlocks) * perBlock
+		// Every cluster has one user, which keeps qemu-img check content.
 		for n := range min(perBlock, i.total-first) {
 			binary.BigEndian.PutUint16(b[2*n:], 1)
 		}

@@ -44,7 +44,8 @@ func words(size int64) int64 { return (clusters(size) + 63) / 64 }
 
 func clusters(bytes int64) int64 { return (bytes + cluster - 1) / cluster }
 
-// Add notes that a part of the disk holds data.
+// Add notes that a part of the disk holds data. A cluster counts when any byte of it
+// does. What lies outside the disk is left out: QEMU rounds extents up.
 func (m *Map) Add(offset, length int64) {
 	from, to := max(0, offset), min(m.size, offset+length)
 	for c := from / cluster; c < clusters(to); c++ {
@@ -76,7 +77,7 @@ func (m *Map) Name() string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// Pack is the map in a form to be kept.
+// Pack is the map in a form to be kept. Deflated, because a map is mostly runs.
 func (m *Map) Pack() []byte {
 	var b bytes.Buffer
 	w, _ := flate.NewWriter(&b, flate.BestSpeed) // the level is valid
@@ -92,6 +93,8 @@ func Unpack(packed []byte, size int64) (*Map, error) {
 		return nil, err
 	}
 	want := int64(len(m.used)+1) * 8
+	// No more than it can be: a database that was tampered with must not fill the
+	// memory.
 	data, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(packed)), want+1))
 	if err != nil {
 		return nil, fmt.Errorf("the map of the disk cannot be read: %w", err)
