@@ -54,7 +54,8 @@ func NewInhibitor(logger *slog.Logger) *Inhibitor {
 }
 
 // Hold delays a shutdown until release is called. When the host shuts down already it
-// does not return before ctx ends, or a minute is over: nothing should be begun then.
+// does not return before ctx ends, or a minute is over: nothing should be begun then. A
+// step is never refused for want of an inhibitor: without one it is only less protected.
 func (i *Inhibitor) Hold(ctx context.Context, why string) (release func()) {
 	if q := i.enter(why); q != nil {
 		select {
@@ -77,6 +78,7 @@ func (i *Inhibitor) enter(why string) *question {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.holds++
+	// One inhibitor serves all steps: logind bounds how many there may be.
 	if i.lock == nil && i.asked == nil && time.Since(i.missed) > askAgain {
 		q := &question{}
 		q.over, q.end = context.WithCancel(context.Background())
@@ -89,6 +91,7 @@ func (i *Inhibitor) enter(why string) *question {
 func (i *Inhibitor) leave() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	// Closing the file is what gives the inhibitor back.
 	if i.holds--; i.holds == 0 && i.lock != nil {
 		i.lock.Close()
 		i.lock = nil
@@ -106,6 +109,7 @@ func (i *Inhibitor) ask(q *question, why string) {
 		}
 	})
 	defer late.Stop()
+	// Outside the mutex: logind may take its time, and other steps go on.
 	lock, err := i.open(why)
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -126,6 +130,8 @@ func (i *Inhibitor) ask(q *question, why string) {
 
 // miss says once that the host may shut down at any moment.
 func (i *Inhibitor) miss(err error) {
+	// Once, and again after it was there: a host without logind is no news at every
+	// step.
 	if i.missed.IsZero() {
 		i.log.Warn("logind gives no inhibitor: a shutdown of the host may come at any step. "+
 			"Operations are taken up afterwards all the same", "error", err)

@@ -19,7 +19,9 @@ import (
 // with fields to search by, and else as text to the error output.
 func Logger(level slog.Leveler) *slog.Logger {
 	if ours, err := journal.StderrIsJournalStream(); err == nil && ours {
-		if h, err := slogjournal.NewHandler(&slogjournal.Options{Level: level, ReplaceAttr: field, ReplaceGroup: strings.ToUpper}); err == nil {
+		if h, err := slogjournal.NewHandler(
+			&slogjournal.Options{Level: level, ReplaceAttr: field, ReplaceGroup: strings.ToUpper},
+		); err == nil {
 			return slog.New(newStoryteller(h))
 		}
 	}
@@ -65,6 +67,7 @@ func (s *storyteller) Handle(ctx context.Context, r slog.Record) error {
 	err := s.text.Handle(ctx, r)
 	attributes := strings.TrimSpace(s.line.String())
 	s.line.mu.Unlock()
+	// Fields and text: the fields are for searching, the text is what journalctl shows.
 	told := slog.NewRecord(r.Time, r.Level, oneLine(strings.TrimSpace(r.Message+" "+attributes)), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
 		told.AddAttrs(a)

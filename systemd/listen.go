@@ -19,8 +19,10 @@ const (
 func Listeners() (map[string]net.Listener, error) {
 	passed := map[string]net.Listener{}
 	var errs []error
+	// true: children (qemu-img) must not inherit the hint to take sockets.
 	for _, file := range activation.Files(true) {
 		name := file.Name()
+		// It duplicates the descriptor, so ours is closed.
 		l, err := net.FileListener(file)
 		file.Close()
 		switch {

@@ -24,6 +24,7 @@ const (
 // is called.
 func Starting(what string) (done func()) {
 	stop, ended := make(chan struct{}), make(chan struct{})
+	// systemd forgets the request after its time; so it is repeated.
 	go func() {
 		defer close(ended)
 		more := time.NewTicker(startStep / 3)
@@ -46,7 +47,7 @@ func Starting(what string) (done func()) {
 // Ready tells systemd that requests are answered now, after a start or a reload.
 func Ready() { notify(daemon.SdNotifyReady) }
 
-// Reloading tells systemd that the configuration is read anew; Ready ends that.
+// Reloading tells systemd that the configuration is read again; Ready ends that.
 func Reloading() {
 	notify(daemon.SdNotifyReloading, strings.TrimSpace(daemon.SdNotifyMonotonicUsec()))
 }

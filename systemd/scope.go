@@ -68,6 +68,7 @@ func startScope(ctx context.Context, manager dbus.BusObject, pid int, weight uin
 		Properties []property
 	}{}
 	name := fmt.Sprintf("vpssnapd-merge-%d.scope", pid)
+	// "fail": a leftover scope of the same name would be another process's.
 	return manager.CallWithContext(
 		ctx, "org.freedesktop.systemd1.Manager.StartTransientUnit", 0, name, "fail", properties, auxiliary,
 	).Err

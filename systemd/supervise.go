@@ -32,6 +32,7 @@ func Supervise(ctx context.Context, s Supervised, logger *slog.Logger) {
 	}
 	every := statusEvery
 	if limit > 0 {
+		// Four looks per limit, so that one that is late costs nothing.
 		every = min(every, limit/4)
 	}
 	look := time.NewTicker(every)
@@ -54,6 +55,8 @@ func tell(ctx context.Context, s Supervised, limit time.Duration, said string, l
 	}
 	looking, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	// No ping while something hangs: systemd then kills and starts us, which operations
+	// survive.
 	if err := s.Health(looking); err != nil {
 		if ctx.Err() == nil {
 			logger.Error("the daemon hangs; systemd's watchdog will start it again", vps.LogEvent(vps.LogHung), "error", err)

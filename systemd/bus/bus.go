@@ -29,7 +29,8 @@ const (
 
 // Services are what is served, a capability each; each interface stands beside its
 // calls. A ref is the id or the name of a VPS. Errors that a caller may read are
-// *vps.Error.
+// *vps.Error. The bus needs no method that is not here, so each can be replaced by
+// itself in a test.
 type Services struct {
 	Overview   Overview
 	Options    Options
@@ -53,10 +54,11 @@ type server struct {
 	closing context.Context
 }
 
-// Serve answers on the system bus until ctx ends. While there is no bus, or the
-// name cannot be had, it says so once and goes on trying; the rest of the daemon
-// does not depend on it.
+// Serve answers on the system bus until ctx ends. While there is no bus, or the name
+// cannot be had, it says so once and goes on trying; the rest of the daemon does not
+// depend on it. D-Bus is a convenience of the host: REST and the hook work without it.
 func Serve(ctx context.Context, c Config) {
+	// In a goroutine, because a bus that hangs must not keep the daemon from stopping.
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -75,6 +77,7 @@ func Serve(ctx context.Context, c Config) {
 // once, not at each attempt.
 func (s *server) serve(ctx context.Context) {
 	said := ""
+	// dbus-daemon is restarted by upgrades; nothing of ours depends on one connection.
 	for ctx.Err() == nil {
 		served, err := s.session(ctx)
 		if served {
@@ -118,11 +121,13 @@ func (s *server) connect(ctx, life context.Context, cut func()) (*dbus.Conn, err
 	inTime := context.AfterFunc(limit, cut)
 	defer inTime()
 	objects := &objects{server: s}
+	// The handler comes first: a call may arrive as soon as the name is ours.
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(life), dbus.WithHandler(objects))
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to the system bus: %w", err)
 	}
 	objects.conn.Store(conn)
+	// DoNotQueue: a second daemon should fail now, and not take over some day.
 	reply, err := conn.RequestName(name, dbus.NameFlagDoNotQueue)
 	switch {
 	case err != nil:
@@ -143,6 +148,7 @@ func (s *server) end(conn *dbus.Conn) {
 	_, _ = conn.ReleaseName(name) // the bus does it, too, when the connection ends
 	limit, done := context.WithTimeout(context.Background(), endWithin)
 	defer done()
+	// The name is released first, so that no more calls come while those under way end.
 	select {
 	case <-s.calls.stop():
 		_ = conn.BusObject().CallWithContext(limit, "org.freedesktop.DBus.GetId", 0).Err

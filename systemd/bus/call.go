@@ -35,7 +35,8 @@ type method struct {
 	run    func(s *server, c *call) ([]any, error)
 }
 
-// methods is the one table of what can be called.
+// methods is the one table of what can be called. A test compares it with the contract
+// both ways, and each action with the polkit policy.
 var methods = map[string]map[string]method{
 	managerInterface: {
 		"ListVPS":        {actionRead, (*server).listVPS},
@@ -66,6 +67,8 @@ var methods = map[string]map[string]method{
 		"Set":    {actionRead, (*server).set},
 	},
 	introspectInterface: {
+		// Open, because desktop tools introspect whatever they see; what it lists
+		// depends on the caller.
 		"Introspect": {open, (*server).introspect},
 	},
 }
@@ -96,8 +99,9 @@ func (m *bound) NumReturns() int       { return 0 }
 func (m *bound) ArgumentValue(int) any { return nil }
 func (m *bound) ReturnValue(int) any   { return nil }
 
-// DecodeArguments refuses what has not exactly the types of the contract. The
-// library's own way would convert: a number becomes a letter.
+// DecodeArguments refuses what has not exactly the types of the contract. The library's
+// own way would convert: a number becomes a letter. Nothing of the call has happened
+// yet; who calls is asked later, in Call.
 func (m *bound) DecodeArguments(_ *dbus.Conn, sender string, msg *dbus.Message, body []any) ([]any, error) {
 	have, _ := msg.Headers[dbus.FieldSignature].Value().(dbus.Signature)
 	described, _ := methodOf(m.iface, m.name)
@@ -105,11 +109,13 @@ func (m *bound) DecodeArguments(_ *dbus.Conn, sender string, msg *dbus.Message, 
 		return nil, dbus.NewError("org.freedesktop.DBus.Error.InvalidArgs",
 			[]any{fmt.Sprintf("%s.%s takes arguments of the types %q, not %q", m.iface, m.name, want, have.String())})
 	}
+	// The sender is set by the bus, and cannot be forged by the caller.
 	from := caller{name: sender, interactive: msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0}
 	return []any{from, body}, nil
 }
 
-// Call lets a call through when its caller may make it.
+// Call lets a call through when its caller may make it. The library runs each call in a
+// goroutine of its own.
 func (m *bound) Call(decoded ...any) ([]any, error) {
 	s, start := m.objects.server, time.Now()
 	c := &call{object: m.object, from: decoded[0].(caller), args: decoded[1].([]any)}
@@ -124,6 +130,7 @@ func (m *bound) Call(decoded ...any) ([]any, error) {
 // carryOut asks polkit, calls the method, and turns a panic into an error of that call
 // alone: the daemon has disks to look after.
 func (s *server) carryOut(m *bound, c *call) (out []any, err error) {
+	// Deferred first, so that it also catches what the others do.
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
@@ -133,10 +140,13 @@ func (s *server) carryOut(m *bound, c *call) (out []any, err error) {
 	if conn == nil {
 		return nil, errBusGone // not yet: nobody knows our name
 	}
+	// A stop lets calls under way end; see end.
 	ctx := context.WithoutCancel(s.closing)
+	// Before polkit, so that the count below is by user.
 	if c.actor, err = s.identify(ctx, conn, &c.from); err != nil {
 		return nil, err
 	}
+	// A question for a password counts as a call in progress: it may take minutes.
 	leave, err := s.calls.enter(c.from.uid)
 	if err != nil {
 		return nil, err
@@ -146,6 +156,7 @@ func (s *server) carryOut(m *bound, c *call) (out []any, err error) {
 		return nil, err
 	}
 	var cancel context.CancelFunc
+	// From here on: the time that a user needs to type is not the call's.
 	c.ctx, cancel = context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	return m.method.run(s, c)
@@ -153,6 +164,7 @@ func (s *server) carryOut(m *bound, c *call) (out []any, err error) {
 
 // logCall writes one line per call, as the REST server does.
 func (s *server) logCall(m *bound, c *call, err error, took time.Duration) {
+	// Reads are many, as pages poll; what changes something is worth a line always.
 	level := slog.LevelDebug
 	if m.method.action != actionRead && m.method.action != open {
 		level = slog.LevelInfo
@@ -171,6 +183,7 @@ func (s *server) logCall(m *bound, c *call, err error, took time.Duration) {
 	}
 	if err != nil {
 		line = append(line, "error", err)
+		// Only what nobody expected is an error of ours; refusals are the caller's.
 		if busError(err).Name == errorName(vps.CodeInternal) {
 			level = slog.LevelError
 		}

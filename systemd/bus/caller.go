@@ -28,16 +28,21 @@ const (
 )
 
 // identify asks the bus whose process calls. What is done is recorded as done by an
-// operator, as on the Unix socket.
+// operator, as on the Unix socket. An error is AccessDenied: a caller that cannot be
+// named may do nothing.
 func (s *server) identify(ctx context.Context, conn *dbus.Conn, from *caller) (vps.Actor, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, from.name).Store(&from.uid)
+	// Of the bus, not of the message: the message says what its sender likes.
+	err := conn.BusObject().
+		CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, from.name).
+		Store(&from.uid)
 	if err != nil {
 		return vps.Actor{}, denied("cannot tell who calls: %v", err)
 	}
 	uid := strconv.FormatUint(uint64(from.uid), 10)
 	actor := vps.Actor{Name: "uid " + uid, Way: vps.WayOperator}
+	// A user without a name is recorded by number; that is no reason to refuse.
 	if u, err := user.LookupId(uid); err == nil {
 		actor.Name = u.Username
 	}
@@ -51,11 +56,14 @@ func (s *server) authorize(ctx context.Context, conn *dbus.Conn, from caller, ac
 		return nil
 	}
 	limit, flags := answerWithin, uint32(0)
+	// Only if the caller allows it: scripts must not hang at a password prompt.
 	if from.interactive {
 		limit, flags = passwordWithin, polkitMayAsk
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	// By the bus name and not by the process id, which may be another process by the
+	// time polkit looks.
 	subject := struct {
 		Kind    string
 		Details map[string]dbus.Variant
@@ -67,6 +75,7 @@ func (s *server) authorize(ctx context.Context, conn *dbus.Conn, from caller, ac
 	err := conn.Object(polkitName, polkitPath).
 		CallWithContext(ctx, polkitAsk, 0, subject, action, map[string]string{}, flags, "").Store(&answer)
 	switch {
+	// Silence is a refusal.
 	case err != nil:
 		return denied("only root may do this: polkit does not answer about %s (%v)", action, err)
 	case answer.Authorized:
@@ -102,6 +111,7 @@ func (f *inFlight) enter(uid uint32) (leave func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	// The client tries again, and finds the next daemon.
 	case f.empty != nil:
 		return nil, vps.Errorf(vps.CodeHypervisorUnavailable, "vpssnapd is stopping").WithRemedy("call again in a while")
 	case uid != 0 && f.of[uid] >= callsOfOne:
@@ -117,6 +127,7 @@ func (f *inFlight) enter(uid uint32) (leave func(), err error) {
 func (f *inFlight) leave(uid uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// Forgotten at 0: uids come and go, and the map must not grow.
 	if f.of[uid]--; f.of[uid] == 0 {
 		delete(f.of, uid)
 	}

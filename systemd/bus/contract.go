@@ -21,7 +21,8 @@ const (
 //go:embed org.vpssnapd1.xml
 var contractText []byte
 
-// contract is every interface that is served, by name.
+// contract is every interface that is served, by name. The XML is parsed once and is
+// part of the program; a broken one is found by any test.
 var contract = sync.OnceValue(func() map[string]introspect.Interface {
 	var node introspect.Node
 	if err := xml.Unmarshal(contractText, &node); err != nil {
@@ -38,6 +39,7 @@ var contract = sync.OnceValue(func() map[string]introspect.Interface {
 func signature(m introspect.Method, direction string) string {
 	var types strings.Builder
 	for _, a := range m.Args {
+		// By the D-Bus specification a method's argument without a direction goes in.
 		if a.Direction == direction || a.Direction == "" && direction == "in" {
 			types.WriteString(a.Type)
 		}
@@ -59,6 +61,8 @@ func methodOf(iface, method string) (introspect.Method, bool) {
 func emitted(iface string) []string {
 	var names []string
 	for _, p := range contract()[iface].Properties {
+		// What does not say so is told
+		// (org.freedesktop.DBus.Property.EmitsChangedSignal).
 		silent := false
 		for _, a := range p.Annotations {
 			silent = silent || a.Name == "org.freedesktop.DBus.Property.EmitsChangedSignal" && a.Value != "true"

@@ -9,7 +9,8 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// errorName is the D-Bus name of a code: the code in CamelCase.
+// errorName is the D-Bus name of a code: the code in CamelCase. Clients match on it, so
+// it is as stable as the code.
 func errorName(code vps.Code) string {
 	var b strings.Builder
 	b.WriteString(name + ".Error.")
@@ -22,7 +23,8 @@ func errorName(code vps.Code) string {
 	return b.String()
 }
 
-// busError is the only place that turns an error into an answer.
+// busError is the only place that turns an error into an answer. What is internal is
+// logged by the caller and never sent.
 func busError(err error) *dbus.Error {
 	if ready, ok := errors.AsType[*dbus.Error](err); ok {
 		return ready

@@ -29,10 +29,12 @@ type follower struct {
 // follow tells the bus what happens, until ctx or the connection ends.
 func (s *server) follow(ctx context.Context, conn *dbus.Conn) error {
 	f := &follower{server: s, ctx: ctx, conn: conn, running: map[string]vps.Progress{}}
+	// First, so that an operation that begins while the list is read comes as an event.
 	page, err := s.Services.Events.Events(ctx, vps.FromNow)
 	if err != nil {
 		return err
 	}
+	// Without progress being told, a page that was open over a restart would freeze.
 	for _, status := range []vps.Status{vps.StatusPending, vps.StatusRunning} {
 		begun, err := s.Services.Operations.Operations(ctx, vps.OperationQuery{Status: status, Limit: mostListed})
 		if err != nil {
@@ -46,6 +48,7 @@ func (s *server) follow(ctx context.Context, conn *dbus.Conn) error {
 	defer tick.Stop()
 	for {
 		after := page.After
+		// A gap (Missed) needs no care: properties are sent as they are now.
 		if len(page.Events) > 0 {
 			after = page.Events[len(page.Events)-1].ID
 		}
@@ -84,6 +87,7 @@ func (f *follower) await(changed <-chan struct{}, tick *time.Ticker) error {
 // progress tells of the operations that have got on. One that has ended without an event, or
 // whose event was missed, is told of for the last time.
 func (f *follower) progress() error {
+	// Only what changed is told: a quiet operation costs the bus nothing.
 	for id, told := range f.running {
 		op, err := f.Services.Operations.Operation(f.ctx, id)
 		if vps.CodeOf(err) == vps.CodeNotFound { // ended so long ago that it is kept no more
@@ -110,7 +114,8 @@ func (f *follower) progress() error {
 // ended reports whether an operation gets on no further by itself.
 func ended(s vps.Status) bool { return s.Final() || s == vps.StatusNeedsAttention }
 
-// tell tells of events. An object that has several of them is told of once.
+// tell tells of events. An object that has several of them is told of once. Properties
+// are read after the events, so they are as new as the last of them.
 func (f *follower) tell(events []vps.Event) error {
 	known, operations := map[string]bool{}, map[string]bool{}
 	for _, e := range events {
@@ -137,6 +142,8 @@ func (f *follower) tell(events []vps.Event) error {
 		}
 	}
 	for id := range known {
+		// As last known: a VPS whose QEMU hangs must not hold up the signals of all
+		// others.
 		v, err := f.Services.Overview.KnownVPS(f.ctx, id)
 		if err != nil {
 			continue // it has gone, or libvirt has
@@ -154,6 +161,7 @@ func (f *follower) signal(e vps.Event) error {
 		if ended(o.Status) {
 			delete(f.running, o.ID)
 		} else {
+			// Not what the event says, so that the first progress is told in any case.
 			f.running[o.ID] = vps.Progress{}
 		}
 		return f.conn.Emit(managerPath, managerInterface+".OperationChanged", operationPath(o.ID), vpsPath(e.VPS),
@@ -166,7 +174,8 @@ func (f *follower) signal(e vps.Event) error {
 	return nil
 }
 
-// changed tells the properties of an object that are told of at all.
+// changed tells the properties of an object that are told of at all. With values and not
+// as invalidated, which saves every client a call.
 func (f *follower) changed(path dbus.ObjectPath, iface string, all dict) error {
 	told := dict{}
 	for _, p := range emitted(iface) {

@@ -17,7 +17,8 @@ type Overview interface {
 	Host(ctx context.Context) (vps.Host, error)
 }
 
-// mostListed is how many operations are listed at once.
+// mostListed is how many operations are listed at once. It keeps an answer far below the
+// bus's 128 MiB.
 const mostListed = 500
 
 type listedVPS struct {
@@ -125,6 +126,7 @@ func (s *server) listStorage(c *call) ([]any, error) {
 // for a password for it: busctl and desktop tools introspect on their own.
 func (s *server) introspect(c *call) ([]any, error) {
 	described, err := c.introspect(c.ctx, func() bool {
+		// A copy, so that the rest of the call may still ask.
 		silent := c.from
 		silent.interactive = false
 		return s.authorize(c.ctx, c.objects.conn.Load(), silent, actionRead) == nil

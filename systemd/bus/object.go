@@ -22,7 +22,8 @@ const (
 	listedChildren = 100
 )
 
-// A path holds letters, digits and _ only.
+// A path holds letters, digits and _ only. They are what vpsPath and operationPath make,
+// and nothing else: a path that could not be ours is no object.
 var (
 	vpsElement       = regexp.MustCompile(`^[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}$`)
 	operationElement = regexp.MustCompile(`^op_[0-9a-f]{1,40}$`)
@@ -53,10 +54,12 @@ type objects struct {
 
 var _ dbus.Handler = (*objects)(nil)
 
-// LookupObject makes an object for any path that could be one. Whether there is such a VPS
-// or operation the call itself finds out.
+// LookupObject makes an object for any path that could be one. Whether there is such a
+// VPS or operation the call itself finds out. No lookup is made before polkit was asked,
+// so that nobody finds out which VPSes there are.
 func (o *objects) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
 	one := &object{objects: o, path: string(path)}
+	// Ids are in lower case and hold "-", which a path may not: "_" stands for it.
 	parent, last, _ := cutLast(string(path))
 	switch {
 	case path == managerPath:

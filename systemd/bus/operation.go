@@ -26,7 +26,9 @@ const mostWait = 5 * time.Minute
 // next daemon.
 func (s *server) wait(c *call) ([]any, error) {
 	limit := min(time.Duration(c.args[0].(uint32))*time.Second, mostWait)
+	// closing and not the call's time: the answer comes before the daemon goes.
 	op, err := s.Services.Operations.WaitOperation(s.closing, c.id, limit)
+	// It answers with the state as it is; the library has no way to say "ask again".
 	if errors.Is(err, context.Canceled) {
 		op, err = s.Services.Operations.Operation(c.ctx, c.id)
 	}
@@ -51,8 +53,9 @@ type failure struct{ Name, Detail, Remedy string }
 
 type actor struct{ Name, Way string }
 
-// operationProperties are those of the interface, as D-Bus types: -1 stands for an unknown
-// time, as D-Bus has no null.
+// operationProperties are those of the interface, as D-Bus types: -1 stands for an
+// unknown time, as D-Bus has no null. All are sent each time; the contract says which
+// are told when they change.
 func operationProperties(op vps.Operation) dict {
 	eta := int64(-1)
 	if op.Progress.ETASeconds != nil {

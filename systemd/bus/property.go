@@ -6,7 +6,8 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// properties reads those of an object, as last known: clients read them often.
+// properties reads those of an object, as last known: clients read them often. Never
+// with a question to libvirt: desktop tools read all properties of all objects.
 func (o *object) properties(ctx context.Context) (dict, error) {
 	s := o.objects.server
 	switch o.iface {
@@ -52,7 +53,9 @@ func (s *server) get(c *call) ([]any, error) {
 	}
 	v, ok := all[wanted]
 	if !ok {
-		return nil, dbus.NewError("org.freedesktop.DBus.Error.UnknownProperty", []any{"there is no property " + text(wanted)})
+		return nil, dbus.NewError(
+			"org.freedesktop.DBus.Error.UnknownProperty", []any{"there is no property " + text(wanted)},
+		)
 	}
 	return []any{v}, nil
 }

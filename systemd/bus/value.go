@@ -10,11 +10,13 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// text makes a string that the bus takes: it cuts off who sends another.
+// text makes a string that the bus takes: it cuts off who sends another. VPS names and
+// descriptions come from others; one byte of invalid UTF-8 would end our connection.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
+// D-Bus has no "unknown" for numbers; a negative one is shown as 0.
 func bytes(n int64) uint64 { return uint64(max(n, 0)) }
 
 // moment writes a time as the REST API does; "" for none.
@@ -76,6 +78,7 @@ func snapshotDict(s *vps.Snapshot) dict {
 	d.text("description", s.Description)
 	d.time("created_at", &s.CreatedAt)
 	d.text("consistency", string(s.Consistency))
+	// 0 means that it was not frozen, which is not the same as frozen for 0 ms.
 	if s.FreezeMS != 0 {
 		d["freeze_ms"] = dbus.MakeVariant(s.FreezeMS)
 	}
@@ -87,8 +90,9 @@ func snapshotDict(s *vps.Snapshot) dict {
 	return d
 }
 
-// options reads the dictionary of a call, strictly: each key has a place of its own
-// type in known, and a key without one is an error.
+// options reads the dictionary of a call, strictly: each key has a place of its own type
+// in known, and a key without one is an error. A misspelt key that was ignored would do
+// something else than the caller means.
 func options(given map[string]dbus.Variant, known map[string]any) error {
 	for key, v := range given {
 		ok := false
@@ -131,7 +135,8 @@ func orderOf(state string, given map[string]dbus.Variant) (vps.OptionOrder, erro
 	var endsAt string
 	var price map[string]dbus.Variant
 	err := options(given, map[string]any{
-		"order_ref": &o.OrderRef, "price": &price, "contact_email": &o.ContactEmail, "locale": &o.Locale, "ends_at": &endsAt,
+		"order_ref": &o.OrderRef, "price": &price, "contact_email": &o.ContactEmail, "locale": &o.Locale,
+		"ends_at": &endsAt,
 	})
 	if err != nil {
 		return o, err
@@ -139,12 +144,15 @@ func orderOf(state string, given map[string]dbus.Variant) (vps.OptionOrder, erro
 	if price != nil {
 		var period string
 		o.Price = &vps.Price{}
-		if err := options(price, map[string]any{"amount": &o.Price.Amount, "currency": &o.Price.Currency, "period": &period}); err != nil {
+		if err := options(
+			price, map[string]any{"amount": &o.Price.Amount, "currency": &o.Price.Currency, "period": &period},
+		); err != nil {
 			return o, fmt.Errorf("in the price: %w", err)
 		}
 		o.Price.Period = vps.Period(period)
 	}
 	if endsAt != "" {
+		// As a string and not as a number: D-Bus has no time, and REST writes it so.
 		at, err := time.Parse(time.RFC3339, endsAt)
 		if err != nil {
 			return o, invalid("ends_at is no time such as 2027-01-31T12:00:00Z")

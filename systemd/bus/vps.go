@@ -24,7 +24,8 @@ type Options interface {
 	CancelOption(ctx context.Context, ref string, now bool, a vps.Actor) (vps.Option, error)
 }
 
-// show answers Show with the same properties that a subscriber would see change.
+// show answers Show with the same properties that a subscriber would see change. It asks
+// libvirt itself, unlike the properties.
 func (s *server) show(c *call) ([]any, error) {
 	v, err := s.Services.Overview.ShowVPS(c.ctx, c.id)
 	if err != nil {
@@ -108,7 +109,8 @@ func verdictOf(v vps.Verdict) verdict {
 	return verdict{v.Allowed, string(v.Code), text(v.Reason.String())}
 }
 
-// vpsProperties are those of the interface, as D-Bus types.
+// vpsProperties are those of the interface, as D-Bus types. The sentences are in
+// English: the bus knows no language of its caller.
 func vpsProperties(v vps.VPS) dict {
 	disks := []listedDisk{}
 	for _, d := range v.Disks {
@@ -116,6 +118,7 @@ func vpsProperties(v vps.VPS) dict {
 			disks, listedDisk{text(d.Target), text(d.Format), bytes(d.SizeBytes), d.Included, text(d.Reason.String())},
 		)
 	}
+	// D-Bus has no empty path; "/" stands for none, as in systemd's interfaces.
 	operation := nowhere
 	if v.Operation != nil {
 		operation = operationPath(v.Operation.ID)
