@@ -31,7 +31,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// config is the configuration file. packaging/config.toml documents every key.
+// config is the configuration file. packaging/config.toml documents every key. A key
+// keeps its name and its unit for ever; a new one gets a default with which nothing
+// changes on update.
 type config struct {
 	StateDir      string     `toml:"state_dir"`
 	Socket        string     `toml:"socket"`
@@ -94,6 +96,7 @@ type retention struct {
 // duration is written as in "1h30m".
 type duration time.Duration
 
+// UnmarshalText takes Go's own form: "90d" is refused, and not guessed.
 func (d *duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
 	*d = duration(v)
@@ -103,8 +106,10 @@ func (d *duration) UnmarshalText(text []byte) error {
 // size is written as in "10 GiB".
 type size int64
 
+// UnmarshalText takes bytes with a unit: "GiB" is 1024³ of them, "GB" is 1000³.
 func (s *size) UnmarshalText(text []byte) error {
 	v, err := humanize.ParseBytes(string(text))
+	// It becomes an int64, with room to add to it.
 	if err == nil && v > 1<<62 {
 		err = errors.New("too large")
 	}
@@ -112,6 +117,8 @@ func (s *size) UnmarshalText(text []byte) error {
 	return err
 }
 
+// defaults suit a host of which nobody has set anything; packaging/config.toml shows them,
+// and a test compares both.
 func defaults() config {
 	var c config
 	c.StateDir = "/var/lib/vpssnapd"
@@ -122,8 +129,10 @@ func defaults() config {
 	c.Libvirt.ConfigDir = "/etc/libvirt/qemu"
 	c.Snapshot.Grace = duration(7 * 24 * time.Hour)
 	c.Snapshot.UndoKeep = duration(time.Hour)
+	// FAULTS.md, row 29: no guest stays frozen longer.
 	c.Snapshot.FreezeLimit = duration(10 * time.Second)
 	c.Snapshot.AgentWait = duration(time.Minute)
+	// Two merges at a time leave the disks to the guests.
 	c.Snapshot.MergeLimit = 2
 	c.Snapshot.Headroom = 5 << 30
 	c.Merge.Weight = 20
@@ -140,6 +149,8 @@ func defaults() config {
 	c.Mail.RemindBefore = duration(72 * time.Hour)
 	c.Retention.Operations = duration(365 * 24 * time.Hour)
 	c.Retention.Snapshots = duration(365 * 24 * time.Hour)
+	// Longer than the rest: bills are questioned late. Messages have no limit: customers
+	// read them.
 	c.Retention.OptionHistory = duration(3 * 365 * 24 * time.Hour)
 	c.Retention.Events = duration(7 * 24 * time.Hour)
 	return c
@@ -152,6 +163,7 @@ func readConfig(path string) (config, error) {
 		return config{}, fmt.Errorf("cannot read the configuration: %w", err)
 	}
 	defer f.Close()
+	// Of the open file, so that it cannot be exchanged between check and reading.
 	if err := ownedByUs(f); err != nil {
 		return config{}, fmt.Errorf("refusing the configuration %s: %w", path, err)
 	}
@@ -165,6 +177,7 @@ func readConfig(path string) (config, error) {
 // parseConfig reads a configuration over the defaults. Unknown keys are errors.
 func parseConfig(text io.Reader) (config, error) {
 	c := defaults()
+	// A misspelt key would silently leave the default.
 	err := toml.NewDecoder(text).DisallowUnknownFields().Decode(&c)
 	if err != nil {
 		return c, withLines(err)
@@ -172,7 +185,8 @@ func parseConfig(text io.Reader) (config, error) {
 	return c, c.check()
 }
 
-// withLines says where in the file the errors are, all unknown keys at once.
+// withLines says where in the file the errors are, all unknown keys at once. The library
+// names one error at a time, and an operator would start again and again.
 func withLines(err error) error {
 	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		var all []error
@@ -195,6 +209,7 @@ func ownedByUs(f *os.File) error {
 	if err != nil {
 		return err
 	}
+	// Who can write here can make us trust any proxy, or send mail anywhere.
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("others may write to it (mode %04o); chmod go-w it", info.Mode().Perm())
 	}
@@ -204,6 +219,8 @@ func ownedByUs(f *os.File) error {
 // currency is the form that the API promises.
 var currency = regexp.MustCompile(`^[A-Z]{3}$`)
 
+// check looks at nothing but the configuration itself: files and network are the start's
+// business.
 func (c config) check() error {
 	for key, path := range map[string]string{"state_dir": c.StateDir, "socket": c.Socket, "libvirt.config_dir": c.Libvirt.ConfigDir} {
 		if !filepath.IsAbs(path) {
@@ -211,6 +228,8 @@ func (c config) check() error {
 		}
 	}
 	switch {
+	// The upper bounds are promises to guests, which no operator should break by a
+	// typing error.
 	case c.Snapshot.FreezeLimit <= 0 || time.Duration(c.Snapshot.FreezeLimit) > 10*time.Second:
 		return errors.New("snapshot.freeze_limit must be above 0 and at most 10s")
 	case c.Snapshot.Grace < 0 || c.Snapshot.UndoKeep < 0 || c.Snapshot.AgentWait < 0:
@@ -235,8 +254,8 @@ func (c config) check() error {
 	return errors.Join(c.Mail.check(), c.Retention.check(), c.checkListen())
 }
 
-// shortestRetention is a day: who asks for an operation, or reads events, has that time
-// to come back.
+// shortestRetention is a day: callers that follow an operation, or read events, have that
+// time to come back.
 const shortestRetention = duration(24 * time.Hour)
 
 func (r retention) check() error {
@@ -277,6 +296,7 @@ func (c config) checkListen() error {
 	if err != nil {
 		return fmt.Errorf("listen = %q: %w", c.Listen, err)
 	}
+	// "localhost" is allowed as a name; any other could resolve to anything later.
 	if ip := net.ParseIP(host); !c.TLS.on() && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return fmt.Errorf(
 			"listen = %q is not a loopback address: it needs tls.cert and tls.key, or a TLS proxy in front of a loopback address",
@@ -289,6 +309,7 @@ func (c config) checkListen() error {
 // mostCallsPerSecond is no limit at all; it only keeps the arithmetic sound.
 const mostCallsPerSecond = 1_000_000
 
+// daemon is what counts from the start; what may change by a reload is in settings.
 func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config {
 	return daemon.Config{Host: host, StateDir: c.StateDir, Version: version, Logger: logger, Settings: c.settings(),
 		Webhook: webhook.Config{Allow: c.Webhook.Allow, AllowHTTP: c.Webhook.AllowHTTP}, WebhookBody: server.WebhookBody}
@@ -298,6 +319,8 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 func (c config) settings() daemon.Settings {
 	return daemon.Settings{
 		Offer: vps.Offer{
+			// The id is part of the API; only name and price are for operators to
+			// choose.
 			ID: "snapshot", Name: c.Offer.Name, Description: c.Offer.Description, Conditions: c.Offer.Conditions,
 			Price: vps.Price{Amount: c.Offer.Amount, Currency: c.Offer.Currency, Period: c.Offer.Period},
 		},

@@ -13,7 +13,8 @@ import (
 	"vpssnapd/daemon/vps"
 )
 
-// hookLimit bounds how long a VPS's start may wait for us.
+// hookLimit bounds how long a VPS's start may wait for us. libvirt waits for its hooks
+// without a limit of its own.
 const hookLimit = 10 * time.Second
 
 // maxDomainXML is more than any definition is long.
@@ -34,10 +35,12 @@ type hookDomain struct {
 // and its phase come as arguments, the definition on standard input. Exit 1
 // refuses the start, and libvirt shows what we say to whoever asked for it.
 func runHook(c config, args []string, stdin io.Reader) error {
+	// libvirt calls the hook for every phase; only this one can still refuse.
 	if len(args) < 3 || args[1] != "prepare" || args[2] != "begin" {
 		return nil
 	}
 	var d hookDomain
+	// It runs as root, on text that a customer's panel may have written.
 	if err := xml.NewDecoder(io.LimitReader(stdin, maxDomainXML)).Decode(&d); err != nil {
 		return fmt.Errorf("the definition of %s cannot be read: %w", args[0], err)
 	}
@@ -47,9 +50,11 @@ func runHook(c config, args []string, stdin io.Reader) error {
 			images = append(images, disk.Source.File)
 		}
 	}
+	// It never calls libvirt: libvirt waits for us, so that would deadlock.
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
 	err := hook.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
+	// Only a refusal by the record keeps a VPS down.
 	if refusal, ok := errors.AsType[*vps.Error](err); ok &&
 		(refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)

@@ -18,6 +18,8 @@ type listeners struct{ unix, tcp net.Listener }
 // the others: the Unix socket and, if configured, the TCP port.
 func listen(c config) (listeners, error) {
 	passed, err := systemd.Listeners()
+	// Sockets that systemd holds stay open over a restart: callers wait and see no
+	// refusal.
 	l := listeners{passed[systemd.SocketUnix], passed[systemd.SocketTCP]}
 	if err == nil {
 		err = errors.Join(c.agreesUnix(l.unix), c.agreesTCP(l.tcp))
@@ -29,6 +31,7 @@ func listen(c config) (listeners, error) {
 		l.tcp, err = listenTCP(c.Listen)
 	}
 	if err != nil {
+		// All or none: a daemon that listens in one of two places looks healthy.
 		return listeners{}, errors.Join(err, l.close())
 	}
 	return l, nil
@@ -45,6 +48,7 @@ func (l listeners) close() error {
 }
 
 // agreesUnix refuses a socket of systemd's at another place than everybody is told.
+// Clients find the socket by its documented place.
 func (c config) agreesUnix(l net.Listener) error {
 	if l == nil || l.Addr().String() == c.Socket {
 		return nil
@@ -65,6 +69,7 @@ func (c config) agreesTCP(l net.Listener) error {
 			c.Listen, l.Addr(),
 		)
 	}
+	// As a copy, to hold the real address against the same rule.
 	c.Listen = l.Addr().String()
 	if err := c.checkListen(); err != nil {
 		return fmt.Errorf("vpssnapd-tcp.socket: %w", err)
@@ -72,6 +77,8 @@ func (c config) agreesTCP(l net.Listener) error {
 	return nil
 }
 
+// listenTCP names a way out where the unit's sandbox forbids it, the usual cause on a
+// packaged host.
 func listenTCP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
@@ -101,6 +108,7 @@ func openUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil {
+		// Never anything else: the path may be misconfigured to a file of somebody.
 		if info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("it exists and is no socket")
 		}
@@ -108,6 +116,7 @@ func openUnix(path string) (net.Listener, error) {
 			return nil, err
 		}
 	}
+	// Between here and the chmod nobody but root gets in, by the umask of the unit.
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,7 @@ func (c mailConfig) check() error {
 	if c.Host == "" {
 		return nil
 	}
+	// One without the other is a line that was forgotten.
 	if (c.Username == "") != (c.PasswordFile == "") {
 		return errors.New("[mail] needs both username and password_file, or neither")
 	}
@@ -42,6 +43,7 @@ func (c mailConfig) check() error {
 			return fmt.Errorf("mail.%s = %q is no absolute path", key, path)
 		}
 	}
+	// A relative path would depend on the directory that the daemon was started in.
 	if strings.Contains(c.PasswordFile, "/") && !filepath.IsAbs(c.PasswordFile) {
 		return fmt.Errorf("mail.password_file = %q is neither an absolute path nor the name of a credential", c.PasswordFile)
 	}
@@ -78,6 +80,7 @@ func (c mailConfig) load() (mail.Config, error) {
 		if err != nil {
 			return settings, fmt.Errorf("cannot read the CA of the mail server: %w", err)
 		}
+		// Only these: an operator who names a CA does not want the system's beside it.
 		settings.CA = x509.NewCertPool()
 		if !settings.CA.AppendCertsFromPEM(text) {
 			return settings, fmt.Errorf("there is no certificate of a CA in %s", c.CA)
@@ -86,7 +89,8 @@ func (c mailConfig) load() (mail.Config, error) {
 	return settings, nil
 }
 
-// readPassword reads a file, or a credential that systemd has for us.
+// readPassword reads a file, or a credential that systemd has for us. No error holds a
+// part of the password.
 func readPassword(name string) (string, error) {
 	path := name
 	if !filepath.IsAbs(name) {
@@ -105,6 +109,7 @@ func readPassword(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// Editors add a line end.
 	password := strings.TrimRight(string(text), "\r\n")
 	if password == "" || strings.ContainsAny(password, "\x00\r\n") {
 		return "", fmt.Errorf("the password file %s must hold one line, the password", path)
@@ -112,13 +117,14 @@ func readPassword(name string) (string, error) {
 	return password, nil
 }
 
-// withCredential says that the password is a credential that systemd has not given to
-// this process.
+// withCredential reports whether the password is a credential that systemd has not given
+// to this process: config check runs outside the unit.
 func (c mailConfig) withCredential() bool {
 	return c.PasswordFile != "" && !filepath.IsAbs(c.PasswordFile) && os.Getenv("CREDENTIALS_DIRECTORY") == ""
 }
 
-// open makes what sends mail; nil without a host.
+// open makes what sends mail; nil without a host. Nobody is connected to; a server that
+// is down is no reason not to start.
 func (c mailConfig) open() (*mail.Mailer, error) {
 	if c.Host == "" {
 		return nil, nil

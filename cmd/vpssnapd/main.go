@@ -1,8 +1,8 @@
 // Command vpssnapd takes, restores and deletes the snapshots of the VPSes on
 // this KVM host, and serves the REST API to panels, order systems and vpssnap.
 //
-// As vpssnapd rebuild it makes a lost or damaged database anew from the host; as
-// vpssnapd config check it says whether a configuration can be used.
+// As vpssnapd rebuild it makes a lost or damaged database again from the host; as
+// vpssnapd config check it reports whether a configuration can be used.
 //
 // Exit codes: 0 stopped on request, rebuilt or usable, 1 it could not start or go on, 2
 // usage, 3 the database is damaged or of a newer version (a start will not help).
@@ -52,7 +52,8 @@ func main() {
 	exit(work())
 }
 
-// command reads the command line. Without work there is only an exit code left.
+// command reads the command line. Without work there is only an exit code left. Work is
+// returned and not done, so that a test can read command lines.
 func command(args []string) (work func() error, code int) {
 	flags := flag.NewFlagSet("vpssnapd", flag.ContinueOnError)
 	path := flags.String("config", "/etc/vpssnapd/config.toml", "the configuration `file`")
@@ -92,6 +93,7 @@ func command(args []string) (work func() error, code int) {
 	return func() error { return do(*path) }, 0
 }
 
+// exit prints the error, which is a sentence already; the name of the program is all that is added.
 func exit(err error) {
 	switch {
 	case errors.Is(err, daemon.ErrUnusable):
@@ -159,14 +161,18 @@ func run(path string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
+	// Before libvirt and the database: what is misconfigured fails at once.
 	if r.certificates, err = c.TLS.load(); err != nil {
 		return err
 	}
 	if r.mailer, err = c.Mail.open(); err != nil {
 		return err
 	}
+	// Recovery of many operations, or the migration of a large database, outlasts
+	// systemd's default of 90 s.
 	started := systemd.Starting("taking up what an earlier run left behind")
 	defer started()
+	// A libvirt that does not answer is no reason to fail: the daemon waits for it.
 	host, err := openHost(ctx, c, r.log)
 	if err != nil {
 		return err
@@ -184,6 +190,8 @@ func run(path string) error {
 		return err
 	}
 	started()
+	// Deferred, so that they end in the reverse order, and all before daemon and host
+	// are closed.
 	defer inBackground(ctx, func(ctx context.Context) {
 		bus.Serve(ctx, bus.Config{Services: wire.Bus(d), Logger: r.log, Version: version})
 	})()
@@ -210,6 +218,7 @@ func inBackground(ctx context.Context, work func(context.Context)) (stop func())
 	}
 }
 
+// openDaemon gives the daemon what delays a shutdown of the host during steps that should not be cut.
 func openDaemon(ctx context.Context, wanted daemon.Config, mailer *mail.Mailer) (*daemon.Daemon, error) {
 	wanted.Senders = senders(mailer)
 	wanted.Hold = systemd.NewInhibitor(wanted.Logger).Hold
@@ -221,6 +230,7 @@ func openDaemon(ctx context.Context, wanted daemon.Config, mailer *mail.Mailer) 
 }
 
 func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host, error) {
+	// qemu-img and qemu-nbd are found here; without them nothing could be done.
 	images, err := qemuimg.New()
 	if err != nil {
 		return nil, err
@@ -233,6 +243,7 @@ func openHost(ctx context.Context, c config, logger *slog.Logger) (*libvirt.Host
 
 // serve answers, tells systemd so, and returns when a signal comes or a listener fails.
 func serve(ctx context.Context, s *server.Server, l listeners, r *reloader) error {
+	// Room for both, so that neither goroutine stays behind.
 	failed := make(chan error, 2)
 	go func() { failed <- s.ServeUnix(l.unix) }()
 	if l.tcp != nil {
@@ -241,10 +252,12 @@ func serve(ctx context.Context, s *server.Server, l listeners, r *reloader) erro
 	r.log.Info("ready", "version", version, "socket", addressOf(l.unix), "listen", addressOf(l.tcp))
 	systemd.Ready()
 	var err error
+	// A listener that fails ends the daemon: systemd starts it again, with new sockets.
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
+	// Operations are not waited for: the next daemon resumes them from their step.
 	systemd.Stopping("leaving operations where they are, to be taken up by the next start")
 	shutdown, cancel := context.WithTimeout(context.Background(), shutdownLimit)
 	defer cancel()
@@ -258,6 +271,7 @@ func addressOf(l net.Listener) string {
 	return l.Addr().String()
 }
 
+// closing logs the error of an end: there is nobody left to return it to.
 func closing(logger *slog.Logger, what string, closer func() error) {
 	if err := closer(); err != nil {
 		logger.Error("not closed cleanly", "what", what, "error", err)

@@ -11,12 +11,14 @@ import (
 	"vpssnapd/daemon"
 )
 
-// rebuild makes the database anew and tells what came of it.
+// rebuild makes the database again and tells what came of it. The lock on the state
+// directory keeps a running daemon and this apart.
 func rebuild(path string) error {
 	c, err := readConfig(path)
 	if err != nil {
 		return err
 	}
+	// Warnings only: what it found is printed as a report.
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: max(c.LogLevel, slog.LevelWarn)}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -30,6 +32,8 @@ func rebuild(path string) error {
 	return err
 }
 
+// tellRebuilt quotes names and reasons, which come from definitions: no control character
+// reaches the terminal.
 func tellRebuilt(done daemon.Rebuilt) {
 	for _, file := range done.Aside {
 		fmt.Printf("kept aside: %s\n", file)
@@ -50,6 +54,7 @@ func tellRebuilt(done daemon.Rebuilt) {
 	for _, f := range done.Report.Findings {
 		fmt.Printf("%q: %s: %q\n", f.VPSName, f.Code, f.Detail)
 	}
+	// Nothing was read: the rebuild ended before, and the error says why.
 	if done.Report.At.IsZero() {
 		return
 	}

@@ -14,7 +14,8 @@ import (
 	"vpssnapd/systemd"
 )
 
-// reloader reads the configuration anew when it is asked to.
+// reloader reads the configuration again when it is asked to. follow runs in one
+// goroutine; nothing else touches running.
 type reloader struct {
 	path  string
 	log   *slog.Logger
@@ -26,7 +27,8 @@ type reloader struct {
 	running      config       // as it counts now
 }
 
-// follow reads the configuration anew at each signal, until ctx ends.
+// follow reads the configuration again at each signal, until ctx ends. A signal that
+// comes during a reload is kept, one of them.
 func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 	for {
 		select {
@@ -34,6 +36,8 @@ func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 			return
 		case <-hangup:
 		}
+		// systemctl reload returns with the Ready below, also when the file was refused;
+		// the log says so.
 		systemd.Reloading()
 		if err := r.reload(); err != nil {
 			r.log.Error("the configuration stays as it was", vps.LogEvent(vps.LogConfigRefused), "error", err)
@@ -44,6 +48,7 @@ func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 
 // reload lets count what has changed in the file, or nothing of it.
 func (r *reloader) reload() error {
+	// All that can fail comes before the first change.
 	next, err := readConfig(r.path)
 	if err != nil {
 		return err
@@ -53,6 +58,7 @@ func (r *reloader) reload() error {
 		return err
 	}
 	was := r.running
+	// Switching TLS on or off takes another listener, so a restart.
 	if was.TLS.on() && next.TLS.on() {
 		if err := r.certificates.use(next.TLS); err != nil {
 			return err
@@ -61,6 +67,7 @@ func (r *reloader) reload() error {
 	}
 	r.running.LogLevel, r.running.Snapshot, r.running.Merge, r.running.Offer = next.LogLevel, next.Snapshot, next.Merge, next.Offer
 	r.running.Mail.RemindBefore, r.running.Retention = next.Mail.RemindBefore, next.Retention
+	// The same for mail: the outbox knows at the start whether there is any.
 	if r.mailer != nil && mailer != nil {
 		r.mailer.Become(mailer)
 		r.running.Mail = next.Mail
@@ -68,13 +75,15 @@ func (r *reloader) reload() error {
 	r.level.Set(next.LogLevel)
 	r.apply(next.settings())
 	r.log.Info("configuration read anew", "file", r.path, "changed", strings.Join(differing(was, r.running), " "))
+	// An operator must not believe that a change counts.
 	if later := differing(r.running, next); len(later) > 0 {
 		r.log.Warn("what was changed in the configuration counts after a restart only", "keys", strings.Join(later, " "))
 	}
 	return nil
 }
 
-// differing names the keys by which two configurations differ.
+// differing names the keys by which two configurations differ. Keys only: values may be
+// secrets.
 func differing(a, b config) []string {
 	var keys []string
 	before := map[string]any{}
@@ -87,13 +96,15 @@ func differing(a, b config) []string {
 	return keys
 }
 
-// same says that two values of a key are equal; an empty list is no list.
+// same reports whether two values of a key are equal; an empty list is no list.
 func same(a, b any) bool {
+	// TOML tells [] from a missing key, we do not.
 	empty := func(v any) bool { return reflect.TypeOf(v).Kind() == reflect.Slice && reflect.ValueOf(v).Len() == 0 }
 	return reflect.DeepEqual(a, b) || empty(a) && empty(b)
 }
 
-// eachKey visits every key of a configuration with its value, as in tls.cert.
+// eachKey visits every key of a configuration with its value, as in tls.cert. By
+// reflection, so that a new key cannot be forgotten here.
 func eachKey(v reflect.Value, section string, visit func(key string, value any)) {
 	for i := range v.NumField() {
 		key := section + v.Type().Field(i).Tag.Get("toml")
@@ -106,6 +117,7 @@ func eachKey(v reflect.Value, section string, visit func(key string, value any))
 }
 
 // checkConfig reads the configuration, and the files that it names, as a start would.
+// Exit code 0 means that a start would get past the configuration.
 func checkConfig(path string) error {
 	c, err := readConfig(path)
 	if err != nil {

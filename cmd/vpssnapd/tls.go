@@ -46,7 +46,8 @@ type certificates struct {
 	present atomic.Pointer[tls.Config]
 }
 
-// use reads files. When that fails, the certificates stay as they were.
+// use reads files. When that fails, the certificates stay as they were. Connections that
+// are open keep the certificate that they began with.
 func (c *certificates) use(f tlsFiles) error {
 	if err := private(f.Key); err != nil {
 		return fmt.Errorf("refusing the TLS key %s: %w", f.Key, err)
@@ -93,7 +94,8 @@ func (c *certificates) config() *tls.Config {
 		return nil
 	}
 	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
+		MinVersion: tls.VersionTLS12,
+		// Asked at each handshake, so a renewed certificate counts without a restart.
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.present.Load(), nil },
 	}
 }
