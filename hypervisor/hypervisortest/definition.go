@@ -19,6 +19,7 @@ var definition = []test{
 }
 
 const (
+	// With what XML must escape, and with an attribute that looks like markup.
 	element = `<snapshot id="s1"><disk target="vda" base="/a&amp;b"/></snapshot>`
 	other   = `<snapshot id="s2"/>`
 )
@@ -32,6 +33,8 @@ func (g *guest) reads(want string) {
 	}
 }
 
+// tokens takes the XML apart, so that what libvirt may change on the way is not
+// compared.
 func (g *guest) tokens(text string) []string {
 	g.Helper()
 	var all []string
@@ -60,6 +63,8 @@ func (g *guest) tokens(text string) []string {
 	}
 }
 
+// metadata: it is set live and in the persistent definition, so that it is there after a
+// power-off and travels with a migration.
 func metadata(s *suite) {
 	for _, state := range []hypervisor.State{hypervisor.Off, hypervisor.Running} {
 		g := s.written("qcow2")
@@ -76,6 +81,8 @@ func metadata(s *suite) {
 	}
 }
 
+// metadataSurvives: the copy of the record must be found by whoever rebuilds a lost
+// database, whatever was restarted since.
 func metadataSurvives(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -90,6 +97,9 @@ func metadataSurvives(s *suite) {
 	g.check()
 }
 
+// redefinition is what panels do before each start (seen on libvirt 9.0): the metadata
+// is gone and the next boot would write to the base. The daemon must be able to put both
+// right while the guest runs.
 func redefinition(s *suite) {
 	g := s.written("qcow2")
 	base := g.disk("vda").Path
@@ -106,6 +116,8 @@ func redefinition(s *suite) {
 	s.must(s.host().PointDisks(s.ctx, g.id, []hypervisor.DiskSource{{Target: "vda", Path: l.overlay, Format: "qcow2"}}))
 	s.must(s.host().SetMetadata(s.ctx, g.id, element))
 	g.uses("vda", l.overlay, "qcow2")
+	// The guest ran on its overlay all along: nothing that it wrote may be missing after
+	// the next boot.
 	g.write("vda", 0, 0x77, mib)
 	g.off()
 	g.start()
@@ -113,6 +125,8 @@ func redefinition(s *suite) {
 	g.reads(element)
 }
 
+// pointDisks: the running guest goes on with what it has open; only what libvirt will
+// start from changes.
 func pointDisks(s *suite) {
 	g := s.written("raw")
 	base := g.disk("vda")
@@ -135,9 +149,11 @@ func pointDisks(s *suite) {
 	g.check()
 	g.off()
 	before := g.content()
+	// Twice, as a step that is resumed does.
 	point(base.Path, "raw")
 	point(base.Path, "raw")
 	g.uses("vda", base.Path, "raw")
+	// The base has nothing of what was written to the overlay.
 	clear(g.want["vda"][2*mib : 3*mib])
 	g.start()
 	g.check()
@@ -148,6 +164,7 @@ func pointDisks(s *suite) {
 	g.reads(element)
 }
 
+// pointOneDisk: the definition of every other disk stays as it was, element for element.
 func pointOneDisk(s *suite) {
 	g := s.written("qcow2", "raw")
 	before := g.next("vdb")
@@ -160,7 +177,9 @@ func pointOneDisk(s *suite) {
 	g.check()
 }
 
-// restart lets libvirtd die and come back, and waits for the connection.
+// restart lets libvirtd die and come back, and waits for the connection. The events
+// prove that the connection was really lost; without them the test could pass on the old
+// one.
 func (s *suite) restart() {
 	s.Helper()
 	mark := s.mark()
@@ -169,7 +188,8 @@ func (s *suite) restart() {
 	s.await(mark, hypervisor.EventConnected, "")
 }
 
-// reopen starts the daemon's side anew.
+// reopen starts the daemon's side again. Nothing of the old Host is used again, as after
+// a kill of the daemon.
 func (s *suite) reopen() {
 	s.Helper()
 	mark := s.mark()

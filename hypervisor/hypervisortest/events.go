@@ -12,6 +12,8 @@ var events = []test{
 	{"Close ends the events", eventsEnd},
 }
 
+// eventsOfPower: the daemon's picture follows these events. A resume has a kind of its
+// own, since it can make a pivot unsafe.
 func eventsOfPower(s *suite) {
 	h, ctx := s.host(), s.ctx
 	g := s.written("qcow2")
@@ -30,6 +32,8 @@ func eventsOfPower(s *suite) {
 	}
 }
 
+// eventsOfDefinition: a definition from outside must be seen at once, before the next
+// boot.
 func eventsOfDefinition(s *suite) {
 	mark := s.mark()
 	g := s.written("qcow2")
@@ -43,6 +47,8 @@ func eventsOfDefinition(s *suite) {
 	s.await(mark, hypervisor.EventUndefined, g.id)
 }
 
+// eventsOfDeath: a guest that was killed is started again as if it had lost power; kill
+// waits for the event.
 func eventsOfDeath(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -51,10 +57,13 @@ func eventsOfDeath(s *suite) {
 	g.check()
 }
 
+// eventsOfConnection: after libvirtd died the events of all domains come again, without
+// anybody asking for them.
 func eventsOfConnection(s *suite) {
 	g := s.written("qcow2")
 	g.start()
 	s.restart()
+	// The guest has lived on.
 	g.inState(hypervisor.Running)
 	mark := s.mark()
 	s.must(s.host().Suspend(s.ctx, g.id))
@@ -62,11 +71,13 @@ func eventsOfConnection(s *suite) {
 	g.check()
 }
 
+// eventsEnd: a daemon that stops must not leave a reader waiting, nor stop a guest.
 func eventsEnd(s *suite) {
 	g := s.written("qcow2")
 	g.start()
 	old := s.host()
 	s.reopen()
+	// It ends only when the channel is closed.
 	for range old.Events() {
 		continue
 	}

@@ -72,8 +72,9 @@ type DiskSpec struct {
 	Shareable     bool
 }
 
-// Run runs the suite on the host that open returns. open registers what ends
-// the host with t.Cleanup.
+// Run runs the suite on the host that open returns. open registers what ends the host
+// with t.Cleanup. Tests run one after the other, on domains of their own; the host is
+// shared, because a real one takes seconds to come up.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	b := &bench{fixture: open(t), news: make(chan struct{})}
 	b.watch()

@@ -30,6 +30,9 @@ var images = []test{
 	{"A directory that does not answer is told and named", hanging},
 }
 
+// createOverlay: 0600 and the owner of the base (libvirt 9.0 leaves what it makes
+// readable by everybody, CVE-2025-13193), of exactly the size that was asked for, and
+// with both formats stated.
 func createOverlay(s *suite) {
 	g := s.written("qcow2", "raw")
 	for _, t := range []string{"vda", "vdb"} {
@@ -62,6 +65,8 @@ func createOverlay(s *suite) {
 	}
 }
 
+// createOverlayExclusive: nothing that is there is opened or followed, as a link could
+// lead to any file of the host.
 func createOverlayExclusive(s *suite) {
 	g := s.written("qcow2")
 	base := g.disk("vda").Path
@@ -83,6 +88,7 @@ func createOverlayExclusive(s *suite) {
 	g.check()
 }
 
+// absent does not follow links.
 func (s *suite) absent(path string) {
 	s.Helper()
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
@@ -90,6 +96,8 @@ func (s *suite) absent(path string) {
 	}
 }
 
+// createOverlayNoBase: a failure leaves nothing behind that a later step would take for
+// an overlay.
 func createOverlayNoBase(s *suite) {
 	g := s.written("qcow2")
 	path := g.path("over")
@@ -99,6 +107,8 @@ func createOverlayNoBase(s *suite) {
 	s.absent(path)
 }
 
+// inspect: a raw disk's guest can write a qcow2 header into it, so the stated format is
+// all that counts (FAULTS.md, fact 8).
 func inspect(s *suite) {
 	g := s.written("qcow2", "raw")
 	for t, format := range map[string]string{"vda": "qcow2", "vdb": "raw"} {
@@ -115,6 +125,8 @@ func inspect(s *suite) {
 	}
 }
 
+// unused: QEMU's lock tells, also of a guest that is paused. A base is not written to,
+// so it counts as unused.
 func unused(s *suite) {
 	g := s.written("qcow2")
 	path := g.disk("vda").Path
@@ -137,6 +149,7 @@ func (s *suite) exported(path, format string, want []byte) {
 	if e.Size() != int64(len(want)) {
 		s.Fatalf("the export has %d bytes, want %d", e.Size(), len(want))
 	}
+	// At odd offsets too: HTTP ranges are what clients like.
 	for _, part := range [][2]int64{{0, e.Size()}, {1, 5}, {64*kib - 3, 3*kib + 1}, {e.Size() - 8*kib - 7, 99}} {
 		got := make([]byte, part[1])
 		if n, err := e.ReadAt(got, part[0]); n != len(got) || err != nil && !errors.Is(err, io.EOF) {
@@ -147,11 +160,13 @@ func (s *suite) exported(path, format string, want []byte) {
 	if n, err := e.ReadAt(make([]byte, 10), e.Size()-4); n != 4 || !errors.Is(err, io.EOF) {
 		s.Errorf("beyond the end: read %d, %v", n, err)
 	}
+	// Twice, since whoever cuts a reader off closes it as well.
 	s.must(e.Close())
 	s.must(e.Close())
 	if n, err := e.ReadAt(make([]byte, 10), 0); err == nil {
 		s.Errorf("closed, and still read %d bytes", n)
 	}
+	// Extents may call zeroes data, but never data zeroes.
 	end := int64(0)
 	s.must(s.host().Extents(s.ctx, path, format, func(offset, length int64) {
 		if offset < end || length <= 0 || offset+length > int64(len(want)) {
@@ -166,6 +181,7 @@ func (s *suite) exported(path, format string, want []byte) {
 	}
 }
 
+// export: what the guest writes after the take must not show in what is downloaded.
 func export(s *suite) {
 	g := s.written("qcow2", "raw")
 	g.start()
@@ -184,6 +200,7 @@ func export(s *suite) {
 	}
 }
 
+// exportClone: the golden image below is a part of the disk.
 func exportClone(s *suite) {
 	golden := s.written("qcow2")
 	g := s.guest(DiskSpec{Target: "vda", SizeBytes: diskSize, Backing: golden.disk("vda").Path, BackingFormat: "qcow2"})
@@ -196,6 +213,8 @@ func exportClone(s *suite) {
 	s.exported(l.base, "qcow2", before)
 }
 
+// exportAlone: a merge changes what an export reads, so that one of the two must be
+// refused, by the host and not by the daemon's memory alone.
 func exportAlone(s *suite) {
 	g := s.written("qcow2")
 	path := g.disk("vda").Path
@@ -210,6 +229,7 @@ func exportAlone(s *suite) {
 	if err := s.host().StartMerge(s.ctx, g.id, l.merge("vda")); err == nil {
 		s.Error("a merge into what is exported was begun")
 	}
+	// Let go, the base is free at once.
 	s.must(e.Close())
 	s.must(s.host().StartMerge(s.ctx, g.id, l.merge("vda")))
 	_, err = s.host().Export(s.ctx, l.base, "qcow2")
@@ -227,6 +247,7 @@ func exportAlone(s *suite) {
 	g.check()
 }
 
+// copyFile: a copy is whole, has the mode of the original and never replaces a file.
 func copyFile(s *suite) {
 	g := s.written("qcow2")
 	src, dst := g.path("vars"), g.path("vars-saved")
@@ -248,12 +269,15 @@ func copyFile(s *suite) {
 	if info, err := os.Stat(dst); err != nil || info.Mode() != 0o640 {
 		s.Errorf("the copy has mode %v, %v", info.Mode(), err)
 	}
+	// Any file, not only small ones.
 	image := g.path("image-saved")
 	_, err = s.host().Copy(s.ctx, g.disk("vda").Path, image)
 	s.must(err)
 	g.checkImage(image, "qcow2", g.want["vda"])
 }
 
+// exchange: each inode is under the other's name and nothing was copied: a restore tells
+// by the inode what it has done.
 func exchange(s *suite) {
 	g := s.written("qcow2", "qcow2")
 	a, b := g.disk("vda").Path, g.disk("vdb").Path
@@ -273,6 +297,8 @@ func (s *suite) inode(path string) uint64 {
 	return f.Inode
 }
 
+// remove: a file that somebody put under the name is never removed, and what is gone
+// already is no error, so that a step can run again.
 func remove(s *suite) {
 	g := s.written("qcow2")
 	path := g.path("over")
@@ -295,6 +321,8 @@ func remove(s *suite) {
 	s.must(s.host().Remove(s.ctx, path, inode))
 }
 
+// statGrows: what the customer is shown, and what space is planned with, is what the
+// file takes on disk.
 func statGrows(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -304,12 +332,14 @@ func statGrows(s *suite) {
 	g.write("vda", 4*mib, 0x42, 2*mib)
 	after, err := s.host().Stat(s.ctx, l.overlay)
 	s.must(err)
+	// A cluster of the real host is up to 128 KiB, and a little metadata comes with it.
 	grown := after.Allocated - before.Allocated
 	if grown < 2*mib || grown > 4*mib || after.Inode != before.Inode || after.Modified.Before(before.Modified) {
 		s.Errorf("a write of 2 MiB made %+v of %+v", after, before)
 	}
 }
 
+// space: file systems are told apart by their device, which is the same at each look.
 func space(s *suite) {
 	a, err := s.host().Space(s.ctx, s.fixture.ImageDir())
 	s.must(err)
@@ -320,6 +350,8 @@ func space(s *suite) {
 	}
 }
 
+// missing: each call tells a missing file from other failures, because the daemon calls
+// a snapshot broken for it.
 func missing(s *suite) {
 	g := s.written("qcow2")
 	here, gone := g.disk("vda").Path, g.path("gone")
@@ -345,6 +377,7 @@ func missing(s *suite) {
 	g.check()
 }
 
+// files: orphans are looked for among regular files only.
 func files(s *suite) {
 	g := s.written("qcow2")
 	path := g.path("listed")

@@ -23,6 +23,8 @@ var merging = []test{
 	{"A merge below the top ends by itself", mergeBelow},
 }
 
+// mergeAndPivot is a whole delete: after it the guest runs on its bases, nothing of the
+// overlays is needed, and a reboot changes nothing.
 func mergeAndPivot(s *suite) {
 	g := s.written("qcow2", "raw")
 	g.start()
@@ -44,6 +46,7 @@ func mergeAndPivot(s *suite) {
 	for t := range l {
 		g.write(t, 5*mib, 0x72, mib)
 	}
+	// Between ready and pivot writes go to both; the overlay is still the disk.
 	g.check()
 	g.pivot("vda", "vdb")
 	for t := range l {
@@ -65,6 +68,8 @@ func mergeAndPivot(s *suite) {
 	g.check()
 }
 
+// mergeSpeed: the daemon slows a merge down and lets it loose again; a merge that has
+// ended meanwhile is no error.
 func mergeSpeed(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -81,6 +86,7 @@ func mergeSpeed(s *suite) {
 	g.check()
 }
 
+// mergePaused: a guest that is paused for want of space is merged too, and stays paused.
 func mergePaused(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -95,6 +101,7 @@ func mergePaused(s *suite) {
 	g.check()
 }
 
+// mergeClone: others may lie on the golden image; not a byte of it changes.
 func mergeClone(s *suite) {
 	g, golden := s.clone()
 	g.start()
@@ -119,7 +126,8 @@ const (
 	soon = mib
 )
 
-// merging brings a guest into a merge of 6 MiB that has so many bytes per second.
+// merging brings a guest into a merge of 6 MiB that has so many bytes per second. The
+// rate makes the window in which the test acts: it is not met by luck.
 func (s *suite) merging(rate int64) (*guest, layer) {
 	s.Helper()
 	g := s.written("qcow2")
@@ -132,6 +140,8 @@ func (s *suite) merging(rate int64) (*guest, layer) {
 	return g, l
 }
 
+// pivotTooEarly: a pivot before "ready" would lose what was not copied yet (FAULTS.md,
+// row 16).
 func pivotTooEarly(s *suite) {
 	g, l := s.merging(never)
 	s.is(s.host().Pivot(s.ctx, g.id, "vda"), hypervisor.ErrNotReady)
@@ -143,6 +153,8 @@ func pivotTooEarly(s *suite) {
 	s.must(s.host().AbortMerge(s.ctx, g.id, "vda"))
 }
 
+// abortMerge: after it the base is neither the snapshot nor the disk; the overlay is
+// (FAULTS.md, fact 1).
 func abortMerge(s *suite) {
 	g, l := s.merging(never)
 	for range 2 {
@@ -171,6 +183,7 @@ func (g *guest) mergeAgain(l layer) {
 	g.check()
 }
 
+// oneMerge: two jobs on a disk would mix their writes (FAULTS.md, row 6).
 func oneMerge(s *suite) {
 	g, l := s.merging(never)
 	s.is(s.host().StartMerge(s.ctx, g.id, l.merge("vda")), hypervisor.ErrBusy)
@@ -181,6 +194,8 @@ func oneMerge(s *suite) {
 	g.check()
 }
 
+// noSwitchInMerge: the overlay in the middle of a merge would get a layer above it, and
+// the job another meaning.
 func noSwitchInMerge(s *suite) {
 	g, l := s.merging(never)
 	two := g.overlays("two")
@@ -190,6 +205,8 @@ func noSwitchInMerge(s *suite) {
 	g.check()
 }
 
+// mergeOthers: a caller with an old picture of the chain must not merge another layer
+// than it means.
 func mergeOthers(s *suite) {
 	g := s.written("qcow2")
 	g.start()
@@ -206,6 +223,8 @@ func mergeOthers(s *suite) {
 	g.check()
 }
 
+// noMerge: what is not there is told without an error, so that recovery can ask without
+// knowing.
 func noMerge(s *suite) {
 	g := s.written("qcow2")
 	l := g.take("snap")["vda"]
@@ -222,6 +241,7 @@ func noMerge(s *suite) {
 	g.check()
 }
 
+// killedInMerge: FAULTS.md, fact 1. Merging again gives the same contents.
 func killedInMerge(s *suite) {
 	g, l := s.merging(never)
 	g.kill()
@@ -235,7 +255,8 @@ func killedInMerge(s *suite) {
 	g.mergeAgain(l)
 }
 
-// kill kills the guest and waits until libvirt has seen it.
+// kill kills the guest and waits until libvirt has seen it. The event comes first:
+// libvirt calls a domain off only when it has seen its QEMU end.
 func (g *guest) kill() {
 	g.Helper()
 	mark := g.mark()
@@ -244,6 +265,8 @@ func (g *guest) kill() {
 	g.poll("the killed guest to be off", func() bool { return g.domain().State == hypervisor.Off })
 }
 
+// killedWhenReady: FAULTS.md, fact 2. What the guest wrote after the merge was ready is
+// in the overlay alone in 10 of 10 kills.
 func killedWhenReady(s *suite) {
 	g := s.written("raw")
 	g.start()
@@ -259,6 +282,8 @@ func killedWhenReady(s *suite) {
 	g.checkImage(l.base, "raw", g.want["vda"])
 }
 
+// mergeSurvives: libvirt adopts its job again (FAULTS.md, row 15), and the daemon finds
+// it and begins no second one.
 func mergeSurvives(s *suite) {
 	g, l := s.merging(soon)
 	found := func(after string) {
@@ -282,6 +307,8 @@ func mergeSurvives(s *suite) {
 	g.check()
 }
 
+// mergeBelow is what a replace does: the layer between the new overlay and the base
+// goes, and nothing that the guest or the snapshot shows changes.
 func mergeBelow(s *suite) {
 	g := s.written("raw")
 	g.start()
@@ -308,6 +335,7 @@ func mergeBelow(s *suite) {
 		s.Errorf("after the merge the header names %s (%s)", image.Backing, image.BackingFormat)
 	}
 	g.check()
+	// The base now is the second snapshot.
 	g.checkImage(one.base, "raw", taken["vda"])
 	s.must(s.host().Remove(s.ctx, one.overlay, one.file.Inode))
 	g.write("vda", 0, 0x7c, mib)

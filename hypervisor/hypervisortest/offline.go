@@ -12,10 +12,13 @@ var offline = []test{
 	{"SameAsBase tells a base that holds all from one that does not", sameAsBase},
 }
 
+// offline is the same merge for a domain that is off.
 func (l layer) offline() hypervisor.OfflineMerge {
 	return hypervisor.OfflineMerge{Overlay: l.overlay, Base: l.base, BaseFormat: l.baseFormat}
 }
 
+// mergeOffline: a delete that was killed merges again. The overlay is left as it is,
+// because it stays the disk until the definition names the base.
 func mergeOffline(s *suite) {
 	g := s.written("qcow2", "raw")
 	all := g.take("snap")
@@ -24,6 +27,7 @@ func mergeOffline(s *suite) {
 		g.write(t, 512*kib, 0x81, 2*mib)
 		before, err := s.host().Stat(s.ctx, l.overlay)
 		s.must(err)
+		// Progress never runs back, or people would think that it begins again.
 		var done, total int64
 		for range 2 {
 			s.must(s.host().MergeOffline(s.ctx, l.offline(), func(d, n int64) {
@@ -56,6 +60,8 @@ func mergeOffline(s *suite) {
 	g.check()
 }
 
+// mergeOfflineBusy: QEMU's lock is on every image that a guest has open, also on those
+// it only reads; qemu-img respects it.
 func mergeOfflineBusy(s *suite) {
 	g, golden := s.clone()
 	base := golden.disk("vda").Path
@@ -81,6 +87,8 @@ func mergeOfflineBusy(s *suite) {
 	golden.check()
 }
 
+// mergeOfflineBelow: as mergeBelow, off. The header of the new overlay is changed by
+// Rebase, and only then is the old one of no use.
 func mergeOfflineBelow(s *suite) {
 	g := s.written("raw")
 	g.start()
@@ -107,6 +115,8 @@ func mergeOfflineBelow(s *suite) {
 	}
 }
 
+// mergeOfflineGrown: a disk that was resized after the take is larger than its base,
+// which grows in the merge.
 func mergeOfflineGrown(s *suite) {
 	g := s.written("qcow2", "raw")
 	for t := range g.want {
@@ -121,6 +131,8 @@ func mergeOfflineGrown(s *suite) {
 	}
 }
 
+// sameAsBase: it settles which of two files counts after a guest ran at a wrong moment,
+// so it must not be fooled by what is allocated.
 func sameAsBase(s *suite) {
 	g := s.written("qcow2", "raw")
 	is := func(l layer, want bool, when string) {
@@ -141,6 +153,7 @@ func sameAsBase(s *suite) {
 		_, err := s.host().SameAsBase(s.ctx, l.offline())
 		s.is(err, hypervisor.ErrBusy)
 		g.off()
+		// A caller that has mixed up its files is told, and not answered.
 		l.base = l.overlay
 		_, err = s.host().SameAsBase(s.ctx, l.offline())
 		s.is(err, hypervisor.ErrReplaced)

@@ -16,6 +16,8 @@ var power = []test{
 	{"A transient domain is gone when it ends", transientEnds},
 }
 
+// powerRepeats: every step of the daemon may run twice, so that what is so already is no
+// error. A start does not change the state of a guest that runs.
 func powerRepeats(s *suite) {
 	h, ctx := s.host(), s.ctx
 	g := s.written("qcow2")
@@ -45,6 +47,8 @@ func powerRepeats(s *suite) {
 	g.check()
 }
 
+// offIsTold: ErrOff and not success, or a pivot would go on without the suspension that
+// it needs.
 func offIsTold(s *suite) {
 	g := s.written("qcow2")
 	s.is(s.host().Suspend(s.ctx, g.id), hypervisor.ErrOff)
@@ -52,6 +56,8 @@ func offIsTold(s *suite) {
 	g.inState(hypervisor.Off)
 }
 
+// startIgnoresManagedSave: the saved memory belongs to other disks (seen on libvirt 9.0:
+// it was resumed on the replaced ones).
 func startIgnoresManagedSave(s *suite) {
 	g := s.saved()
 	g.start()
@@ -73,6 +79,7 @@ func (s *suite) saved() *guest {
 	return g
 }
 
+// removeManagedSave: a restore asks for it whether there is one or not.
 func removeManagedSave(s *suite) {
 	g := s.saved()
 	for range 2 {
@@ -85,6 +92,7 @@ func removeManagedSave(s *suite) {
 	g.check()
 }
 
+// startWithoutImage: nothing makes an empty disk in its place.
 func startWithoutImage(s *suite) {
 	g := s.written("qcow2")
 	s.must(os.Rename(g.disk("vda").Path, g.path("away")))
@@ -94,6 +102,8 @@ func startWithoutImage(s *suite) {
 	g.inState(hypervisor.Off)
 }
 
+// startBusy: QEMU would write to what the clone reads. Its lock refuses that, whatever
+// libvirt believes.
 func startBusy(s *suite) {
 	g, golden := s.clone()
 	g.start()
@@ -105,6 +115,8 @@ func startBusy(s *suite) {
 	golden.check()
 }
 
+// transientEnds: defining it would make it persistent behind its owner's back, so calls
+// for the definition are refused.
 func transientEnds(s *suite) {
 	g := s.written("qcow2")
 	g.start()

@@ -20,6 +20,7 @@ var reading = []test{
 	{"A guest without an agent says so", noAgent},
 }
 
+// infoTellsVersions: operators are shown them; doctor's advice depends on them.
 func infoTellsVersions(s *suite) {
 	info, err := s.host().Info(s.ctx)
 	s.must(err)
@@ -29,6 +30,8 @@ func infoTellsVersions(s *suite) {
 	}
 }
 
+// domainReadsStates: a start in paused state is no I/O error, for which the daemon would
+// resume the guest by itself.
 func domainReadsStates(s *suite) {
 	g := s.guest(
 		DiskSpec{Target: "vda", SizeBytes: diskSize},
@@ -73,6 +76,8 @@ func plainDisk(g *guest, target, format string, size int64) {
 	g.uses(target, d.Path, format)
 }
 
+// domainTellsKinds: by these the daemon refuses a take or leaves a disk out. None of it
+// is guessed from names.
 func domainTellsKinds(s *suite) {
 	g := s.guest(
 		DiskSpec{Target: "vda", SizeBytes: diskSize},
@@ -95,6 +100,8 @@ func domainTellsKinds(s *suite) {
 	}
 }
 
+// domainReadsChain: of a running guest libvirt knows the whole chain; the take checks
+// the headers against it.
 func domainReadsChain(s *suite) {
 	golden := s.guest(DiskSpec{Target: "vda", Format: "raw", SizeBytes: diskSize})
 	base := golden.disk("vda").Path
@@ -106,6 +113,7 @@ func domainReadsChain(s *suite) {
 	}
 }
 
+// listNamesAll: a list of hundreds leaves out the sizes, and nothing else.
 func listNamesAll(s *suite) {
 	a, b := s.written("qcow2"), s.written("raw")
 	b.start()
@@ -125,6 +133,8 @@ func listNamesAll(s *suite) {
 	}
 }
 
+// unknownIsNotFound: the same error for a UUID that nobody has and for what is none,
+// without a path or a query made of it.
 func unknownIsNotFound(s *suite) {
 	h, ctx := s.host(), s.ctx
 	sources := []hypervisor.DiskSource{{Target: "vda", Path: "/nowhere", Format: "raw"}}
@@ -173,6 +183,8 @@ func unknownIsNotFound(s *suite) {
 	g.check()
 }
 
+// noAgent: without an agent an answer comes at once; nobody may wait for libvirt's own
+// time-out, which is infinite by default.
 func noAgent(s *suite) {
 	g := s.written("qcow2")
 	g.start()

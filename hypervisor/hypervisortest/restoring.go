@@ -9,16 +9,21 @@ var restoring = []test{
 	{"A restore of a guest that was off at the take", restoreOff},
 }
 
+// restore: on the real host the guest writes to whatever file lies under the overlay's
+// name at its start; the definition is not touched.
 func restore(s *suite) {
 	g := s.written("qcow2", "raw")
 	g.start()
 	restoreAndUndo(g)
 }
 
+// restoreOff: the take of a domain that is off leaves the chain to the headers.
 func restoreOff(s *suite) {
 	restoreAndUndo(s.written("raw"))
 }
 
+// restoreAndUndo exchanges the overlays twice: the second time is the undo. Both files
+// lie on the same base.
 func restoreAndUndo(g *guest) {
 	taken := g.content()
 	all := g.take("snap")
@@ -26,6 +31,7 @@ func restoreAndUndo(g *guest) {
 	for t := range all {
 		g.write(t, mib, 0x91, 4*mib)
 	}
+	// Off at the exchange: a running QEMU keeps the old file open.
 	g.off()
 	written := g.content()
 	old := map[string]uint64{}

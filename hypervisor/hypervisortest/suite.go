@@ -21,13 +21,15 @@ const (
 
 	// diskSize is small, so that whole disks can be compared after every step.
 	diskSize = 8 * mib
-	// deadline ends every waiting: far above what the slowest host needs.
+	// deadline ends every waiting: far above what the slowest host needs. Only a hang
+	// reaches it.
 	deadline = time.Minute
 	// pollEvery is how often is asked what no event tells.
 	pollEvery = 20 * time.Millisecond
 )
 
-// bench is what all tests of one Run share: the host and what happened on it.
+// bench is what all tests of one Run share: the host and what happened on it. Events are
+// kept from the beginning, so that none is missed between an act and the wait for it.
 type bench struct {
 	fixture Fixture
 	count   int
@@ -37,7 +39,8 @@ type bench struct {
 	news chan struct{}
 }
 
-// watch collects the events of the present Host until it is closed.
+// watch collects the events of the present Host until it is closed. Closing news wakes
+// all waiters.
 func (b *bench) watch() {
 	go func(in <-chan hypervisor.Event) {
 		for e := range in {
@@ -57,6 +60,7 @@ type suite struct {
 	ctx context.Context
 }
 
+// Its context ends even a call that hangs, well before go test's own limit.
 func newSuite(t *testing.T, b *bench) *suite {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*deadline)
 	t.Cleanup(cancel)
@@ -65,7 +69,8 @@ func newSuite(t *testing.T, b *bench) *suite {
 
 func (s *suite) host() hypervisor.Host { return s.fixture.Host() }
 
-// must ends the test when something that should work did not.
+// must ends the test when something that should work did not. With the line of the
+// caller (Helper), as all helpers of the suite.
 func (s *suite) must(err error) {
 	s.Helper()
 	if err != nil {
@@ -73,7 +78,7 @@ func (s *suite) must(err error) {
 	}
 }
 
-// is ends the test unless err says want.
+// is ends the test unless err says want. By errors.Is: the text is the host's own.
 func (s *suite) is(err, want error) {
 	s.Helper()
 	if !errors.Is(err, want) {
@@ -81,14 +86,16 @@ func (s *suite) is(err, want error) {
 	}
 }
 
-// mark remembers how many events were seen so far, for await.
+// mark remembers how many events were seen so far, for await. It is taken before the
+// act: the event may come before the call returns.
 func (s *suite) mark() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.seen)
 }
 
-// await waits for an event after mark.
+// await waits for an event after mark. It waits for the event and never for a time; the
+// deadline is for hosts that are broken.
 func (s *suite) await(mark int, kind hypervisor.EventKind, id string) {
 	s.Helper()
 	late := time.After(deadline)
@@ -107,7 +114,7 @@ func (s *suite) await(mark int, kind hypervisor.EventKind, id string) {
 	}
 }
 
-// poll asks until done.
+// poll asks until done. For what no event tells, as the progress of a job.
 func (s *suite) poll(what string, done func() bool) {
 	s.Helper()
 	late := time.After(deadline)
@@ -122,7 +129,9 @@ func (s *suite) poll(what string, done func() bool) {
 	}
 }
 
-// guest is a domain of one test and what its disks should hold.
+// guest is a domain of one test and what its disks should hold. want is kept beside the
+// host: what the guest reads is compared with what was written, not with what the host
+// says of itself.
 type guest struct {
 	*suite
 	id   string
@@ -132,7 +141,8 @@ type guest struct {
 	gone bool
 }
 
-// guest defines a domain, which ends with the test.
+// guest defines a domain, which ends with the test. The number in its name keeps domains
+// of one run apart.
 func (s *suite) guest(disks ...DiskSpec) *guest {
 	s.Helper()
 	s.count++
@@ -144,6 +154,7 @@ func (s *suite) guest(disks ...DiskSpec) *guest {
 			g.want[d.Target] = make([]byte, d.SizeBytes)
 		}
 	}
+	// Also after a failure: the next test shares the host.
 	s.Cleanup(func() {
 		if g.gone {
 			return
@@ -158,7 +169,8 @@ func (s *suite) guest(disks ...DiskSpec) *guest {
 	return g
 }
 
-// written defines a domain whose disks hold something.
+// written defines a domain whose disks hold something. At the beginning and at the very
+// end: an image that is cut short is seen.
 func (s *suite) written(formats ...string) *guest {
 	s.Helper()
 	var disks []DiskSpec
@@ -220,6 +232,7 @@ func (g *guest) next(target string) hypervisor.Disk {
 	return g.find(g.domain().PersistentDisks, target)
 }
 
+// A copy, as of the moment of the call.
 func (g *guest) find(disks []hypervisor.Disk, target string) hypervisor.Disk {
 	g.Helper()
 	for _, d := range disks {
@@ -231,7 +244,8 @@ func (g *guest) find(disks []hypervisor.Disk, target string) hypervisor.Disk {
 	return hypervisor.Disk{}
 }
 
-// uses checks which image a disk uses now and after the next boot.
+// uses checks which image a disk uses now and after the next boot. Both must agree, or a
+// reboot would change the disk.
 func (g *guest) uses(target, path, format string) {
 	g.Helper()
 	for which, d := range map[string]hypervisor.Disk{"": g.disk(target), " after the next boot": g.next(target)} {
@@ -248,7 +262,8 @@ func (g *guest) write(target string, offset int64, pattern byte, length int64) {
 	copy(g.want[target][offset:], bytes.Repeat([]byte{pattern}, int(length)))
 }
 
-// content is what the disks should hold, to go back to.
+// content is what the disks should hold, to go back to. A deep copy, because write
+// changes want in place.
 func (g *guest) content() map[string][]byte {
 	c := maps.Clone(g.want)
 	for t := range c {
@@ -257,7 +272,8 @@ func (g *guest) content() map[string][]byte {
 	return c
 }
 
-// check compares all disks, whole, with what the guest wrote.
+// check compares all disks, whole, with what the guest wrote. The whole disk: a byte in
+// the wrong place is what these tests are for.
 func (g *guest) check() {
 	g.Helper()
 	for _, t := range slices.Sorted(maps.Keys(g.want)) {
@@ -265,12 +281,14 @@ func (g *guest) check() {
 	}
 }
 
-// checkImage compares an image, whole, with what it should hold.
+// checkImage compares an image, whole, with what it should hold. By the image alone,
+// without the guest: so a base is seen as a restore would see it.
 func (g *guest) checkImage(path, format string, want []byte) {
 	g.Helper()
 	g.equal("image "+filepath.Base(path), g.fixture.ReadImage(g, path, format, 0, int64(len(want))), want)
 }
 
+// It names the first byte that differs; a dump of 8 MiB helps nobody.
 func (s *suite) equal(what string, got, want []byte) {
 	s.Helper()
 	if len(got) != len(want) {
@@ -295,7 +313,8 @@ type layer struct {
 	file             hypervisor.File // of the overlay
 }
 
-// overlays makes an overlay on each disk that the guest uses.
+// overlays makes an overlay on each disk that the guest uses. As large as the disk is:
+// libvirt accepts any size and the guest's disk would shrink (seen).
 func (g *guest) overlays(tag string) layers {
 	g.Helper()
 	made := layers{}
@@ -329,7 +348,8 @@ func (l layers) switches() []hypervisor.DiskSwitch {
 	return s
 }
 
-// take puts an overlay on each disk.
+// take puts an overlay on each disk. In one call, since several disks must switch at one
+// moment.
 func (g *guest) take(tag string) layers {
 	g.Helper()
 	l := g.overlays(tag)
@@ -342,7 +362,8 @@ func (l layer) merge(target string) hypervisor.Merge {
 	return hypervisor.Merge{Target: target, Top: l.overlay, Base: l.base, Active: true}
 }
 
-// ready waits until a merge can be pivoted.
+// ready waits until a merge can be pivoted. It fails at once when the job has gone,
+// instead of at the deadline.
 func (g *guest) ready(target string) {
 	g.Helper()
 	g.poll("the merge of "+target+" to become ready", func() bool {
@@ -355,7 +376,8 @@ func (g *guest) ready(target string) {
 	})
 }
 
-// pivot ends the ready merges as the daemon does: the guest stands still meanwhile.
+// pivot ends the ready merges as the daemon does: the guest is paused meanwhile. Then
+// the definition is made durable, and only after that does the guest run on.
 func (g *guest) pivot(targets ...string) {
 	g.Helper()
 	g.must(g.host().Suspend(g.ctx, g.id))

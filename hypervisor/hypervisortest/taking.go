@@ -18,6 +18,8 @@ var taking = []test{
 	{"SwitchToOverlays switches no disk when one cannot be", switchAllOrNone},
 }
 
+// switchFreezes: for each state of the guest and for one to three disks of both formats,
+// since the running and the off-line path of libvirt have nothing in common.
 func switchFreezes(s *suite) {
 	for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
 		for _, formats := range [][]string{{"raw"}, {"qcow2", "raw"}, {"qcow2", "qcow2", "raw"}} {
@@ -33,6 +35,8 @@ func (s *suite) Run(name string, run func(s *suite)) {
 	s.T.Run(name, func(t *testing.T) { run(newSuite(t, s.bench)) })
 }
 
+// The state stays as it was, the bases hold the moment of the call to the byte, and no
+// snapshot object is left behind, which would forbid migration.
 func switchOnce(s *suite, state hypervisor.State, formats []string) {
 	g := s.written(formats...)
 	g.enter(state)
@@ -65,6 +69,8 @@ func switchOnce(s *suite, state hypervisor.State, formats []string) {
 	g.check()
 }
 
+// switchLeavesOthers: libvirt makes an overlay of its own for a disk that is not listed;
+// none may appear.
 func switchLeavesOthers(s *suite) {
 	for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
 		g := s.guest(
@@ -86,6 +92,8 @@ func switchLeavesOthers(s *suite) {
 	}
 }
 
+// switchTwice is the take of a replace: the first overlay becomes the second snapshot's
+// data.
 func switchTwice(s *suite) {
 	for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Off} {
 		g := s.written("raw")
@@ -108,7 +116,8 @@ func switchTwice(s *suite) {
 	}
 }
 
-// clone defines a guest whose disk is an overlay on a golden image.
+// clone defines a guest whose disk is an overlay on a golden image. The golden image
+// stays off: QEMU would not let two guests have it.
 func (s *suite) clone() (g *guest, golden *guest) {
 	s.Helper()
 	golden = s.written("qcow2")
@@ -119,6 +128,7 @@ func (s *suite) clone() (g *guest, golden *guest) {
 	return g, golden
 }
 
+// switchClone: the new layer comes on top, the golden image stays at the bottom.
 func switchClone(s *suite) {
 	g, golden := s.clone()
 	g.start()
@@ -134,6 +144,8 @@ func switchClone(s *suite) {
 	golden.check()
 }
 
+// switchAllOrNone: FAULTS.md, row 21. Another overlay must work afterwards; the failed
+// one may still be open in QEMU and is never used again.
 func switchAllOrNone(s *suite) {
 	missing := func(path string) { s.must(os.Remove(path)) }
 	garbage := func(path string) { s.must(os.WriteFile(path, make([]byte, 64*kib), 0o600)) }
@@ -160,6 +172,7 @@ func switchAllOrNone(s *suite) {
 			g.inState(c.state)
 			g.write("vda", 0, 0x51, mib)
 			g.check()
+			// With new names: QEMU keeps the node of a failed overlay.
 			good := g.take("good")
 			for t := range good {
 				g.uses(t, good[t].overlay, "qcow2")
