@@ -32,6 +32,8 @@ func (f *followers) add(e hypervisor.Event) (first bool) {
 }
 
 // next takes what came first; with nothing left, nobody deals with that domain any more.
+// Under the same lock as add, so that no event falls between the last one and the end of
+// the goroutine.
 func (f *followers) next(id string) (kind hypervisor.EventKind, some bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

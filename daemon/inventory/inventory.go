@@ -62,6 +62,7 @@ func New(
 	return v, nil
 }
 
+// For tests too, which need no record.
 func newInventory(host hypervisor.Host, logger *slog.Logger) *Inventory {
 	return &Inventory{
 		host: host, logger: logger, domains: map[string]hypervisor.Domain{}, silent: map[string]bool{},
@@ -70,14 +71,16 @@ func newInventory(host hypervisor.Host, logger *slog.Logger) *Inventory {
 	}
 }
 
-// Ready reports whether the host was read since it was last connected.
+// Ready reports whether the host was read since it was last connected. A picture from
+// before a loss of the connection is not shown: days may have passed.
 func (v *Inventory) Ready() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.connected && v.read
 }
 
-// All returns every domain, by name.
+// All returns every domain, by name. They are copies; a domain that does not answer has
+// the state Unknown.
 func (v *Inventory) All() []hypervisor.Domain {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -90,8 +93,8 @@ func (v *Inventory) All() []hypervisor.Domain {
 	return all
 }
 
-// Each shows every domain, in no order, without a copy: see must not wait, nor keep
-// or change what it is shown.
+// Each shows every domain, in no order, without a copy: see must not wait, nor keep or
+// change what it is shown. It holds the lock of the picture.
 func (v *Inventory) Each(see func(*hypervisor.Domain)) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// TestChangesOfOneDomain: an event wakes who waits for its domain, and nobody else.
+// TestChangesOfOneDomain: an event wakes the waiters for its domain, and nobody else.
 func TestChangesOfOneDomain(t *testing.T) {
 	v := newInventory(nil, nil)
 	woken := func(ch <-chan struct{}) bool {
@@ -123,7 +123,7 @@ func TestAnEventWaitsForAReading(t *testing.T) {
 	}
 }
 
-// countingHost counts who asks, and answers each when it is told what.
+// countingHost counts its callers, and answers each when it is told what.
 type countingHost struct {
 	hypervisor.Host
 	asked  atomic.Int32

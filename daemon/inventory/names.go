@@ -28,7 +28,8 @@ func newNames() names {
 	return names{of: map[string]string{}, news: map[string]string{}, due: work.NewSignal()}
 }
 
-// note takes up the names of domains.
+// note takes up the names of domains. Nothing is written here: it is called under load,
+// and a write waits for the disk.
 func (n *names) note(domains ...hypervisor.Domain) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -95,6 +96,7 @@ func (v *Inventory) recordNames(ctx context.Context) {
 		}
 		return // they stay news
 	}
+	// A name that changed while it was written stays news.
 	v.names.mu.Lock()
 	defer v.names.mu.Unlock()
 	for id, name := range news {
@@ -117,7 +119,8 @@ func (v *Inventory) RecordNames(ctx context.Context) {
 	}
 }
 
-// NotePresent records that the VPSes of the picture are here now.
+// NotePresent records that the VPSes of the picture are here now. Prune needs it: what
+// was not seen for a long time and has no record is forgotten.
 func (v *Inventory) NotePresent(ctx context.Context) error {
 	present := v.All()
 	return v.store.Write(ctx, func(tx *store.Tx) error {
@@ -169,6 +172,7 @@ func (v *Inventory) CheckName(ctx context.Context, ref string, now hypervisor.Do
 		if _, present := v.Find(id); id == now.ID || present {
 			continue
 		}
+		// Without a record there is nothing that could be mixed up.
 		rec, err := v.store.Record(ctx, id)
 		if err != nil {
 			return err

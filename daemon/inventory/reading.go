@@ -28,9 +28,11 @@ func (v *Inventory) Reload(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	// The list may be of both sides of the loss.
 	if v.losses != losses {
 		return fmt.Errorf("%w: the connection was lost meanwhile", hypervisor.ErrUnavailable)
 	}
+	// A domain that was read by itself after the list had begun is newer than the list.
 	for id, newer := range v.kept {
 		if newer < number {
 			delete(v.kept, id)
@@ -51,6 +53,8 @@ func (v *Inventory) Reload(ctx context.Context) error {
 	return nil
 }
 
+// TimesLost counts how often the connection was lost: what was read before may have
+// missed events.
 func (v *Inventory) TimesLost() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -84,8 +88,8 @@ func (v *Inventory) RefreshSoon(ctx context.Context, id string, lag time.Duratio
 }
 
 // Refresh reads one domain and keeps it; errors leave the picture as it was,
-// but a domain that is gone is forgotten. Who asks while one reading is under way
-// and the next has not begun is served by the next: on a busy host events come
+// but a domain that is gone is forgotten. Callers that come while one reading is under
+// way and the next has not begun are served by the next: on a busy host events come
 // faster than the answers.
 func (v *Inventory) Refresh(ctx context.Context, id string) {
 	v.mu.Lock()
@@ -120,8 +124,8 @@ func (v *Inventory) Refresh(ctx context.Context, id string) {
 	}
 }
 
-// Read reads one domain again, without the sizes of its disks. It wakes nobody: who
-// waits for a change reads the domain himself, and would wake himself without end.
+// Read reads one domain again, without the sizes of its disks. It wakes nobody:
+// waiters for a change read the domain themselves, and would wake themselves without end.
 func (v *Inventory) Read(ctx context.Context, id string) (hypervisor.Domain, error) {
 	number := v.beginReading()
 	d, err := v.host.Glance(ctx, id)
@@ -131,7 +135,8 @@ func (v *Inventory) Read(ctx context.Context, id string) (hypervisor.Domain, err
 	return d, err
 }
 
-// ReadFull reads one domain anew with the sizes, which its QEMU must answer.
+// ReadFull reads one domain again with the sizes, which its QEMU must answer. Where only
+// state and paths matter, Read does, and works with a QEMU that hangs.
 func (v *Inventory) ReadFull(ctx context.Context, id string) (hypervisor.Domain, error) {
 	number := v.beginReading()
 	d, err := v.host.Domain(ctx, id)
@@ -218,7 +223,7 @@ func withSizes(d, before hypervisor.Domain) hypervisor.Domain {
 	return d
 }
 
-// wellKnown says whether the picture has the sizes of all disks of a domain, whose QEMU
+// wellKnown reports whether the picture has the sizes of all disks of a domain, whose QEMU
 // answered when it was last asked.
 func (v *Inventory) wellKnown(id string) bool {
 	v.mu.Lock()

@@ -33,6 +33,7 @@ func (v *Inventory) Resolve(ctx context.Context, ref string) (hypervisor.Domain,
 	if err := v.CheckName(ctx, ref, known); err != nil {
 		return known, err
 	}
+	// Whatever the picture says: something is about to be promised or changed.
 	dom, err := v.ReadFull(ctx, known.ID)
 	switch {
 	case errors.Is(err, hypervisor.ErrNotFound):

@@ -7,7 +7,8 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// note keeps what an event says.
+// note keeps what an event says. It comes before anybody is told of the event, so that a
+// waiter that wakes sees it counted.
 func (v *Inventory) note(e hypervisor.Event) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -36,7 +36,8 @@ func (v *Inventory) tell(ctx context.Context, id string, which func(Watcher) fun
 	}
 }
 
-// Watch keeps the picture by the host's events until ctx ends.
+// Watch keeps the picture by the host's events until ctx ends. It waits for nobody: what
+// an event asks for is done beside it.
 func (v *Inventory) Watch(ctx context.Context) {
 	events := v.host.Events()
 	for {
@@ -158,6 +159,7 @@ func (v *Inventory) refreshWithin(ctx context.Context, id string) {
 }
 
 // AskSilent reads the VPSes again that did not answer: no event tells that one does.
+// Once at a time for each: the call may hang as long as its QEMU does.
 func (v *Inventory) AskSilent(ctx context.Context) {
 	for _, id := range v.silentOnes() {
 		v.group.Once("read "+id, func(context.Context) { v.refreshWithin(ctx, id) })

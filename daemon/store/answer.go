@@ -13,8 +13,9 @@ import (
 // answersKept is how long a call can be repeated with its Idempotency-Key.
 const answersKept = 24 * time.Hour
 
-// Answered returns what a client's call with this key was answered, and the sum of
-// that call; a nil answer when it has not been made, or too long ago.
+// Answered returns what a client's call with this key was answered, and the sum of that
+// call; a nil answer when it has not been made, or too long ago. A repetition within
+// that time is answered without being carried out again.
 func (s *Store) Answered(ctx context.Context, client, key string) (answer []byte, sum [sha256.Size]byte, err error) {
 	var kept []byte
 	var at time.Time
@@ -38,6 +39,7 @@ func (t *Tx) KeepAnswer(ctx context.Context, result any) error {
 	if err != nil {
 		return err
 	}
+	// Here, because answers are made as fast as they must be forgotten.
 	if err := t.exec(ctx, `DELETE FROM answer WHERE at < ?`, micros(t.now.Add(-answersKept))); err != nil {
 		return err
 	}

@@ -52,7 +52,9 @@ func (s queries) DebtOf(ctx context.Context, vpsID string, kind DebtKind) (Debt,
 	return p, err
 }
 
-// Owe records a debt; it is no error to owe it already.
+// Owe records a debt; it is no error to owe it already. It is committed before the guest
+// is frozen or suspended: a daemon that was killed then finds it (FAULTS.md, rows 5 and
+// 8).
 func (t *Tx) Owe(ctx context.Context, p Debt) error {
 	return t.exec(
 		ctx, `INSERT INTO promise (vps, kind, since) VALUES (?,?,?) ON CONFLICT DO NOTHING`, p.VPS, p.Kind,
@@ -60,7 +62,7 @@ func (t *Tx) Owe(ctx context.Context, p Debt) error {
 	)
 }
 
-// Settle removes a debt.
+// Settle removes a debt. Only after the guest was seen to run again.
 func (t *Tx) Settle(ctx context.Context, vpsID string, kind DebtKind) error {
 	return t.exec(ctx, `DELETE FROM promise WHERE vps = ? AND kind = ?`, vpsID, kind)
 }

@@ -27,8 +27,9 @@ func scanDelivery(row scanner) (vps.Delivery, error) {
 	return d, err
 }
 
-// AddDelivery records what is to be sent: its kind, target, VPS, payload and time.
-// It is first tried as soon as the transaction is committed.
+// AddDelivery records what is to be sent: its kind, target, VPS, payload and time. It is
+// first tried as soon as the transaction is committed. With the transaction of what it
+// tells of, so that nothing is told that did not happen, and nothing forgotten.
 func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
 	var waiting int
 	err := t.q.QueryRowContext(ctx, `SELECT count(*) FROM delivery WHERE kind = ? AND target = ? AND ended_at IS NULL`, d.Kind, d.Target).
@@ -36,6 +37,7 @@ func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
 	if err != nil {
 		return err
 	}
+	// A receiver that is down for weeks must not fill the database.
 	if waiting >= mostWaiting {
 		t.dropped = append(t.dropped, d.Kind)
 		return nil
@@ -45,8 +47,9 @@ func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
 		vps.NewDeliveryID(), d.Kind, d.Target, d.VPS, d.Payload, micros(d.CreatedAt), micros(d.CreatedAt))
 }
 
-// DueDelivery returns the delivery to a target that is to be tried next;
-// sql.ErrNoRows when none is to be tried now.
+// DueDelivery returns the delivery to a target that is to be tried next; sql.ErrNoRows
+// when none is to be tried now. In the order of next_at, so that one that fails does not
+// hold up the others.
 func (s queries) DueDelivery(ctx context.Context, kind vps.DeliveryKind, target string, now time.Time) (vps.Delivery, error) {
 	return scanDelivery(s.q.QueryRowContext(ctx, `SELECT `+deliveryColumns+` FROM delivery
 		WHERE kind = ? AND target = ? AND ended_at IS NULL AND (next_at <= ? OR next_at > ?) ORDER BY next_at, created_at LIMIT 1`,
@@ -76,7 +79,7 @@ func (t *Tx) SaveDelivery(ctx context.Context, d vps.Delivery) error {
 	return t.exec(ctx, `DELETE FROM delivery WHERE ended_at < ?`, micros(d.EndedAt.Add(-endedKept)))
 }
 
-// GaveUpSince says that a delivery to a target was given up since a time.
+// GaveUpSince reports whether a delivery to a target was given up since a time.
 func (s queries) GaveUpSince(
 	ctx context.Context, kind vps.DeliveryKind, target string, since time.Time,
 ) (yes bool, err error) {

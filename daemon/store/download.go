@@ -52,7 +52,8 @@ func (s queries) DownloadKey(ctx context.Context) (key []byte, err error) {
 	return key, err
 }
 
-// AddDownloadKey records the key, unless there is one.
+// AddDownloadKey records the key, unless there is one. Of two first links at once, both
+// are signed with the same key.
 func (t *Tx) AddDownloadKey(ctx context.Context, key []byte) error {
 	return t.exec(ctx, `INSERT INTO download_key (one, key) VALUES (1, ?) ON CONFLICT DO NOTHING`, key)
 }
@@ -98,7 +99,8 @@ func (t *Tx) RemoveDownload(ctx context.Context, vpsID, id string) error {
 	return t.execOne(ctx, `DELETE FROM download WHERE vps = ? AND id = ?`, vpsID, id)
 }
 
-// SetImageSum records the SHA-256 of an image.
+// SetImageSum records the SHA-256 of an image. By the map's name: another layout of the
+// same disk has another sum.
 func (t *Tx) SetImageSum(ctx context.Context, d vps.Download, sum []byte) error {
 	return t.exec(ctx, `UPDATE image SET sha256 = ? WHERE snapshot = ? AND disk = ? AND format = ? AND map_name = ?`,
 		sum, d.SnapshotID, d.Disk, d.Format, d.Image.MapName)

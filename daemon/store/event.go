@@ -35,7 +35,8 @@ func (s queries) Events(ctx context.Context, after int64, limit int) ([]vps.Even
 	})
 }
 
-// LastEvent returns the id of the last event there ever was; 0: none yet.
+// LastEvent returns the id of the last event there ever was; 0: none yet. From
+// sqlite_sequence, which pruning does not set back.
 func (s queries) LastEvent(ctx context.Context) (int64, error) {
 	var id int64
 	err := s.q.QueryRowContext(ctx, `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'`).Scan(&id)
@@ -101,7 +102,8 @@ func (t *Tx) tellWebhooks(ctx context.Context, e vps.Event) error {
 	return nil
 }
 
-// tellOperation adds the event of a change from what is stored.
+// tellOperation adds the event of a change from what is stored. Called before the row is
+// written: it compares with what is there.
 func (t *Tx) tellOperation(ctx context.Context, o vps.Operation) error {
 	var status vps.Status
 	var step string
@@ -137,8 +139,8 @@ func (t *Tx) tellOption(ctx context.Context, o vps.Option, actor vps.Actor, note
 		ActorName: actor.Name, ActorWay: actor.Way}}})
 }
 
-// tellSnapshot adds the event of a change from what is stored, if it is one that
-// is seen from outside.
+// tellSnapshot adds the event of a change from what is stored, if it is one that is seen
+// from outside. The sizes are measured and change all the time; they are no event.
 func (t *Tx) tellSnapshot(ctx context.Context, s vps.Snapshot) error {
 	before, err := scanSnapshot(t.q.QueryRowContext(ctx, `SELECT `+snapshotColumns+` FROM snapshot WHERE id = ?`, s.ID))
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {

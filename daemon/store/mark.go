@@ -23,7 +23,8 @@ type mark struct {
 	outdated atomic.Bool
 }
 
-// openMark compares the file with the database.
+// openMark compares the file with the database. A mark that is missing tells nothing:
+// the database may be older than marks are.
 func openMark(ctx context.Context, path string, q queries) (*mark, error) {
 	m := &mark{path: path}
 	text, err := os.ReadFile(path)
@@ -60,7 +61,7 @@ func (s queries) lastMessage(ctx context.Context) (int64, error) {
 	return id, err
 }
 
-// Outdated says that the database is older than what this host's daemon has
+// Outdated reports whether the database is older than what this host's daemon has
 // recorded last: an old copy was put back, or the database was lost.
 func (s *Store) Outdated() bool { return s.mark != nil && s.mark.outdated.Load() }
 

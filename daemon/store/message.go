@@ -11,6 +11,7 @@ import (
 // Messages returns one page of the journal, newest first. Limit must be positive.
 func (s queries) Messages(ctx context.Context, q vps.MessageQuery) (vps.MessagePage, error) {
 	f := messageFilter(q)
+	// One more than asked for tells whether there is another page.
 	rows, err := s.q.QueryContext(
 		ctx,
 		`SELECT id, at, vps, vps_name, kind, actor_name, actor_way, operation, text, detail, phrase, params

@@ -26,7 +26,8 @@ func (s queries) Operation(ctx context.Context, id string) (vps.Operation, error
 	return scanOperation(s.q.QueryRowContext(ctx, `SELECT `+operationColumns+` FROM operation WHERE id = ?`, id))
 }
 
-// ActiveOperation returns the operation of a VPS that is not final; sql.ErrNoRows when there is none.
+// ActiveOperation returns the operation of a VPS that is not final; sql.ErrNoRows when
+// there is none. A unique index makes sure that there is one at most.
 func (s queries) ActiveOperation(ctx context.Context, vpsID string) (vps.Operation, error) {
 	return scanOperation(s.q.QueryRowContext(ctx, `SELECT `+operationColumns+` FROM operation
 		WHERE vps = ? AND status IN ('pending', 'running', 'needs_attention')`, vpsID))
@@ -65,7 +66,7 @@ func (s queries) Operations(ctx context.Context, q vps.OperationQuery) (vps.Oper
 	return page, err
 }
 
-// InsertOperation makes an operation durable. IsUnique(err) says that the VPS
+// InsertOperation makes an operation durable. IsUnique(err) reports whether the VPS
 // has another one that is not final.
 func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
 	if err := t.tellOperation(ctx, o); err != nil {
@@ -79,6 +80,8 @@ func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
 }
 
 // SaveOperation updates what changes in an operation, all but CancelRequested.
+// CancelRequested is written by RequestCancel alone, or a step that saves would take the
+// request back.
 func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
 	if err := t.tellOperation(ctx, o); err != nil {
 		return err
@@ -103,8 +106,9 @@ func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
 	)
 }
 
-// RequestCancel marks an operation that is neither final nor irrevocable.
-// sql.ErrNoRows (wrapped) when it is.
+// RequestCancel marks an operation that is neither final nor irrevocable. sql.ErrNoRows
+// (wrapped) when it is. The condition is in the statement, so that it cannot come too
+// late.
 func (t *Tx) RequestCancel(ctx context.Context, id string) error {
 	return t.execOne(ctx, `UPDATE operation SET cancel_requested = 1
 		WHERE id = ? AND irrevocable = 0 AND status IN ('pending', 'running')`, id)

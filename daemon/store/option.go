@@ -49,7 +49,8 @@ func (s queries) DueOptions(ctx context.Context, now time.Time) ([]vps.Option, e
 	return collect(rows, err, scanOption)
 }
 
-// SaveOption inserts or updates an option and writes the change into its history.
+// SaveOption inserts or updates an option and writes the change into its history. The
+// history has every change, with who made it and why.
 func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note string) error {
 	if err := t.tellOption(ctx, o, actor, note); err != nil {
 		return err

@@ -22,7 +22,8 @@ func (s queries) PivotMark(ctx context.Context, vpsID string) (PivotMark, error)
 	return m, err
 }
 
-// MarkPivot records a mark in the place of the one of another disk.
+// MarkPivot records a mark in the place of the one of another disk. One disk of a VPS
+// pivots at a time.
 func (t *Tx) MarkPivot(ctx context.Context, m PivotMark) error {
 	return t.exec(ctx, `INSERT INTO pivot (vps, target, base_modified) VALUES (?,?,?)
 		ON CONFLICT (vps) DO UPDATE SET target = excluded.target, base_modified = excluded.base_modified`,

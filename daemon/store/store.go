@@ -76,9 +76,9 @@ type Tx struct {
 type queries struct{ q querier }
 
 var (
-	// ErrDamaged says that the record cannot be trusted.
+	// ErrDamaged: the record cannot be trusted.
 	ErrDamaged = errors.New("the database is damaged")
-	// ErrNewer says that a newer program wrote it.
+	// ErrNewer: a newer program wrote it.
 	ErrNewer = errors.New("a newer vpssnapd wrote the database")
 )
 
@@ -221,7 +221,7 @@ func MoveAside(path string, now time.Time) ([]string, error) {
 	return moved, durable.SyncEntry(path)
 }
 
-// Empty says that nothing worth keeping is recorded.
+// Empty reports whether nothing worth keeping is recorded.
 func (s queries) Empty(ctx context.Context) (bool, error) {
 	var n int
 	err := s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM option) + EXISTS (SELECT 1 FROM snapshot) + EXISTS (SELECT 1 FROM operation)`).
@@ -440,7 +440,7 @@ func plain(err error) error {
 	return err
 }
 
-// IsFull says that there was no room for what was to be written.
+// IsFull reports whether there was no room for what was to be written.
 func IsFull(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) && isFull(e)
@@ -452,7 +452,7 @@ func isFull(e *sqlite.Error) bool {
 	return e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE
 }
 
-// IsUnique says that err is a violated uniqueness rule.
+// IsUnique reports whether err is a violated uniqueness rule.
 func IsUnique(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) &&

@@ -52,7 +52,7 @@ func (s queries) CountChildren(ctx context.Context, parent string) (n int, err e
 	return n, err
 }
 
-// AddToken records a token. IsUnique(err) says that its name is taken.
+// AddToken records a token. IsUnique(err) reports whether its name is taken.
 func (t *Tx) AddToken(ctx context.Context, k vps.Token, hash []byte) error {
 	scopes, err := json.Marshal(k.Scopes)
 	if err != nil {
