@@ -368,7 +368,7 @@ func TestDrift(t *testing.T) {
 	}
 }
 
-// header writes an overlay's header anew, with another size.
+// header writes an overlay's header again, with another size.
 func (w *world) header(d vps.SnapshotDisk, size int64) {
 	w.t.Helper()
 	line, err := json.Marshal(

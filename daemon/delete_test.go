@@ -61,7 +61,7 @@ func (w *world) domain(id string) hypervisor.Domain {
 }
 
 // TestDefinedAnewDuringTheMerge: a merge can take hours. A panel that defines the
-// VPS anew meanwhile names the half-merged base.
+// VPS again meanwhile names the half-merged base.
 func TestDefinedAnewDuringTheMerge(t *testing.T) {
 	for name, begin := range map[string]func(w *world, id string) (vps.Operation, error){
 		"delete": func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
@@ -137,7 +137,7 @@ func TestDefinedAnewBeforeThePivot(t *testing.T) {
 }
 
 // TestSomebodyLetsTheGuestRun between two pivots. The second waits until the
-// guest stands still again.
+// guest is paused again.
 func TestSomebodyLetsTheGuestRun(t *testing.T) {
 	w := newWorld(t, nil)
 	id := w.readyToDelete()

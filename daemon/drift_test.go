@@ -116,7 +116,7 @@ func TestPowerCutTurnsTimeBack(t *testing.T) {
 	w.clean(id)
 }
 
-// TestBaseUsedAgain: while the daemon was down somebody defined the VPS anew and
+// TestBaseUsedAgain: while the daemon was down somebody defined the VPS again and
 // ran it on the base. Base and overlay both hold new data: nothing is put right,
 // and nothing of it is merged or restored over the other.
 func TestBaseUsedAgain(t *testing.T) {
@@ -157,7 +157,7 @@ func TestBaseUsedBeforeTheTakeHadEnded(t *testing.T) {
 	}
 }
 
-// TestForget: the VPS was installed anew. An operator does away with what is left
+// TestForget: the VPS was installed again. An operator does away with what is left
 // of the old snapshot; nobody else does, and not while the VPS uses any of it.
 func TestForget(t *testing.T) {
 	w := newWorld(t, nil)

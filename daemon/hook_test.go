@@ -44,7 +44,7 @@ func TestBeforeStart(t *testing.T) {
 	start(true, base)
 	start(false, overlay)
 
-	// The VPS is installed anew on a disk of the same name.
+	// The VPS is installed again on a disk of the same name.
 	w.must(os.Rename(base, base+".old"))
 	w.must(os.WriteFile(base, nil, 0o600))
 	start(false, base)

@@ -22,7 +22,7 @@ import (
 
 const day = 24 * time.Hour
 
-// correspondent is a VPS without an option, on a clock that stands still, whose
+// correspondent is a VPS without an option, on a clock that is stopped, whose
 // daemon sends mail with sender.
 func correspondent(t *testing.T, sender notify.Sender) (w *world, id string, now time.Time) {
 	w = newWorld(t, func(c *daemon.Config) {
@@ -68,7 +68,7 @@ func orderOf(end *time.Time) vps.OptionOrder {
 	}
 }
 
-// restart opens the daemon anew at a later time.
+// restart opens the daemon again at a later time.
 func (w *world) restart(at time.Time) {
 	w.t.Helper()
 	w.close()

@@ -119,7 +119,7 @@ func (v customerView) after(s step) (customerView, bool) {
 	return v.begin(s)
 }
 
-// mayRefuse says whether a request may be refused with that code.
+// mayRefuse reports whether a request may be refused with that code.
 func (v customerView) mayRefuse(s step) bool {
 	switch s.code {
 	case vps.CodeOperationInProgress:

@@ -226,7 +226,7 @@ func TestNewDatabaseGivesNewIds(t *testing.T) {
 	}
 }
 
-// missedAfter reads all events behind one, as a listener does, and says whether
+// missedAfter reads all events behind one, as a listener does, and reports whether
 // they came with the news that some were missed.
 func (w *world) missedAfter(id int64) bool {
 	w.t.Helper()

@@ -55,7 +55,7 @@ func (w *world) changes(id string) int {
 	return len(page.Messages)
 }
 
-// newcomer is a VPS that never had an option, on a clock that stands still.
+// newcomer is a VPS that never had an option, on a clock that is stopped.
 func newcomer(t *testing.T) (w *world, id string, now time.Time) {
 	w = newWorld(t, func(c *daemon.Config) { c.Settings.Notify.Grace = 24 * time.Hour })
 	now = time.Now().UTC().Truncate(time.Second)

@@ -12,7 +12,7 @@ import (
 )
 
 // TestSettingsChangeWhileItWorks: a headroom, a price and a limit of merges that are
-// changed count from then on, also for who waits already.
+// changed count from then on, also for waiters.
 func TestSettingsChangeWhileItWorks(t *testing.T) {
 	var settings daemon.Settings
 	w := newWorld(t, func(c *daemon.Config) {

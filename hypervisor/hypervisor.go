@@ -36,7 +36,7 @@ type Domains interface {
 	Info(ctx context.Context) (Info, error)
 	// List returns every domain, persistent or not. Sizes may be missing.
 	List(ctx context.Context) ([]Domain, error)
-	// Domain reads one domain anew from its live and its inactive definition.
+	// Domain reads one domain again from its live and its inactive definition.
 	Domain(ctx context.Context, id string) (Domain, error)
 	// Glance is Domain without the sizes of disks: QEMU answers that question last
 	// while it has other work, and it is most of the work of a reading. A QEMU that
@@ -136,7 +136,7 @@ type Images interface {
 	// has ended and both files are free when it returns, unless with StorageError. May be repeated after any
 	// failure. progress may be nil.
 	MergeOffline(ctx context.Context, m OfflineMerge, progress func(done, total int64)) error
-	// SameAsBase says whether a guest reads the same from an overlay and from its base
+	// SameAsBase reports whether a guest reads the same from an overlay and from its base
 	// alone; the base may be longer. It reads what the overlay itself holds, and no
 	// more. ErrBusy when somebody has one of them open to write.
 	SameAsBase(ctx context.Context, m OfflineMerge) (bool, error)
@@ -218,7 +218,7 @@ type Domain struct {
 	Autostart   bool
 	Agent       AgentState
 	ManagedSave bool
-	// MigratedAway says that it is off because it was migrated to another host; only
+	// MigratedAway reports whether it is off because it was migrated to another host; only
 	// the definition stayed. Known until libvirt restarts.
 	MigratedAway bool
 	// Disks is what the domain uses: the live definition when active, else the persistent one.
@@ -227,9 +227,9 @@ type Domain struct {
 	PersistentDisks []Disk
 	// NVRAM is the file with the UEFI variables; "" when there is none.
 	NVRAM string
-	// NVRAMOther says that there are UEFI variables which are not a plain local file.
+	// NVRAMOther reports whether there are UEFI variables which are not a plain local file.
 	NVRAMOther bool
-	// TPM says that the domain has an emulated TPM with state of its own.
+	// TPM reports whether the domain has an emulated TPM with state of its own.
 	TPM bool
 	// ForeignSnapshots counts libvirt snapshot objects, which we never make.
 	ForeignSnapshots int
@@ -258,14 +258,14 @@ type Disk struct {
 	Shareable  bool
 	Transient  bool
 	Encrypted  bool
-	// Slice says that only a part of the file is the disk.
+	// Slice reports whether only a part of the file is the disk.
 	Slice bool
 	// SnapshotNo: whoever defined the domain wants the disk left out of snapshots
 	// (snapshot='no'; libvirt, "Domain XML format", disks).
 	SnapshotNo bool
 	// SizeBytes is the virtual size, 0 when it was not read.
 	SizeBytes int64
-	// Job says that a block job runs on the disk.
+	// Job reports whether a block job runs on the disk.
 	Job bool
 }
 
@@ -295,7 +295,7 @@ type Merge struct {
 	Target string
 	Top    string
 	Base   string
-	// Active says that Top is the image the guest writes to.
+	// Active reports whether Top is the image the guest writes to.
 	Active bool
 	// BytesPerSecond limits the copying; 0: unlimited.
 	BytesPerSecond int64
@@ -307,7 +307,7 @@ type Job struct {
 	Ready bool
 	Done  int64
 	Total int64
-	// Foreign says that it is not a merge of ours by its kind (a copy, a pull, a backup).
+	// Foreign reports whether it is not a merge of ours by its kind (a copy, a pull, a backup).
 	Foreign bool
 }
 
@@ -325,7 +325,7 @@ type Image struct {
 	InternalSnapshots int
 	// Bitmaps counts persistent dirty bitmaps.
 	Bitmaps int
-	// Corrupt says that the header has the corrupt flag set.
+	// Corrupt reports whether the header has the corrupt flag set.
 	Corrupt bool
 	// Dirty: with lazy refcounts an image has it set as long as somebody may write to
 	// it. After his death it stays, and the counts are behind until it is opened for
@@ -390,13 +390,13 @@ type Space struct {
 type EventKind string
 
 const (
-	// EventConnected: libvirt answers (again); everything must be read anew.
+	// EventConnected: libvirt answers (again); everything must be read again.
 	EventConnected EventKind = "connected"
 	// EventDisconnected: libvirt does not answer.
 	EventDisconnected EventKind = "disconnected"
-	// EventChanged: a domain's state, definition or device set changed; read it anew.
+	// EventChanged: a domain's state, definition or device set changed; read it again.
 	EventChanged EventKind = "changed"
-	// EventDefined: somebody defined the domain, perhaps anew. Also EventChanged's meaning.
+	// EventDefined: somebody defined the domain, perhaps again. Also EventChanged's meaning.
 	EventDefined EventKind = "defined"
 	// EventDeparted: the domain was migrated and runs on another host now. Its
 	// definition may still be here, or be removed in a moment.

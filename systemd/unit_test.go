@@ -68,7 +68,7 @@ func comments(t *testing.T, unit string) string {
 	return strings.Join(all, "")
 }
 
-// explained says that the comments name a directive, or of a list what in it is open:
+// explained reports whether the comments name a directive, or of a list what in it is open:
 // CAP_FOWNER for CapabilityBoundingSet=~CAP_(DAC_*|FOWNER|IPC_OWNER).
 func explained(reasons, name string) bool {
 	directive, list, _ := strings.Cut(name, "~")

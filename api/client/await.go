@@ -12,7 +12,7 @@ import (
 // restarting, and its operations go on afterwards.
 const silence = time.Minute
 
-// Ended says that op is final, or parked until an operator resumes it.
+// Ended reports whether op is final, or parked until an operator resumes it.
 func Ended(op api.Operation) bool {
 	switch op.Status {
 	case api.OperationStatusPending, api.OperationStatusRunning:

@@ -19,7 +19,7 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Detail }
 
-// UnreachableError says that no answer came. Whether the daemon did what it
+// UnreachableError: no answer came. Whether the daemon did what it
 // was asked is unknown.
 type UnreachableError struct {
 	Address string

@@ -116,7 +116,7 @@ func (c *Client) Follow(ctx context.Context, p api.ListenEventsParams, each func
 	}
 }
 
-// passes says that another try may have more luck.
+// passes reports whether another try may have more luck.
 func passes(err error) bool {
 	if _, ok := errors.AsType[*UnreachableError](err); ok {
 		return true

@@ -19,7 +19,7 @@ type caller struct {
 
 func (c *caller) may(s vps.Scope) bool { return s == vps.ScopeNone || c.token.May(s) }
 
-// operator says that the caller may see what concerns the host only, as file names.
+// operator reports whether the caller may see what concerns the host only, as file names.
 func (c *caller) operator() bool { return c.may(vps.ScopeAdmin) }
 
 func (c *caller) bound() bool { return c.token.VPS != nil }
@@ -83,5 +83,5 @@ func (h *handlers) find(ctx context.Context, ref string) (string, error) {
 	return v.ID, err
 }
 
-// sees says that a VPS exists for the caller.
+// sees reports whether a VPS exists for the caller.
 func (c *caller) sees(vpsID string) bool { return c.token.Sees(vpsID) }

@@ -56,7 +56,7 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 	return s, nil
 }
 
-// remembered says that the journal knows a VPS that is gone.
+// remembered reports whether the journal knows a VPS that is gone.
 func (h *handlers) remembered(ctx context.Context, id string) bool {
 	page, err := h.services.Journal.Messages(ctx, vps.MessageQuery{VPS: id, Limit: 1})
 	return err == nil && len(page.Messages) > 0

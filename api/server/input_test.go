@@ -298,7 +298,7 @@ func TestSlowCallers(t *testing.T) {
 	}
 }
 
-// The limits that end slow callers must not end a caller who waits.
+// The limits that end slow callers must not end a waiting caller.
 func TestWaitOutlastsTheLimits(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

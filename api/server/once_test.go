@@ -18,7 +18,7 @@ import (
 
 const keyHeader = "Idempotency-Key"
 
-// same says that two answers are the same for a client.
+// same reports whether two answers are the same for a client.
 func same(a, b answer) bool {
 	return a.StatusCode == b.StatusCode && a.body == b.body && a.Header.Get("Location") == b.Header.Get("Location") &&
 		a.Header.Get("ETag") == b.Header.Get("ETag") && a.Header.Get("Content-Type") == b.Header.Get("Content-Type")

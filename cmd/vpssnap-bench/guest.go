@@ -45,7 +45,7 @@ func (b *bench) inGuest(ctx context.Context) error {
 	return errors.Join(b.freezes(ctx), b.guestWrites(ctx), b.latencies(ctx))
 }
 
-// freezes: how long the guest's file systems stand still for a take.
+// freezes: how long the guest's file systems are frozen for a take.
 func (b *bench) freezes(ctx context.Context) error {
 	var frozen []float64
 	err := b.hold(ctx, contest{
@@ -188,7 +188,7 @@ func (b *bench) latencies(ctx context.Context) error {
 	return nil
 }
 
-// limit starts the daemon anew with another limit for merges.
+// limit starts the daemon again with another limit for merges.
 func (b *bench) limit(ctx context.Context, bandwidth string) error {
 	text, err := os.ReadFile(b.ConfigFile())
 	if err != nil {

@@ -163,7 +163,7 @@ func (m *machine) run(ctx context.Context, args ...string) (string, error) {
 const rebootWithin = 3 * time.Minute
 
 // reboot asks systemd to reboot, as an operator does, and returns when it is up
-// again. nspawn leaves it to its caller to start the container anew.
+// again. nspawn leaves it to its caller to start the container again.
 func (m *machine) reboot(ctx context.Context) error {
 	if _, err := m.run(ctx, "systemctl", "--no-block", "reboot"); err != nil {
 		return err

@@ -181,7 +181,7 @@ func refusals(ctx context.Context, h *host) error {
 	return h.hookWorks(ctx)
 }
 
-// hookWorks: a VPS that is defined anew with its base must not start on it. The
+// hookWorks: a VPS that is defined again with its base must not start on it. The
 // daemon would put the definition right, so it is stopped meanwhile.
 func (h *host) hookWorks(ctx context.Context) error {
 	db := h.vpses[1]

@@ -51,7 +51,7 @@ func (v *vps) up(ctx context.Context) error {
 	return v.h.lab.WaitAgent(ctx, v.spec.Name)
 }
 
-// write fills the disks anew, durably.
+// write fills the disks again, durably.
 func (v *vps) write(ctx context.Context, letter byte) error {
 	if err := v.up(ctx); err != nil {
 		return err

@@ -1,6 +1,6 @@
 // Command vpssnap-powercut cuts the power at the device writes of take, delete
 // and restore. It lets a real daemon work on a block device whose every write
-// is recorded, makes that device anew as it was at many moments of the record,
+// is recorded, makes that device again as it was at many moments of the record,
 // starts libvirtd and the daemon on what is found there, and holds the outcome
 // against what had been acknowledged by then. See make powercut.
 //

@@ -64,7 +64,7 @@ func (c *campaign) check(ctx context.Context, w *work) error {
 }
 
 // apply does to what is known what the operation did to the VPS, and makes sure
-// that it did. on says that the VPS is as it was, and was not left off by a kill.
+// that it did. on reports whether the VPS is as it was, and was not left off by a kill.
 func (c *campaign) apply(ctx context.Context, w *work, on bool) (err error) {
 	v := w.victim
 	if ends(w.kind) {

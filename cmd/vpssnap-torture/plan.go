@@ -129,5 +129,5 @@ func allowed(strikes []strike, works []*work) []strike {
 	return strikes[:min(len(strikes), forTakes)]
 }
 
-// ends says that a kind leaves no snapshot.
+// ends reports whether a kind leaves no snapshot.
 func ends(kind string) bool { return slices.Contains([]string{remove, endOption, lapse}, kind) }

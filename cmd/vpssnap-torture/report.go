@@ -37,7 +37,7 @@ func (c *campaign) explain(ctx context.Context, p plan, err error) error {
 }
 
 // daemonLog is the end of what the daemon said, without the decoys, which it
-// finds anew at each start.
+// finds again at each start.
 func (c *campaign) daemonLog() string {
 	var lines []string
 	for line := range strings.Lines(c.site.DaemonLog()) {

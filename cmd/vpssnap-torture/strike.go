@@ -101,7 +101,7 @@ func (s *striker) serve(ctx context.Context) {
 	}
 }
 
-// held is called with a daemon that stands still at a failpoint.
+// held is called with a daemon that is held at a failpoint.
 func (s *striker) held(ctx context.Context, conn *net.UnixConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -27,7 +27,7 @@ type victim struct {
 	orders         int // options that were ordered so far
 }
 
-// running says that the guest writes by itself.
+// running reports whether the guest writes by itself.
 func (v *victim) running() bool { return v.state == "running" }
 
 // populate makes the VPSes: each state, one to three disks, both formats.

@@ -30,7 +30,7 @@ type app struct {
 	ca, cert, key string
 	output        choice
 
-	// started says that the command line was understood; errors before are usage errors.
+	// started reports whether the command line was understood; errors before are usage errors.
 	started bool
 }
 
@@ -206,7 +206,7 @@ func (a *app) action(
 	}
 }
 
-// isDumb says that the terminal knows no colours, and cannot draw over a line.
+// isDumb reports whether the terminal knows no colours, and cannot draw over a line.
 func isDumb() bool { return os.Getenv("TERM") == "dumb" }
 
 func isTerminal(f any) bool {

@@ -181,7 +181,7 @@ func (d *download) fetchAll(ctx context.Context) error {
 	return nil
 }
 
-// passing says that what ended a try may be over at the next one. A link that is
+// passing reports whether what ended a try may be over at the next one. A link that is
 // over is replaced.
 func (d *download) passing(ctx context.Context, err error) bool {
 	var refused *client.Error

@@ -83,7 +83,7 @@ var errNotConfirmed = errors.New("not confirmed; nothing was done")
 // errTooLate: the operation to be cancelled had succeeded before.
 var errTooLate = errors.New("too late: the operation has succeeded")
 
-// outcomeError says that an operation ended, and not well.
+// outcomeError is that of an operation that ended, and not well.
 type outcomeError struct{ op api.Operation }
 
 func (e *outcomeError) Error() string {

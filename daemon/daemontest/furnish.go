@@ -70,7 +70,7 @@ func (h *Host) furnish() error {
 	if err := errors.Join(h.Write(Web3, "vda", 0, 'x', WrittenBytes), h.KillGuest(Web3)); err != nil {
 		return err
 	}
-	// Read anew at once, and not when the daemon has got round to its event.
+	// Read again at once, and not when the daemon has got round to its event.
 	return errors.Join(h.Restart(nil), h.addTokens())
 }
 

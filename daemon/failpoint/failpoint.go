@@ -16,7 +16,7 @@ import "context"
 // Variable names the environment variable that arms the points: "NAME" or
 // "NAME:N" kills the process at the N-th visit of that point, "*:N" at the N-th
 // visit of any. Where Variable+"_SOCKET" names a Unix socket that visit does not
-// kill: it sends its name there, a line, and stands still until the answer. The
+// kill: it sends its name there, a line, and waits for the answer. The
 // answer is the next arming, counted from then, or an empty line. Whoever listens
 // may kill this process meanwhile, or something else.
 const Variable = "VPSSNAP_FAILPOINT"

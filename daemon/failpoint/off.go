@@ -4,7 +4,7 @@ package failpoint
 
 import "context"
 
-// Enabled says whether this program was built with failpoints.
+// Enabled reports whether this program was built with failpoints.
 const Enabled = false
 
 // Hit does nothing in a release.

@@ -14,7 +14,7 @@ import (
 	"syscall"
 )
 
-// Enabled says whether this program was built with failpoints.
+// Enabled reports whether this program was built with failpoints.
 const Enabled = true
 
 var (
@@ -72,7 +72,7 @@ func Hit(ctx context.Context, effect, when string) {
 	}
 }
 
-// hold tells that name is visited and stands still until the answer, which arms
+// hold tells that name is visited and waits for the answer, which arms
 // the next point. When nobody listens any more there is nothing to wait for.
 func hold(name string) {
 	conn, err := net.Dial("unix", socket)

@@ -67,7 +67,7 @@ func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
 		for _, disk := range snap.Disks {
 			switch {
 			case image == disk.Base && !isFile(image, disk.BaseInode):
-				// Another disk under the same name, as when the VPS was installed anew.
+				// Another disk under the same name, as when the VPS was installed again.
 			case switched(snap) && !disk.Pivoted && image == disk.Base:
 				return vps.Errorf(vps.CodeVPSChanged, "%s would write to %s, which is the frozen base of its snapshot; its data is in %s", name, image, disk.Overlay).
 					WithRemedy("define disk %s with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Target, disk.Overlay)
@@ -80,13 +80,13 @@ func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
 	return nil
 }
 
-// switched says that the VPS writes to the snapshot's overlays: from the switch
+// switched reports whether the VPS writes to the snapshot's overlays: from the switch
 // on, although the take may not have ended.
 func switched(snap vps.Snapshot) bool {
 	return snap.State != vps.SnapshotCreating || snap.Consistency != ""
 }
 
-// isFile says whether the file at path is the one with that number. When that
+// isFile reports whether the file at path is the one with that number. When that
 // cannot be told, it is.
 func isFile(path string, inode uint64) bool {
 	info, err := os.Stat(path)

@@ -87,7 +87,7 @@ func send(t *testing.T, m *mail.Mailer, id string, l mail.Letter) error {
 	return m.Send(t.Context(), delivery(t, id, l))
 }
 
-// final says that no further try is to be made.
+// final reports whether no further try is to be made.
 func final(err error) bool {
 	var e *vps.DeliveryError
 	return errors.As(err, &e) && e.Final

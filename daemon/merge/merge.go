@@ -124,7 +124,7 @@ type Set struct {
 	// Merged reports whether a disk needs no merge any more.
 	Merged func(dom hypervisor.Domain, disk vps.SnapshotDisk) bool
 	// Next is whose overlays the next boot shall use, whoever defines the VPS
-	// anew during the merge.
+	// again during the merge.
 	Next []vps.Snapshot
 	// Bandwidth limits the copying of each disk; 0: unlimited.
 	Bandwidth int64

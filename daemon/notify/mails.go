@@ -33,7 +33,7 @@ type Mails struct {
 	policy    func() Policy
 }
 
-// NewMails makes the writer of e-mails; on says whether anything can send them. It
+// NewMails makes the writer of e-mails; on reports whether anything can send them. It
 // tells of every operation that ends.
 func NewMails(db *store.Store, inv *inventory.Inventory, ops *operation.Operations, on bool, policy func() Policy) *Mails {
 	m := &Mails{store: db, inventory: inv, kinds: ops.Kinds, on: on, policy: policy}
@@ -129,7 +129,7 @@ func (m *Mails) reminderOf(o vps.Option) *reminder {
 	return nil
 }
 
-// remindNow says that an end is near, and not over.
+// remindNow reports whether an end is near, and not over.
 func (m *Mails) remindNow(end time.Time) bool {
 	now := m.store.Now()
 	return now.Before(end) && !now.Before(end.Add(-m.policy().RemindBefore))

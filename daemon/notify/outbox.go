@@ -129,7 +129,7 @@ func (o *Outbox) Look(ctx context.Context) time.Duration {
 
 func outboxKey(kind vps.DeliveryKind, target string) string { return string(kind) + " " + target }
 
-// isHeld says that a target wants to be left alone. That is not recorded: a restart
+// isHeld reports whether a target wants to be left alone. That is not recorded: a restart
 // costs one try at most.
 func (o *Outbox) isHeld(kind vps.DeliveryKind, target string) bool {
 	until, ok := o.held.Load(outboxKey(kind, target))

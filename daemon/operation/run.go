@@ -46,7 +46,7 @@ func (r *Run) Record(ctx context.Context, write func(*store.Tx) error) error {
 	return r.runner.Store.Write(ctx, write)
 }
 
-// Again says that this step was begun before: by a process that is gone, or in
+// Again reports whether this step was begun before: by a process that is gone, or in
 // an earlier try. The host then tells how far it came.
 func (r *Run) Again() bool { return r.again }
 
@@ -111,7 +111,7 @@ func (r *Run) after(others []*Run) {
 	r.moves(false)
 }
 
-// stuck says that the run has stood still between two steps for longer than limit.
+// stuck reports whether the run has made no headway between two steps for longer than limit.
 func (r *Run) stuck(limit time.Duration) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

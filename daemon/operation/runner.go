@@ -28,7 +28,7 @@ type Config struct {
 	// Changed is called within the transaction that changes an operation's
 	// status, to write the journal.
 	Changed func(ctx context.Context, tx *store.Tx, op vps.Operation) error
-	// Unavailable says that an error means the host does not answer now:
+	// Unavailable reports whether an error means the host does not answer now:
 	// wait and try again, however long it takes.
 	Unavailable func(error) bool
 	// Explain turns an error into what a caller may read.
@@ -237,7 +237,7 @@ func (r *Runner) awaitEnd(ctx context.Context, id string) error {
 	}
 }
 
-// Stuck names an operation that stands still for longer than limit although it waits
+// Stuck names an operation that makes no headway for longer than limit although it waits
 // for no step; nil when there is none.
 func (r *Runner) Stuck(limit time.Duration) error {
 	r.mu.Lock()

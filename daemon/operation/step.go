@@ -21,7 +21,7 @@ type Step struct {
 	// retried and then parked, unless it says otherwise (RollBack, Fail, Back).
 	Irrevocable bool
 	// Uncut: the host should not go down within it, and not between it and another
-	// such step: a guest stands still, or its disks are not all switched.
+	// such step: a guest is paused, or its disks are not all switched.
 	Uncut bool
 }
 
@@ -56,7 +56,7 @@ const (
 func (e *verdictError) Error() string { return fmt.Sprintf("%s: %v", e.verdict, e.err) }
 func (e *verdictError) Unwrap() error { return e.err }
 
-// RollBack says that the host is known to be as before the step: undo all and fail.
+// RollBack is for a host that is known to be as before the step: undo all and fail.
 func RollBack(err error) error { return &verdictError{verdictRollBack, "", err} }
 
 // Fail ends the operation as it stands, without undo: everything is whole and

@@ -83,7 +83,7 @@ type Finding struct {
 	Operation string
 	// Detail says what is known. For operators: it names host paths.
 	Detail string
-	// Repairable says that Repair can put it right without any risk.
+	// Repairable reports whether Repair can put it right without any risk.
 	Repairable bool
 	// Remedies are the ways out, the likeliest first. One of them is to be chosen.
 	Remedies []Remedy
@@ -101,7 +101,7 @@ type Repair struct {
 	VPS     string
 	VPSName string
 	Path    string
-	// Done says that it succeeded.
+	// Done reports whether it succeeded.
 	Done bool
 	// Text says what was done, or why it was not.
 	Text string
@@ -154,7 +154,7 @@ func quote(word string) string {
 	return b.String()
 }
 
-// showable says that a terminal shows the word as it is.
+// showable reports whether a terminal shows the word as it is.
 func showable(word string) bool {
 	if !utf8.ValidString(word) {
 		return false

@@ -55,7 +55,7 @@ const (
 	EventWebhookTest EventType = "webhook.test"
 )
 
-// ForWebhooks says that webhooks are told of events of this type. Steps are too many,
+// ForWebhooks reports whether webhooks are told of events of this type. Steps are too many,
 // and the journal tells of webhooks itself.
 func (t EventType) ForWebhooks() bool {
 	switch t {

@@ -17,7 +17,7 @@ var (
 // mostAmount is the largest price, in the currency's minor unit.
 const mostAmount = 1_000_000_000_000
 
-// fits says that text has a form and at most so many characters.
+// fits reports whether text has a form and at most so many characters.
 func fits(text string, form *regexp.Regexp, most int) bool {
 	return utf8.ValidString(text) && utf8.RuneCountInString(text) <= most && form.MatchString(text)
 }

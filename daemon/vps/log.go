@@ -29,6 +29,6 @@ const (
 	LogGuestStandsStill = "guest.stands_still"
 	// LogHung: the daemon hangs, and is started again.
 	LogHung = "daemon.hung"
-	// LogConfigRefused: the configuration was to be read anew, and cannot be used.
+	// LogConfigRefused: the configuration was to be read again, and cannot be used.
 	LogConfigRefused = "config.refused"
 )

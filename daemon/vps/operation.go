@@ -30,7 +30,7 @@ const (
 	StatusNeedsAttention Status = "needs_attention"
 )
 
-// Final says that the operation never changes again.
+// Final reports whether the operation never changes again.
 func (s Status) Final() bool {
 	return s == StatusSucceeded || s == StatusFailed || s == StatusCancelled
 }

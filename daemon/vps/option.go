@@ -20,7 +20,7 @@ const (
 	OptionReleased OptionState = "released"
 )
 
-// Final says that the option never changes again. A new order makes a new option.
+// Final reports whether the option never changes again. A new order makes a new option.
 func (s OptionState) Final() bool { return s == OptionReleased }
 
 // Period is how often a price is charged.

@@ -20,7 +20,7 @@ const (
 	SnapshotBroken SnapshotState = "broken"
 )
 
-// Final says that the snapshot never changes again.
+// Final reports whether the snapshot never changes again.
 func (s SnapshotState) Final() bool { return s == SnapshotGone }
 
 // Consistency is what can be promised of the data in a snapshot.
@@ -53,7 +53,7 @@ type Snapshot struct {
 	VPS    string
 	State  SnapshotState
 	Reason string // why it is broken
-	// Heals says that it is broken only for files that are missing or replaced:
+	// Heals reports whether it is broken only for files that are missing or replaced:
 	// with them back in place it is available again.
 	Heals       bool
 	Description string

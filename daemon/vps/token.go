@@ -38,12 +38,12 @@ type Token struct {
 	LastUsedAt *time.Time
 }
 
-// May says that the token has a scope; admin includes all others.
+// May reports whether the token has a scope; admin includes all others.
 func (t Token) May(s Scope) bool {
 	return slices.Contains(t.Scopes, s) || slices.Contains(t.Scopes, ScopeAdmin)
 }
 
-// Sees says that a VPS exists for the token.
+// Sees reports whether a VPS exists for the token.
 func (t Token) Sees(vpsID string) bool { return t.VPS == nil || slices.Contains(t.VPS, vpsID) }
 
 // TokenRequest asks for a token.

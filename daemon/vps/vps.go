@@ -6,7 +6,7 @@ type State string
 const (
 	// StateRunning: the guest's processors run.
 	StateRunning State = "running"
-	// StatePaused: the guest is in memory but its processors stand still.
+	// StatePaused: the guest is in memory but its processors are stopped.
 	StatePaused State = "paused"
 	// StateOff: no QEMU process.
 	StateOff State = "off"
@@ -18,7 +18,7 @@ const (
 	StateUnknown State = "unknown"
 )
 
-// Active says whether a QEMU process holds the disks open.
+// Active reports whether a QEMU process holds the disks open.
 func (s State) Active() bool { return s != StateOff }
 
 // AgentState is what is known of the QEMU guest agent.
@@ -56,7 +56,7 @@ type Disk struct {
 	Path      string
 	Format    string
 	SizeBytes int64
-	// Included says that a snapshot covers this disk.
+	// Included reports whether a snapshot covers this disk.
 	Included bool
 	// Reason says why the disk is left out, or why it makes the VPS
 	// unsupported (then Refused is set).

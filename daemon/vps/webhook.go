@@ -26,7 +26,7 @@ type Webhook struct {
 	Waiting int
 }
 
-// Wants says that the webhook is to be told of events of a type.
+// Wants reports whether the webhook is to be told of events of a type.
 func (w Webhook) Wants(t EventType) bool {
 	return w.DisabledAt == nil && (w.Types == nil || slices.Contains(w.Types, t))
 }

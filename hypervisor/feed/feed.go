@@ -39,7 +39,7 @@ func (f *Feed) Events() <-chan hypervisor.Event { return f.out }
 
 // Put adds an event, and never waits. One about the connection goes to the end even if
 // its like waits already, so that the last word is the true one; one about a domain says
-// only "read it anew" and keeps its place, lest it wait for ever.
+// only "read it again" and keeps its place, lest it wait for ever.
 func (f *Feed) Put(e hypervisor.Event) {
 	f.mu.Lock()
 	again := f.waiting[keyOf(e)]

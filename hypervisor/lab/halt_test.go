@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestHalt: the guest's processor stands still, and no interrupt wakes it.
+// TestHalt: the guest's processor is halted, and no interrupt wakes it.
 func TestHalt(t *testing.T) {
 	l := startLab(t)
 	ctx := within(t, bootWithin)

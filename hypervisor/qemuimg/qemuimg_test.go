@@ -711,7 +711,7 @@ func TestRemoveGivesTheRoomBack(t *testing.T) {
 	}
 }
 
-// heldOpen says whether this process has a file open, also one that is removed.
+// heldOpen reports whether this process has a file open, also one that is removed.
 func heldOpen(t *testing.T, path string) bool {
 	t.Helper()
 	open, err := os.ReadDir("/proc/self/fd")
@@ -818,7 +818,7 @@ func FuzzParseInfo(f *testing.F) {
 }
 
 // TestRoomComesBack: after AwaitRoom nothing of ours holds what was removed. Its room
-// may take its time: another one's removal under way keeps who waits for it.
+// may take its time: another one's removal under way keeps its waiters.
 func TestRoomComesBack(t *testing.T) {
 	images, dir := open(t), t.TempDir()
 	for n := range 50 {

@@ -94,7 +94,7 @@ func (s *server) serve(ctx context.Context) {
 	}
 }
 
-// session is one connection to a bus; served says that it had the name.
+// session is one connection to a bus; served reports whether it had the name.
 func (s *server) session(ctx context.Context) (served bool, err error) {
 	// Not ctx: calls that are being answered when it ends get their answer.
 	life, cut := context.WithCancel(context.WithoutCancel(ctx))

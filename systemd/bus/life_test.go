@@ -76,7 +76,7 @@ func (w waiting) WaitOperation(ctx context.Context, id string, limit time.Durati
 	return w.operations.WaitOperation(ctx, id, limit)
 }
 
-// A stop of the daemon answers who waits; the operation goes on with the next one.
+// A stop of the daemon answers its waiters; the operation goes on with the next one.
 func TestStopAnswersWhoWaits(t *testing.T) {
 	s := &site{host: newHost(t), bus: newBus(t)}
 	begun := make(chan struct{})

@@ -381,7 +381,7 @@ func (h *host) givenAway(name string) {
 }
 
 // TestRebuild loses the record, and then damages it, on a host with VPSes in
-// every state: it is made anew, and every snapshot restores byte for byte.
+// every state: it is made again, and every snapshot restores byte for byte.
 func TestRebuild(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "")

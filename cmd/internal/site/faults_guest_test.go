@@ -54,8 +54,8 @@ func (h mortal) diesWhenFrozen() {
 	h.clean(pointVPS)
 }
 
-// stoppedWhenFrozen (FAULTS row 30): the daemon stands still while the guest is
-// frozen, and is then killed and started anew, as systemd's watchdog does.
+// stoppedWhenFrozen (FAULTS row 30): the daemon is stopped while the guest is
+// frozen, and is then killed and started again, as systemd's watchdog does.
 func (h mortal) stoppedWhenFrozen() {
 	ctx := h.t.Context()
 	h.must(
@@ -82,7 +82,7 @@ func (h mortal) stoppedWhenFrozen() {
 	h.clean(pointVPS)
 }
 
-// silentAgent (FAULTS row 29): the agent stands still for longer than two takes
+// silentAgent (FAULTS row 29): the agent is stopped for longer than two takes
 // last, and never answers the freeze of the first.
 func (h mortal) silentAgent() {
 	ctx := h.t.Context()

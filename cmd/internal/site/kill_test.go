@@ -34,7 +34,7 @@ func (h *host) ended(op api.Operation) api.Operation {
 	return op
 }
 
-// has says whether a VPS has a snapshot.
+// has reports whether a VPS has a snapshot.
 func (h *host) has(name string) bool {
 	h.t.Helper()
 	_, err := h.Client.Snapshot(h.t.Context(), name)

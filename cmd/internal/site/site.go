@@ -246,7 +246,7 @@ func (s *Site) Close() error {
 	return errors.Join(err, s.Lab.Close())
 }
 
-// DaemonKilled says that the daemon's process was ended by SIGKILL, and by
+// DaemonKilled reports whether the daemon's process was ended by SIGKILL, and by
 // nothing of its own. It is to be asked when DaemonEnded is closed.
 func (s *Site) DaemonKilled() bool {
 	var exit *exec.ExitError
