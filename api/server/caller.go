@@ -17,15 +17,18 @@ type caller struct {
 	token vps.Token
 }
 
+// may reports whether the caller has a scope. Public calls need none, and no token.
 func (c *caller) may(s vps.Scope) bool { return s == vps.ScopeNone || c.token.May(s) }
 
 // operator reports whether the caller may see what concerns the host only, as file names.
 func (c *caller) operator() bool { return c.may(vps.ScopeAdmin) }
 
+// bound reports whether the caller has VPSes of its own, and must not learn of others.
 func (c *caller) bound() bool { return c.token.VPS != nil }
 
 type callerKey struct{}
 
+// withCaller keeps the caller for the handlers, which get a context only.
 func withCaller(ctx context.Context, c *caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
@@ -45,7 +48,8 @@ func withRecheck(ctx context.Context, again func() (*caller, error)) context.Con
 	return context.WithValue(ctx, recheckKey{}, again)
 }
 
-// recheck returns ctx with the caller as known now, or why there is none any more.
+// recheck returns ctx with the caller as known now, or why there is none any more. A
+// stream of events can outlast the token that opened it.
 func recheck(ctx context.Context) (context.Context, error) {
 	again, ok := ctx.Value(recheckKey{}).(func() (*caller, error))
 	if !ok {
@@ -57,6 +61,7 @@ func recheck(ctx context.Context) (context.Context, error) {
 
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
+// errNoOperation is the same for an unknown operation and for another customer's.
 func errNoOperation() error {
 	return vps.Errorf(vps.CodeNotFound, "no such operation")
 }

@@ -31,6 +31,8 @@ const (
 func validate(call *routers.Route, next echo.HandlerFunc) echo.HandlerFunc {
 	options := &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
 	return func(c echo.Context) error {
+		// Echo leaves parameters of the path escaped where they hold a slash: unescaped
+		// once, here, they are what everybody sees.
 		inPath := map[string]string{}
 		for i, name := range c.ParamNames() {
 			text, err := url.PathUnescape(c.ParamValues()[i])
@@ -48,8 +50,8 @@ func validate(call *routers.Route, next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// explain says what is wrong without the schema and the value that the
-// validator would print.
+// explain says what is wrong without the schema and the value that the validator would
+// print. Schemas are large and values may be secrets; neither goes back to the caller.
 func explain(err error) error {
 	request, ok := errors.AsType[*openapi3filter.RequestError](err)
 	if !ok {
@@ -71,6 +73,7 @@ func explain(err error) error {
 	return invalid("%s is not accepted: %s", where, clip(reason))
 }
 
+// clip bounds what is repeated of a request.
 func clip(s string) string {
 	const most = 200
 	if len(s) > most {
@@ -92,6 +95,7 @@ func checkQuery(op *openapi3.Operation, shared openapi3.Parameters, next echo.Ha
 			if !known {
 				return invalid("the query parameter %q is not known here", clip(name))
 			}
+			// Programs on the way may go by another of the two.
 			if len(values) != 1 {
 				return invalid("the query parameter %q was given %d times", name, len(values))
 			}
@@ -118,12 +122,14 @@ func readBody(op *openapi3.Operation, next echo.HandlerFunc) echo.HandlerFunc {
 			}
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
+		// The next ones see a complete request, whatever way it came.
 		r.ContentLength = int64(len(body))
 		r.TransferEncoding = nil
 		return next(c)
 	}
 }
 
+// readAll bounds the body by size (413) and by the time of its arrival (408).
 func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
@@ -144,6 +150,8 @@ func readAll(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
+// checkJSON takes one JSON value in UTF-8 and nothing else: everybody behind it may rely
+// on that.
 func checkJSON(h http.Header, body []byte) error {
 	kind, params, err := mime.ParseMediaType(h.Get(echo.HeaderContentType))
 	charset := strings.ToLower(params["charset"])
@@ -170,6 +178,7 @@ func namedTwice(value []byte) string {
 		value bool            // a value comes next
 	}
 	in := []object{{}}
+	// encoding/json would silently take the last of the two.
 	for d := json.NewDecoder(bytes.NewReader(value)); ; {
 		token, err := d.Token()
 		if err != nil {

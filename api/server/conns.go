@@ -32,6 +32,8 @@ func limitConns(l net.Listener, proxies []netip.Prefix) net.Listener {
 	return &connLimit{Listener: l, proxies: proxies, of: map[string]int{}}
 }
 
+// Accept is net.Listener's. Beyond the limits a connection is closed at once and the next one taken: nobody waits
+// behind it.
 func (l *connLimit) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -56,12 +58,14 @@ func (l *connLimit) owner(c net.Conn) string {
 		return c.RemoteAddr().String()
 	}
 	ip := at.Addr().Unmap()
+	// Behind a proxy are many callers; limitOrigin tells them apart by what it says.
 	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return ""
 	}
 	return network(ip.String())
 }
 
+// enter counts a connection in and reports whether there is room for it.
 func (l *connLimit) enter(who string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -73,6 +77,7 @@ func (l *connLimit) enter(who string) bool {
 	return true
 }
 
+// leave counts it out; an owner without connections is forgotten.
 func (l *connLimit) leave(who string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,6 +93,7 @@ type countedConn struct {
 	leave func()
 }
 
+// Close is net.Conn's. It may be called twice; the place is given back once.
 func (c *countedConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()

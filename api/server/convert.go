@@ -16,6 +16,7 @@ func each[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
+// utc writes times as the API promises, in UTC.
 func utc(t *time.Time) *time.Time {
 	if t == nil {
 		return nil
@@ -24,6 +25,8 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
+// The functions wire… turn nouns of the daemon into types of the API, which are
+// generated and belong to the contract: a field that is not copied here is not shown.
 func wireVPS(v vps.VPS, r reader) api.VPS {
 	w := api.VPS{
 		ID:         v.ID,
@@ -54,6 +57,7 @@ func wireVPS(v vps.VPS, r reader) api.VPS {
 	return w
 }
 
+// wireDisk shows paths of the host to operators only.
 func wireDisk(d vps.Disk, r reader) api.Disk {
 	w := api.Disk{
 		Target:    d.Target,
@@ -125,6 +129,7 @@ func wireSnapshot(s vps.Snapshot) api.Snapshot {
 	}
 }
 
+// wireOperation leaves out request and plan: they are for the next daemon, not for callers.
 func wireOperation(o vps.Operation) api.Operation {
 	w := api.Operation{
 		ID:              o.ID,
@@ -159,6 +164,7 @@ func wireActor(a vps.Actor) api.Actor {
 	return api.Actor{Name: a.Name, Way: api.Way(a.Way)}
 }
 
+// wireMessage leaves the detail, which may name files, to operators.
 func wireMessage(m vps.Message, r reader) api.Message {
 	w := api.Message{
 		ID:          m.ID,

@@ -82,6 +82,7 @@ func renderDocs(spec *openapi3.T) []byte {
 	return out.Bytes()
 }
 
+// docsOf takes everything from openapi.yaml, so that the page cannot differ from it.
 func docsOf(spec *openapi3.T) docs {
 	d := docs{Title: spec.Info.Title, Description: spec.Info.Description}
 	for _, tag := range spec.Tags {
@@ -137,6 +138,7 @@ func callOf(r route, item *openapi3.PathItem, op *openapi3.Operation) docsCall {
 				Type:        refOf(media.Schema),
 				Example:     exampleOf(media),
 			}
+			// Errors have one form; the examples of each call would repeat it.
 			if status == "default" {
 				body.Status, body.Example = "of an error", ""
 			}
@@ -200,6 +202,7 @@ func fieldsOf(schema *openapi3.Schema) []docsField {
 	return fields
 }
 
+// refOf is the type's own page entry where it has one.
 func refOf(s *openapi3.SchemaRef) docsRef {
 	if s.Value.Type.Is("array") {
 		of := refOf(s.Value.Items)
@@ -243,6 +246,7 @@ func (h *handlers) ShowDocs(context.Context, ShowDocsRequestObject) (ShowDocsRes
 // docsHTML forbids the page everything that it does not need.
 type docsHTML []byte
 
+// The page has no scripts, and by its policy can have none.
 func (d docsHTML) VisitShowDocsResponse(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().

@@ -40,6 +40,7 @@ const (
 	slowDownload = 30 * time.Second
 )
 
+// A body may be left out: then the only disk is meant, as qcow2.
 func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject) (MakeDownloadResponseObject, error) {
 	var b api.DownloadRequest
 	if r.Body != nil {
@@ -98,11 +99,14 @@ func wireDownload(d vps.Download) api.Download {
 	}
 }
 
+// wireDownloadLink leaves out what makes the link work: it was told once, to whoever
+// made it.
 func wireDownloadLink(d vps.Download) api.DownloadLink {
 	return api.DownloadLink{ID: d.ID, SnapshotID: d.SnapshotID, Disk: d.Disk, Format: api.ImageFormat(d.Format),
 		SizeBytes: d.Image.SizeBytes, CreatedAt: d.CreatedAt.UTC(), ExpiresAt: d.ExpiresAt.UTC()}
 }
 
+// It opens no disk, so it costs nothing and takes no place among the downloads.
 func (h *handlers) DescribeDownload(
 	ctx context.Context, r DescribeDownloadRequestObject,
 ) (DescribeDownloadResponseObject, error) {
@@ -124,6 +128,7 @@ func (h *handlers) Download(ctx context.Context, r DownloadRequestObject) (Downl
 	if err != nil {
 		return nil, err
 	}
+	// A request of our own: ServeContent must see no header that was not checked.
 	asked := &http.Request{Method: http.MethodGet, Header: http.Header{}}
 	if part := wantedPart(value(r.Params.Range), d.Image.SizeBytes); part != "" {
 		asked.Header.Set("Range", part)
@@ -173,12 +178,14 @@ func (t *transfer) VisitDescribeDownloadResponse(w http.ResponseWriter) error {
 // so that it cannot be taken for a whole one.
 func (t *transfer) VisitDownloadResponse(w http.ResponseWriter) error {
 	defer t.image.Close()
+	// A shutdown cuts the read; the client goes on where it was with the next daemon.
 	stop := context.AfterFunc(t.h.closing, func() { t.image.Close() })
 	defer stop()
 	header := w.Header()
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": t.of.FileName}))
 	header.Set(headerETag, etag(t.of.Tag()))
+	// RFC 9530: of the whole image, whatever part is sent.
 	if sum := t.of.Image.SHA256; sum != nil {
 		header.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(sum)+":")
 	}
@@ -216,6 +223,8 @@ type pacedWriter struct {
 	err   error
 }
 
+// The deadline is set again for each piece, so that it bounds the speed and not the
+// length.
 func (w *pacedWriter) Write(p []byte) (int, error) {
 	if w.left <= 0 {
 		w.left = slowBytes

@@ -24,7 +24,8 @@ type drain struct {
 
 func newDrain() *drain { return &drain{busy: map[net.Conn]bool{}, changed: make(chan struct{})} }
 
-// serve is h.Serve until the drain begins; then it returns nil.
+// serve is h.Serve until the drain begins; then it returns nil. It refuses a listener
+// that comes after the drain has begun.
 func (d *drain) serve(h *http.Server, l net.Listener) error {
 	d.mu.Lock()
 	if d.ending {
@@ -42,13 +43,15 @@ func (d *drain) serve(h *http.Server, l net.Listener) error {
 	return err
 }
 
+// begun reports whether the drain has.
 func (d *drain) begun() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.ending
 }
 
-// note is an http.Server's ConnState.
+// note is an http.Server's ConnState. A connection counts from its first byte, or from
+// its acceptance: a request may be on its way.
 func (d *drain) note(c net.Conn, state http.ConnState) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -81,6 +84,7 @@ func (d *drain) stopAccepting() error {
 func (d *drain) wait(ctx context.Context) {
 	for {
 		d.mu.Lock()
+		// Both under one lock, so that no change is missed between them.
 		left, changed := len(d.busy), d.changed
 		d.mu.Unlock()
 		if left == 0 {

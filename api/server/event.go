@@ -26,7 +26,8 @@ const (
 	reconnectMS = 2000
 )
 
-// ListenEvents checks the request; the stream itself is written by eventStream.
+// ListenEvents checks the request; the stream itself is written by eventStream. Errors
+// must come now: once the stream has begun there is no status left to send.
 func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject) (ListenEventsResponseObject, error) {
 	s := &eventStream{h: h, ctx: ctx, after: vps.FromNow}
 	if last := cmpOr(r.Params.LastEventID, r.Params.After); last != nil {
@@ -48,6 +49,8 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 	}
 	s.types = value(r.Params.Type)
 	s.look()
+	// The first page is read before the answer, so that a database that fails is a 500
+	// and not an empty stream.
 	page, err := h.services.Journal.Events(ctx, s.after)
 	if err != nil {
 		return nil, err
@@ -62,6 +65,7 @@ func (h *handlers) remembered(ctx context.Context, id string) bool {
 	return err == nil && len(page.Messages) > 0
 }
 
+// cmpOr is the first that was given.
 func cmpOr[T any](a, b *T) *T {
 	if a != nil {
 		return a
@@ -153,6 +157,7 @@ func (s *eventStream) await(changed <-chan struct{}, beat *time.Ticker) error {
 // beat looks whether the caller may still listen, and sends a sign of life: the
 // id that the listener may begin behind, if it has moved on, else a comment.
 func (s *eventStream) beat() error {
+	// A token that was revoked ends its streams within one heartbeat.
 	ctx, err := recheck(s.ctx)
 	if err != nil {
 		return errEnd
@@ -186,6 +191,8 @@ func (s *eventStream) pass(page vps.EventPage) error {
 	return s.send(text.Bytes())
 }
 
+// wants reports whether the listener asked for the event and may see it. Events of the
+// host are not for bound callers.
 func (s *eventStream) wants(e vps.Event) bool {
 	if e.VPS == "" && s.bound || e.VPS != "" && !s.mine(e.VPS) {
 		return false
@@ -205,6 +212,7 @@ func frame(to *bytes.Buffer, e api.Event) {
 // send gives the listener a bounded time to take it.
 func (s *eventStream) send(text []byte) error {
 	control := http.NewResponseController(s.w)
+	// A listener that takes nothing would hold its connection and its buffers for ever.
 	if err := control.SetWriteDeadline(time.Now().Add(s.h.slowReader)); err != nil {
 		return err
 	}
@@ -229,6 +237,7 @@ func (s *eventStream) end(err error) error {
 	return err
 }
 
+// To customers it says what is for customers, in their language.
 func wireEvent(e vps.Event, r reader) api.Event {
 	w := api.Event{
 		ID:      strconv.FormatInt(e.ID, 10),

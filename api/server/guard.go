@@ -15,7 +15,8 @@ import (
 // hidden are the paths that are not there for who may not see them.
 var hidden = map[string]bool{"/metrics": true}
 
-// guard lets a request through when its caller has the scope that is needed.
+// guard lets a request through when its caller has the scope that is needed. Without the
+// scope a hidden path answers as one that does not exist.
 func (s *Server) guard(need vps.Scope, next echo.HandlerFunc) echo.HandlerFunc {
 	if need == vps.ScopeNone {
 		return next
@@ -60,11 +61,14 @@ func (s *Server) identify(c echo.Context) (*caller, error) {
 		return nil, err
 	}
 	addr := network(c.RealIP())
+	// Before the token is looked at: guessing must cost the guesser, not the database.
 	if err := tooMany(c, s.failures.wait(addr), vps.Say("too many wrong tokens came from this address")); err != nil {
 		return nil, err
 	}
 	token, err := s.services.Tokens.Authenticate(c.Request().Context(), secret)
 	if vps.CodeOf(err) == vps.CodeUnauthenticated {
+		// Only wrong tokens count, so a panel behind the same address is not locked out
+		// by its own calls.
 		s.failures.spend(addr)
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd", error="invalid_token"`)
 	}
@@ -114,6 +118,7 @@ func bearer(r *http.Request) (string, error) {
 		return "", vps.Errorf(vps.CodeUnauthenticated, "a token in the URL is not accepted").
 			WithRemedy("send it in the Authorization header, and replace it: it may be in a log by now")
 	}
+	// Two headers: which one counts would depend on the program that reads them.
 	values := r.Header.Values(echo.HeaderAuthorization)
 	if len(values) != 1 {
 		return "", errNoToken()
@@ -126,6 +131,7 @@ func bearer(r *http.Request) (string, error) {
 	return secret, nil
 }
 
+// errNoToken is for no token and for several.
 func errNoToken() error {
 	return vps.Errorf(vps.CodeUnauthenticated, "the call needs exactly one token").
 		WithRemedy("send it as: Authorization: Bearer TOKEN")

@@ -35,6 +35,7 @@ type handlers struct {
 
 var _ StrictServerInterface = (*handlers)(nil)
 
+// The list is filtered here: the daemon knows no callers.
 func (h *handlers) ListVPS(ctx context.Context, _ ListVPSRequestObject) (ListVPSResponseObject, error) {
 	all, err := h.services.Overview.ListVPS(ctx)
 	if err != nil {
@@ -74,6 +75,7 @@ func (h *handlers) ShowHost(ctx context.Context, _ ShowHostRequestObject) (ShowH
 	return ShowHost200JSONResponse(wireHost(host)), nil
 }
 
+// ShowHealth answers as long as the process does; ShowReadiness asks further.
 func (h *handlers) ShowHealth(context.Context, ShowHealthRequestObject) (ShowHealthResponseObject, error) {
 	return ShowHealth200JSONResponse{Status: "ok"}, nil
 }
@@ -86,6 +88,7 @@ func (h *handlers) ShowReadiness(ctx context.Context, _ ShowReadinessRequestObje
 	return ShowReadiness200JSONResponse{Status: "ready"}, nil
 }
 
+// ShowSpec sends the contract itself.
 func (h *handlers) ShowSpec(context.Context, ShowSpecRequestObject) (ShowSpecResponseObject, error) {
 	return ShowSpec200ApplicationYamlResponse{Body: bytes.NewReader(api.Spec), ContentLength: int64(len(api.Spec))}, nil
 }

@@ -43,6 +43,7 @@ func (r reader) words(w vps.Words, c vps.Code) string {
 	return w.InOr(r.in, c)
 }
 
+// failure is an error as r may read it.
 func (r reader) failure(e *vps.Error) *vps.Error {
 	if r.operator {
 		return e
@@ -50,6 +51,7 @@ func (r reader) failure(e *vps.Error) *vps.Error {
 	return e.In(r.in)
 }
 
+// operation is one as r may read it.
 func (r reader) operation(op vps.Operation) api.Operation {
 	if !r.operator {
 		op = op.In(r.in)
@@ -57,6 +59,7 @@ func (r reader) operation(op vps.Operation) api.Operation {
 	return wireOperation(op)
 }
 
+// snapshot is one as r may read it.
 func (r reader) snapshot(s vps.Snapshot) api.Snapshot {
 	if !r.operator {
 		s = s.In(r.in)

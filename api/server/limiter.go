@@ -57,6 +57,7 @@ func (l *limiter) spend(who string) time.Duration {
 	l.mu.Lock()
 	b := l.budget[who]
 	if b == nil {
+		// The map is bounded, or an attacker with many addresses would fill the memory.
 		if len(l.budget) >= budgetsKept {
 			l.forget()
 		}

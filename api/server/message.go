@@ -14,6 +14,7 @@ type Journal interface {
 	Events(ctx context.Context, after int64) (vps.EventPage, error)
 }
 
+// A VPS that is gone still has its journal.
 func (h *handlers) ListVPSMessages(
 	ctx context.Context, r ListVPSMessagesRequestObject,
 ) (ListVPSMessagesResponseObject, error) {
@@ -34,7 +35,8 @@ func (h *handlers) ListMessages(ctx context.Context, r ListMessagesRequestObject
 	return ListMessages200JSONResponse(list), err
 }
 
-// messages reads one page, of all VPS when id is "".
+// messages reads one page, of all VPS when id is "". It reads on until it has something
+// for the caller, for a bounded number of pages; Next goes on from there.
 func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesParams) (api.MessageList, error) {
 	before, err := numbered(p.Cursor)
 	if err != nil {

@@ -35,6 +35,8 @@ func (h *handlers) ShowMetrics(ctx context.Context, _ ShowMetricsRequestObject) 
 	return ShowMetrics200TextResponse(text.String()), nil
 }
 
+// hostFigures are made at each scrape, in a registry of their own: nothing is left of a
+// directory that has gone.
 func hostFigures(registry *prometheus.Registry, host vps.Host) {
 	up := 0.0
 	if host.Connected {

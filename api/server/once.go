@@ -42,7 +42,8 @@ type kept struct {
 	SecretOf string          `json:"secret_of,omitempty"`
 }
 
-// keep makes the answer of what came of a call, as the handlers do.
+// keep makes the answer of what came of a call, as the handlers do. An answer of a type
+// that is missing here is an error at the first call, not at its repetition.
 func (reader reader) keep(result any) ([]byte, error) {
 	var k kept
 	var body any
@@ -109,6 +110,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 		if call.Sum, err = sumOf(r); err != nil {
 			return err
 		}
+		// By client and key: the same key of another client is another call.
 		release, err := s.calls.acquire(r.Context(), call.Client+" "+call.Key)
 		if err != nil {
 			return err
@@ -121,6 +123,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 		case answer == nil:
 			c.SetRequest(r.WithContext(vps.WithCall(r.Context(), call)))
 			return next(c)
+		// The client has mixed up two calls; to answer either would be wrong.
 		case sum != call.Sum:
 			return invalidStatus(http.StatusUnprocessableEntity, "the Idempotency-Key was used for another call")
 		}
@@ -128,7 +131,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 	}
 }
 
-// repeat sends an answer once more.
+// repeat sends an answer once more. To the byte as before, but for the secret.
 func (s *Server) repeat(c echo.Context, answer []byte) error {
 	var k kept
 	if err := json.Unmarshal(answer, &k); err != nil {
@@ -197,6 +200,7 @@ func sumOf(r *http.Request) (sum [sha256.Size]byte, err error) {
 	return [sha256.Size]byte(h.Sum(nil)), nil
 }
 
+// etag puts a version in the quotes of a strong tag (RFC 9110).
 func etag(version string) string { return `"` + version + `"` }
 
 // matches reads If-Match; nil when there is none. A weak tag (W/) never matches.
@@ -225,7 +229,8 @@ type inProgress struct {
 	ended map[string]chan struct{}
 }
 
-// acquire waits until no other call of the same name is carried out.
+// acquire waits until no other call of the same name is carried out. Waiters look again
+// when it has ended, and find its answer kept.
 func (p *inProgress) acquire(ctx context.Context, name string) (release func(), err error) {
 	for {
 		p.mu.Lock()

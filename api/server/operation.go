@@ -24,6 +24,7 @@ const (
 	mostPages = 20
 )
 
+// Like messages it reads on for a bound caller who owns little of a page.
 func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestObject) (ListOperationsResponseObject, error) {
 	q := vps.OperationQuery{
 		Status: vps.Status(value(r.Params.Status)),
@@ -57,6 +58,8 @@ func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestOb
 	return list, nil
 }
 
+// With wait it answers when the operation ends, or when the time is over; neither is an
+// error.
 func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObject) (ShowOperationResponseObject, error) {
 	if text := value(r.Params.Wait); text != "" {
 		wait, err := time.ParseDuration(text)
@@ -95,6 +98,7 @@ func (h *handlers) await(ctx context.Context, id string, limit time.Duration) er
 	return err
 }
 
+// Read first, so that nobody cancels another customer's.
 func (h *handlers) CancelOperation(
 	ctx context.Context, r CancelOperationRequestObject,
 ) (CancelOperationResponseObject, error) {
@@ -139,6 +143,7 @@ func limit(asked *int) int {
 	return *asked
 }
 
+// value is what a parameter says, its zero value when it was left out.
 func value[T any](p *T) T {
 	if p == nil {
 		var zero T

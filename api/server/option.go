@@ -40,6 +40,7 @@ func (h *handlers) PutOption(ctx context.Context, r PutOptionRequestObject) (Put
 	return PutOption200JSONResponse{Body: wireOption(o), Headers: PutOption200ResponseHeaders{ETag: etag(o.Version())}}, nil
 }
 
+// orderOf copies what was sent; the daemon checks it.
 func orderOf(b api.OptionOrder) vps.OptionOrder {
 	o := vps.OptionOrder{
 		State:        vps.OptionState(b.State),
@@ -54,6 +55,7 @@ func orderOf(b api.OptionOrder) vps.OptionOrder {
 	return o
 }
 
+// Without now the snapshot stays for its grace.
 func (h *handlers) CancelOption(ctx context.Context, r CancelOptionRequestObject) (CancelOptionResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {

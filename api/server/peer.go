@@ -28,6 +28,7 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, peerOf(c))
 }
 
+// The kernel noted it when the connection was made (SO_PEERCRED): it cannot be forged.
 func peerOf(c net.Conn) peer {
 	if counted, ok := c.(*countedConn); ok {
 		c = counted.Conn
@@ -55,7 +56,8 @@ func peerOf(c net.Conn) peer {
 	return p
 }
 
-// operatorOf is the caller behind p: root, or a member of the operators' group.
+// operatorOf is the caller behind p: root, or a member of the operators' group. Whoever
+// is neither is refused by name, since the answer is for a person on the host.
 func operatorOf(p peer, group string) (*caller, error) {
 	if p.err != nil {
 		return nil, vps.Errorf(vps.CodeForbidden, "cannot tell who calls").Because(p.err)
@@ -77,7 +79,8 @@ func operatorOf(p peer, group string) (*caller, error) {
 	}, nil
 }
 
-// member asks for p's group and the groups of its user u, which may be nil.
+// member asks for p's group and the groups of its user u, which may be nil. The groups
+// are asked for at each connection: a user who left the group has no access any more.
 func member(p peer, u *user.User, group string) bool {
 	g, err := user.LookupGroup(group)
 	if err != nil {

@@ -24,10 +24,12 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
+// invalid is a 400 for what no code says better.
 func invalid(format string, args ...any) error {
 	return vps.Errorf(vps.CodeInvalid, format, args...)
 }
 
+// invalidStatus is invalid with a status that HTTP has for it, as 413.
 func invalidStatus(status int, format string, args ...any) error {
 	return &statusError{status, vps.Errorf(vps.CodeInvalid, format, args...)}
 }
@@ -37,6 +39,7 @@ const retryAfter = "30"
 
 // fail is Echo's error handler, the only place that turns an error into an answer.
 func (s *Server) fail(err error, c echo.Context) {
+	// Nothing can be added to an answer that is on its way.
 	if c.Response().Committed {
 		s.log.Warn("cannot send the answer", "request_id", requestID(c), "error", err)
 		return
@@ -79,6 +82,8 @@ func severity(err error) slog.Level {
 	return slog.LevelError
 }
 
+// problemOf finds the status: a finer one first, then Echo's own, then the table of
+// codes.
 func problemOf(err error, r reader) api.Problem {
 	var (
 		fine  *statusError

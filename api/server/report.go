@@ -21,6 +21,7 @@ func (h *handlers) CheckHost(ctx context.Context, _ CheckHostRequestObject) (Che
 	return CheckHost200JSONResponse(wireReport(report)), nil
 }
 
+// Repair changes what is provably safe to change, see the daemon.
 func (h *handlers) RepairHost(ctx context.Context, _ RepairHostRequestObject) (RepairHostResponseObject, error) {
 	report, err := h.services.Doctor.Repair(ctx, callerOf(ctx).actor)
 	if err != nil {

@@ -25,6 +25,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		op       = "/v1/operations/{id}"
 		hook     = "/v1/webhooks/{webhook}"
 	)
+	// A test compares it with openapi.yaml both ways.
 	return []route{
 		{http.MethodGet, "/v1/vps", vps.ScopeRead, w.ListVPS},
 		{http.MethodGet, one, vps.ScopeRead, w.ShowVPS},

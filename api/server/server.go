@@ -113,8 +113,10 @@ func (s *Server) serve(h *http.Server, l net.Listener) error {
 // Shutdown accepts no more connections, ends long waits and lets the other requests
 // finish. When ctx ends first, connections are cut.
 func (s *Server) Shutdown(ctx context.Context) error {
+	// First, or the drain would wait as long as callers wait for operations.
 	s.stopWaiting()
 	errs := []error{s.drain.stopAccepting()}
+	// Every answer now tells its caller that the connection ends.
 	s.unix.SetKeepAlivesEnabled(false)
 	s.tcp.SetKeepAlivesEnabled(false)
 	s.drain.wait(ctx)
@@ -126,6 +128,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Each limit bounds what one caller can hold; together with connLimit that bounds the
+// memory.
 func (s *Server) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
