@@ -18,7 +18,8 @@ import (
 
 const defaultSocket = "/run/vpssnapd/api.sock"
 
-// app is what the commands share: where to read, where to write, whom to ask.
+// app is what the commands share: where to read, where to write, whom to ask. Commands
+// print through it only, so that tests can play a terminal.
 type app struct {
 	stdin          *os.File
 	stdout, stderr io.Writer
@@ -55,7 +56,8 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
   vpssnap take web1 --description "before the upgrade"
   vpssnap restore web1
   vpssnap delete web1`,
-		// Packages install the scripts: vpssnap docs.
+		// Packages install the scripts: vpssnap docs. Packages install them, so nobody
+		// has to ask for the script.
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -67,6 +69,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 			return needsCommand(cmd, args)
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			// cobra has parsed everything by now: what fails from here on is not usage.
 			a.started = true
 			if !isTerminal(a.stdout) || isDumb() || os.Getenv("NO_COLOR") != "" {
 				text.DisableColors()
@@ -104,6 +107,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 	return root
 }
 
+// envOr is the environment's word, or another.
 func envOr(name, otherwise string) string {
 	if v := os.Getenv(name); v != "" {
 		return v
@@ -111,6 +115,7 @@ func envOr(name, otherwise string) string {
 	return otherwise
 }
 
+// checkConnection refuses what does not go together before anything is asked for.
 func (a *app) checkConnection(cmd *cobra.Command) error {
 	if a.server != "" && cmd.Flags().Changed("socket") {
 		return usagef("give either --socket or --server")
@@ -127,7 +132,8 @@ func (a *app) checkConnection(cmd *cobra.Command) error {
 	return nil
 }
 
-// client connects as the global flags say.
+// client connects as the global flags say. Nothing is sent yet; a daemon that is down is
+// noticed at the first call.
 func (a *app) client() (*client.Client, error) {
 	if a.server == "" {
 		return client.Unix(a.socket)
@@ -147,6 +153,7 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
+// token is never a flag: everybody on the host could read it in the list of processes.
 func (a *app) token() (string, error) {
 	token := os.Getenv("VPSSNAP_TOKEN")
 	if a.tokenFile != "" {
@@ -209,6 +216,7 @@ func (a *app) action(
 // isDumb reports whether the terminal knows no colours, and cannot draw over a line.
 func isDumb() bool { return os.Getenv("TERM") == "dumb" }
 
+// isTerminal reports whether a person may be at the other end.
 func isTerminal(f any) bool {
 	file, ok := f.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// yesFlag adds --yes to a command that destroys data.
 func yesFlag(flags *pflag.FlagSet, yes *bool) {
 	flags.BoolVarP(yes, "yes", "y", false, "do not ask, for scripts")
 }
@@ -27,6 +28,7 @@ func (a *app) confirm(ctx context.Context, yes bool, question string) error {
 		return nil
 	}
 	fmt.Fprintf(a.stderr, "%s Type yes to go on: ", clean(question))
+	// Reading cannot be interrupted; so that Ctrl-C works, it is not waited for.
 	answer := make(chan string, 1)
 	go func() {
 		// Without an answer the line is empty, which is not yes.

@@ -18,6 +18,7 @@ type choice struct {
 func (c *choice) String() string { return c.value }
 func (c *choice) Type() string   { return "WORD" }
 
+// A wrong word is refused with all that are right.
 func (c *choice) Set(s string) error {
 	if !slices.Contains(c.of, s) {
 		return fmt.Errorf("must be one of: %s", strings.Join(c.of, ", "))

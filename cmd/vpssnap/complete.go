@@ -17,8 +17,9 @@ const completeWithin = time.Second
 // completion offers words for an argument or a flag.
 type completion = func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective)
 
-// words makes a completion of what the daemon says. When it does not answer there
-// are none, and nothing is said: the user is in the middle of a line.
+// words makes a completion of what the daemon says. When it does not answer there are
+// none, and nothing is said: the user is in the middle of a line. Beside each name
+// stands what helps to choose it.
 func (a *app) words(ask func(ctx context.Context, c *client.Client) ([]string, error)) completion {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		const none = cobra.ShellCompDirectiveNoFileComp
@@ -74,6 +75,7 @@ func (a *app) namesOfVPS(cmd *cobra.Command, args []string, typed string) ([]str
 // completeOperation offers the ids of operations that are of use.
 func (a *app) completeOperation(ofUse func(api.Operation) bool) completion {
 	return first(a.words(func(ctx context.Context, c *client.Client) ([]string, error) {
+		// One page is enough to choose from.
 		page := largestPage
 		list, err := c.Operations(ctx, api.ListOperationsParams{Limit: &page})
 		var ids []string
@@ -125,6 +127,7 @@ func (a *app) linksOf(ref string) completion {
 // completeFlag teaches the shell the words of a flag that was added just now.
 func completeFlag(cmd *cobra.Command, name string, offer completion) {
 	if err := cmd.RegisterFlagCompletionFunc(name, offer); err != nil {
+		// It cannot happen but by a mistake in this program, which every test would see.
 		panic("the flag was added just now: " + err.Error())
 	}
 }

@@ -24,6 +24,7 @@ func configCmd(a *app) *cobra.Command {
 	return cmd
 }
 
+// configCheckCmd asks vpssnapd itself, as only that knows its configuration.
 func configCheckCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE]",
@@ -52,6 +53,8 @@ var errConfig = errors.New("the configuration cannot be used")
 // does not read the configuration itself: that would link it with all that is configured.
 func checkConfig(ctx context.Context, self string, args []string, stdout, stderr io.Writer) error {
 	dir := filepath.Dir(self)
+	// Beside this program or in sbin, as packages lay them; never from the PATH, as root
+	// runs it.
 	for _, program := range []string{filepath.Join(dir, "vpssnapd"), filepath.Join(dir, "..", "sbin", "vpssnapd")} {
 		if _, err := os.Stat(program); err != nil {
 			continue

@@ -9,6 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// deleteCmd shows which snapshot will go before it asks.
 func deleteCmd(a *app) *cobra.Command {
 	var yes, noWait bool
 	cmd := &cobra.Command{

@@ -25,6 +25,8 @@ func docsCmd(a *app) *cobra.Command {
 	}
 }
 
+// writeDocs makes everything from the commands. The date in the man pages is that of
+// SOURCE_DATE_EPOCH where a build sets it, so that packages can be built again to the byte.
 func writeDocs(root *cobra.Command, dir string) error {
 	pages := filepath.Join(dir, "man1")
 	if err := os.MkdirAll(pages, 0o755); err != nil { //nolint:gosec // to be read by all
@@ -47,6 +49,7 @@ func writeDocs(root *cobra.Command, dir string) error {
 	return nil
 }
 
+// writeFile reports the error of Close too: a full disk shows only there.
 func writeFile(path string, write func(io.Writer) error) (err error) {
 	f, err := os.Create(path)
 	if err != nil {

@@ -51,6 +51,7 @@ The exit code is 0 when all is well, and 10 when something is left to be done.`,
 	return cmd
 }
 
+// showReport prints what was done first, then what is left.
 func (a *app) showReport(r api.Report) {
 	for _, done := range r.Repairs {
 		outcome := "repaired"
@@ -82,6 +83,7 @@ func subject(name, disk, code string) string {
 	return about + ": " + clean(code)
 }
 
+// showFinding numbers ways of which one is to be chosen.
 func (a *app) showFinding(f api.Finding) {
 	a.say("%s", text.Bold.Sprint(subject(f.VPSName, f.Disk, string(f.Code))))
 	a.say("  %s", clean(f.Detail))

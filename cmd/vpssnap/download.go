@@ -93,6 +93,7 @@ func (d *download) run(ctx context.Context) (err error) {
 	if d.path == "" {
 		d.path = d.link.FileName
 	}
+	// Nothing is overwritten: it may be the only copy.
 	if _, err := os.Lstat(d.path); !errors.Is(err, fs.ErrNotExist) {
 		return usagef("%s is there already; remove it, or name another file", d.path)
 	}
@@ -110,6 +111,7 @@ func (d *download) run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
+	// Under its own name only when it is whole and on disk.
 	if err := errors.Join(d.file.Sync(), os.Rename(part, d.path)); err != nil {
 		return fmt.Errorf("cannot keep the download: %w", err)
 	}
@@ -152,6 +154,7 @@ const (
 
 // fetchAll fetches what is not there yet, in as many tries as that takes.
 func (d *download) fetchAll(ctx context.Context) error {
+	// What an earlier call has left is gone on with.
 	info, err := d.file.Stat()
 	if err != nil {
 		return err
@@ -193,6 +196,7 @@ func (d *download) passing(ctx context.Context, err error) bool {
 		return true // the network, or the daemon is being restarted
 	case refused.Code == api.CodeNotFound:
 		link, err := d.c.MakeDownload(ctx, d.ref, d.request)
+		// Another image: what is in the file is no part of it.
 		if err != nil || link.Etag != d.link.Etag {
 			return false
 		}
@@ -212,6 +216,7 @@ func (d *download) fetch(ctx context.Context) error {
 	began, from := time.Now(), d.have
 	for buffer := make([]byte, 1<<20); ; {
 		n, err := io.ReadFull(body, buffer)
+		// Kept even when the read failed after it.
 		if n > 0 {
 			if _, err := d.file.WriteAt(buffer[:n], d.have); err != nil {
 				return err
@@ -235,7 +240,8 @@ func (d *download) progress(perSecond float64) api.Operation {
 	return api.Operation{VPSName: d.ref, Status: api.OperationStatusRunning, Step: "downloading", Progress: p}
 }
 
-// verify compares the sum of the file with what the daemon knows.
+// verify compares the sum of the file with what the daemon knows. An older daemon, or
+// one that did not come to it yet, knows none.
 func (d *download) verify(ctx context.Context) (sum string, verified bool, err error) {
 	want, err := d.c.DownloadSum(ctx, d.link)
 	if err != nil {

@@ -54,7 +54,8 @@ id is what --since goes on behind.`,
 	return cmd
 }
 
-// followEvents prints events until the user has enough.
+// followEvents prints events until the user has enough. It goes on over restarts of the
+// daemon, and says so on the standard error.
 func (a *app) followEvents(ctx context.Context, c *client.Client, p api.ListenEventsParams) error {
 	err := c.Follow(ctx, p, a.printFrame, func(err error) {
 		fmt.Fprintf(a.stderr, "vpssnap: %s; trying again\n", clean(lostBecause(err)))
@@ -65,6 +66,7 @@ func (a *app) followEvents(ctx context.Context, c *client.Client, p api.ListenEv
 	return err
 }
 
+// lostBecause is why a stream was cut, for people.
 func lostBecause(err error) string {
 	if err == nil {
 		return "the daemon has ended the stream"
@@ -78,6 +80,7 @@ var errEnough = errors.New("that is all")
 // keptEvents prints the events that there are now. A new stream tells how far
 // that is.
 func (a *app) keptEvents(ctx context.Context, c *client.Client, p api.ListenEventsParams) error {
+	// Events go on coming while the old ones are printed; this is where to stop.
 	var newest int64
 	err := c.Listen(ctx, api.ListenEventsParams{}, func(f client.Frame) (err error) {
 		if newest, err = strconv.ParseInt(f.ID, 10, 64); err != nil {
@@ -166,6 +169,7 @@ func eventLine(e api.Event) string {
 	return clean(string(e.Type))
 }
 
+// operationLine is eventLine of an operation.
 func operationLine(t api.EventType, o api.OperationEvent) string {
 	line := kindName(o.Kind) + ": "
 	switch {
@@ -179,6 +183,7 @@ func operationLine(t api.EventType, o api.OperationEvent) string {
 	return line + " (" + clean(o.ID) + ", by " + clean(o.Actor.Name) + ")"
 }
 
+// spaceLine is eventLine of a file system.
 func spaceLine(s api.SpaceEvent) string {
 	line := with(
 		fmt.Sprintf("space %s: %s of %s free", state(s.Level), size(s.FreeBytes), size(s.TotalBytes)), " at ",

@@ -15,6 +15,7 @@ import (
 
 // The exit codes, the same for every command. exitHelp tells the user.
 const (
+	// Scripts rely on them: none changes its meaning.
 	exitDone           = 0
 	exitOther          = 1
 	exitUsage          = 2
@@ -86,6 +87,7 @@ var errTooLate = errors.New("too late: the operation has succeeded")
 // outcomeError is that of an operation that ended, and not well.
 type outcomeError struct{ op api.Operation }
 
+// It says what the state of the disks is, which is the first question.
 func (e *outcomeError) Error() string {
 	what := fmt.Sprintf("%s of %s (%s)", kindName(e.op.Kind), e.op.VPSName, e.op.ID)
 	why := ""
@@ -114,10 +116,12 @@ func (e *findingsError) Error() string {
 // interruptedError: the user stopped waiting for op.
 type interruptedError struct{ op api.Operation }
 
+// Ctrl-C ends the waiting and not the operation.
 func (e *interruptedError) Error() string {
 	return fmt.Sprintf("interrupted; %s of %s goes on", kindName(e.op.Kind), e.op.VPSName)
 }
 
+// The order counts: what is most telling comes first.
 func (a *app) exitCode(err error) int {
 	var (
 		usage       *usageError
@@ -145,6 +149,7 @@ func (a *app) exitCode(err error) int {
 			return code
 		}
 	case errors.As(err, &unreachable):
+		// The socket is there, and not for this user.
 		if errors.Is(err, fs.ErrPermission) {
 			return exitNotPermitted
 		}
@@ -153,6 +158,7 @@ func (a *app) exitCode(err error) int {
 	return exitOther
 }
 
+// outcomeCode is the exit code of an operation that did not succeed.
 func outcomeCode(s api.OperationStatus) int {
 	switch s {
 	case api.OperationStatusCancelled:
@@ -175,6 +181,7 @@ func (a *app) complain(err error) {
 	}
 }
 
+// remedy is what to do next, in lines that can be typed.
 func (a *app) remedy(err error) []string {
 	var (
 		usage       *usageError
@@ -210,6 +217,7 @@ func (a *app) remedy(err error) []string {
 	return nil
 }
 
+// outcomeRemedy is what the daemon says, and how to go on afterwards.
 func outcomeRemedy(op api.Operation) []string {
 	var lines []string
 	if op.Error != nil && op.Error.Remedy != "" {
@@ -221,7 +229,8 @@ func outcomeRemedy(op api.Operation) []string {
 	return lines
 }
 
-// withCommands puts our commands in the place of the API's calls.
+// withCommands puts our commands in the place of the API's calls. The API cannot know by
+// which program it is asked.
 func withCommands(err error, ref string) error {
 	var refused *client.Error
 	if !errors.As(err, &refused) {
@@ -238,6 +247,7 @@ func withCommands(err error, ref string) error {
 	return err
 }
 
+// refusedRemedy names the request when only the log can tell more.
 func refusedRemedy(e *client.Error) []string {
 	var lines []string
 	if e.Remedy != "" {

@@ -13,6 +13,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// hostCmd shows what an operator looks at first.
 func hostCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "host",

@@ -10,6 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// listCmd needs no libvirt: it shows what was known last.
 func listCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",

@@ -10,6 +10,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// messagesCmd prints the newest first, as the API gives them.
 func messagesCmd(a *app) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{

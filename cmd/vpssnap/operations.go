@@ -21,6 +21,7 @@ Without a command it lists them.`
 	return cmd
 }
 
+// operationsListCmd lists also what has ended, as long as it is kept.
 func operationsListCmd(a *app) *cobra.Command {
 	var (
 		limit  int

@@ -9,6 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// operationsCancelCmd waits for the end: a cancel is a request, and may come too late.
 func operationsCancelCmd(a *app) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
@@ -47,6 +48,7 @@ another way first, the exit code tells which.`,
 	return cmd
 }
 
+// say prints a line for people.
 func (a *app) sayCancelled(op api.Operation) {
 	switch {
 	case !client.Ended(op):

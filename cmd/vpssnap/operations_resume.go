@@ -9,6 +9,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// operationsResumeCmd is for operators who have cured the cause.
 func operationsResumeCmd(a *app) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{

@@ -8,6 +8,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// optionCancelCmd asks before --now, which deletes the snapshot without a grace.
 func optionCancelCmd(a *app) *cobra.Command {
 	var now, yes bool
 	cmd := &cobra.Command{

@@ -54,6 +54,7 @@ same order reference is the same order.`,
 	return cmd
 }
 
+// order says only what was given: the daemon leaves the rest as it is.
 func (f *orderFlags) order(amount, period bool) (api.OptionOrder, error) {
 	order := api.OptionOrder{OrderRef: f.ref, ContactEmail: f.email, Locale: f.locale}
 	if amount != (f.currency != "") || period && !amount {
@@ -72,6 +73,7 @@ func (f *orderFlags) order(amount, period bool) (api.OptionOrder, error) {
 	return order, nil
 }
 
+// parseTime takes a date too, for people; it means its beginning in UTC.
 func parseTime(s string) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
 		if t, err := time.Parse(layout, s); err == nil {

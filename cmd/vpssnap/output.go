@@ -9,7 +9,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// print writes v as JSON or YAML, in the words of the API, or calls human.
+// print writes v as JSON or YAML, in the words of the API, or calls human. Programs get
+// what the API says, field for field.
 func (a *app) print(v any, human func()) error {
 	switch a.output.value {
 	case "json":
@@ -88,6 +89,7 @@ var colours = map[string]text.Color{
 	"broken": text.FgRed, "critical": text.FgRed, "warning": text.FgYellow, "failed": text.FgRed, "crashed": text.FgRed, "needs_attention": text.FgRed,
 }
 
+// state colours a state that needs a look.
 func state[S ~string](s S) string {
 	if c, ok := colours[string(s)]; ok {
 		return c.Sprint(clean(string(s)))

@@ -12,6 +12,8 @@ import (
 	"vpssnapd/api/client"
 )
 
+// restoreCmd confirms with the id of the snapshot that it showed: one that was replaced
+// meanwhile is not restored.
 func restoreCmd(a *app) *cobra.Command {
 	var (
 		yes, noWait bool

@@ -11,6 +11,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// showCmd asks libvirt, unlike list.
 func showCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show VPS",

@@ -9,6 +9,8 @@ import (
 	"vpssnapd/api/client"
 )
 
+// takeCmd waits for the end unless told otherwise, so that scripts can go on with a
+// snapshot.
 func takeCmd(a *app) *cobra.Command {
 	var (
 		request api.TakeRequest

@@ -11,8 +11,8 @@ import (
 	"vpssnapd/api"
 )
 
-// clean makes text safe to print: names and descriptions are chosen by others,
-// and could steer the terminal.
+// clean makes text safe to print: names and descriptions are chosen by others, and could
+// steer the terminal. Every text of the daemon goes through it before it is printed.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) || r == unicode.ReplacementChar {
@@ -48,6 +48,7 @@ var digits = map[string]int{
 	"BHD": 3, "IQD": 3, "JOD": 3, "KWD": 3, "LYD": 3, "OMR": 3, "TND": 3,
 }
 
+// Minor units are what the API counts in.
 func price(p api.Price) string {
 	n, ok := digits[p.Currency]
 	if !ok {

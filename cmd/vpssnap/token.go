@@ -145,7 +145,8 @@ order systems); admin (everything).`,
 	return cmd
 }
 
-// showNewToken prints the secret alone to the standard output, for scripts.
+// showNewToken prints the secret alone to the standard output, for scripts. All else
+// goes to the standard error.
 func (a *app) showNewToken(made api.NewToken) {
 	a.say("%s", clean(made.Secret))
 	fmt.Fprintf(a.stderr, "%s was made. The secret above is not kept: it cannot be shown again.\n", clean(made.Token.ID))

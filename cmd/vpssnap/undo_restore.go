@@ -8,6 +8,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// undoRestoreCmd asks too: it gives up what was written since the restore.
 func undoRestoreCmd(a *app) *cobra.Command {
 	var yes, noWait bool
 	cmd := &cobra.Command{

@@ -17,6 +17,7 @@ type usageError struct {
 
 func (e *usageError) Error() string { return e.text }
 
+// usagef is a mistake on the command line, exit code 2.
 func usagef(format string, args ...any) error {
 	return &usageError{text: fmt.Sprintf(format, args...)}
 }
@@ -89,6 +90,7 @@ func explainUsage(cmd *cobra.Command) {
 	}
 }
 
+// unknownCommand suggests what was probably meant.
 func unknownCommand(cmd *cobra.Command, typed string) error {
 	e := &usageError{text: fmt.Sprintf("unknown command %q for %q", typed, cmd.CommandPath())}
 	for _, name := range cmd.SuggestionsFor(typed) {

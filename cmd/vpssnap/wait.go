@@ -16,6 +16,7 @@ import (
 	"vpssnapd/api/client"
 )
 
+// noWaitFlag adds --no-wait to a command that begins an operation.
 func noWaitFlag(flags *pflag.FlagSet, noWait *bool) {
 	flags.BoolVar(noWait, "no-wait", false, "do not wait for the operation to end")
 }
@@ -42,6 +43,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, op api.Operation, no
 	return err
 }
 
+// Interrupted, it says where the operation is now.
 func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWait bool) (api.Operation, error) {
 	if noWait {
 		return op, nil
@@ -55,8 +57,8 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, noWa
 	return last, err
 }
 
-// watch shows how far something is, and how often it is worth while to look. stop
-// must be called before anything else is printed.
+// watch shows how far something is, and how often it is worth while to look. stop must
+// be called before anything else is printed. A log gets lines, and fewer of them.
 func (a *app) watch(op api.Operation) (seen func(api.Operation), interval time.Duration, stop func()) {
 	if isTerminal(a.stderr) && !isDumb() {
 		seen, stop = a.bar(op)
@@ -175,6 +177,7 @@ func (a *app) bar(op api.Operation) (seen func(api.Operation), stop func()) {
 	}
 	return seen, func() {
 		t.MarkAsDone()
+		// The library draws in a goroutine; nothing else may print before it has ended.
 		<-ended
 		fmt.Fprint(a.stderr, text.CursorUp.Sprint(), text.EraseLine.Sprint())
 	}
@@ -192,6 +195,7 @@ func width(f any) int {
 	return columns
 }
 
+// screenSize is that of a terminal, or a usual one.
 func screenSize(f any) (columns, rows int) {
 	if file, ok := f.(*os.File); ok {
 		if columns, rows, err := term.GetSize(int(file.Fd())); err == nil && columns > 0 && rows > 0 {

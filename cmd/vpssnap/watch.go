@@ -65,6 +65,7 @@ type watch struct {
 // run looks whenever something has happened, and now and then, until ctx ends.
 func (w *watch) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	// Before listening: a wrong name must be an error at once.
 	list, err := w.look(ctx)
 	if err != nil {
 		cancel()
@@ -98,8 +99,9 @@ func (w *watch) run(ctx context.Context) error {
 	}
 }
 
-// listen tells whenever something has happened, and when it begins to listen. Without
-// it there is a look now and then all the same.
+// listen tells whenever something has happened, and when it begins to listen. Without it
+// there is a look now and then all the same. The channel holds one word: many events at
+// once are one look.
 func (w *watch) listen(ctx context.Context, happened chan<- struct{}) {
 	p := api.ListenEventsParams{}
 	if w.ref != "" {
@@ -114,6 +116,7 @@ func (w *watch) listen(ctx context.Context, happened chan<- struct{}) {
 	}, func(error) {})
 }
 
+// look reads what is watched.
 func (w *watch) look(ctx context.Context) ([]api.VPS, error) {
 	if w.ref == "" {
 		return w.c.ListVPS(ctx)
@@ -157,6 +160,7 @@ func (w *watch) complain(list []api.VPS, err error) error {
 	return nil
 }
 
+// show is a picture on a terminal, lines elsewhere.
 func (w *watch) show(list []api.VPS, why string) error {
 	if !w.terminal {
 		return w.changes(list)
@@ -228,6 +232,7 @@ func (w *watch) draw(list []api.VPS, why string) error {
 	return err
 }
 
+// picture is made as by list and show, into memory.
 func (w *watch) picture(list []api.VPS, why string) string {
 	var picture bytes.Buffer
 	to := *w.a
@@ -250,7 +255,8 @@ func (w *watch) picture(list []api.VPS, why string) string {
 	return picture.String()
 }
 
-// fit cuts a picture to a screen, and lets it take the place of what is there.
+// fit cuts a picture to a screen, and lets it take the place of what is there. A line
+// that wrapped would push the picture out of its place.
 func fit(picture string, columns, rows int) string {
 	lines := strings.Split(strings.TrimRight(picture, "\n"), "\n")
 	lines = lines[:min(len(lines), rows)]

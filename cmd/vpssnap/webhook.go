@@ -26,6 +26,7 @@ tries again while it does not arrive.`,
 	return cmd
 }
 
+// webhookCreateCmd checks the types itself, to name the wrong one.
 func webhookCreateCmd(a *app) *cobra.Command {
 	var types []string
 	cmd := &cobra.Command{
@@ -108,6 +109,7 @@ func (a *app) webhookTable(list []api.Webhook) {
 	t.Render()
 }
 
+// typesOf is what a webhook is told of.
 func typesOf(w api.Webhook) string {
 	if len(w.Types) == 0 {
 		return "all"
@@ -134,6 +136,7 @@ func webhookDeleteCmd(a *app) *cobra.Command {
 	}
 }
 
+// webhookTestCmd fails when the message was not taken, for scripts.
 func webhookTestCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "test ID",
