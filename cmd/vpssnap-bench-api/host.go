@@ -67,6 +67,7 @@ type host struct {
 	snapshots int
 }
 
+// The directory goes with the host, whatever fails.
 func openHost(ctx context.Context, vpses, days int) (h *host, err error) {
 	h = &host{
 		served: make(chan error, 1),
@@ -82,7 +83,8 @@ func openHost(ctx context.Context, vpses, days int) (h *host, err error) {
 	return h, nil
 }
 
-// prepare begins with nothing but a directory.
+// prepare begins with nothing but a directory. The history comes first: what is measured
+// is a daemon that opens a database of that age.
 func (h *host) prepare(ctx context.Context, days int) error {
 	history := func(ctx context.Context) error {
 		return storetest.AddHistory(ctx, filepath.Join(h.dir, "state", "vpssnapd.db"), h.defined, days)
@@ -131,6 +133,7 @@ func (q quickStat) Stat(ctx context.Context, path string) (hypervisor.File, erro
 	return q.files.Stat(ctx, path)
 }
 
+// Through a real port and HTTP, as panels come.
 func (h *host) start(ctx context.Context) (err error) {
 	log := slog.New(slog.DiscardHandler)
 	files, err := qemuimg.New()
@@ -163,7 +166,8 @@ func (h *host) start(ctx context.Context) (err error) {
 	return nil
 }
 
-// fill sells the option to all, and takes a snapshot of every second VPS.
+// fill sells the option to all, and takes a snapshot of every second VPS. With a
+// snapshot on every second VPS a list has both kinds.
 func (h *host) fill(ctx context.Context) error {
 	for i := range h.vpses {
 		if _, err := h.daemon.Options.PutOption(ctx, name(i), vps.OptionOrder{State: vps.OptionActive, OrderRef: fmt.Sprint("A-", i)}, operator); err != nil {
@@ -193,6 +197,7 @@ func (h *host) done(op vps.Operation, err error) error {
 }
 
 // work keeps operations running until stop is called, which tells how many there were.
+// Takes and deletes, so that the writer of the database is never idle.
 func (h *host) work(ctx context.Context) (stop func() (int64, error)) {
 	ctx, cancel := context.WithCancel(ctx)
 	var n atomic.Int64
@@ -229,6 +234,7 @@ func (h *host) work(ctx context.Context) (stop func() (int64, error)) {
 	}
 }
 
+// get makes one call with a token, and hands out the answer.
 func (h *host) get(ctx context.Context, path string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url+path, nil)
 	if err != nil {
@@ -243,7 +249,8 @@ func (h *host) get(ctx context.Context, path string) (*http.Response, error) {
 	return resp, err
 }
 
-// measure makes n calls, some at a time, and tells how long they took.
+// measure makes n calls, some at a time, and tells how long they took. The slowest count
+// as much as the median: a page waits for its last call.
 func (h *host) measure(ctx context.Context, what string, n int, path func(i int) string) (callResult, error) {
 	took := make([]time.Duration, n)
 	var size atomic.Int64
@@ -281,7 +288,8 @@ func (h *host) measure(ctx context.Context, what string, n int, path func(i int)
 	return callResult{Call: what, Bytes: size.Load(), N: n, P50: at(0.5), P99: at(0.99), Max: at(1)}, <-errs
 }
 
-// usage is what the process has used of its processors, and holds in memory.
+// usage is what the process has used of its processors, and holds in memory. Of this
+// process as a whole: clients and server share it.
 func usage() (time.Duration, int64) {
 	runtime.GC()
 	var mem runtime.MemStats
@@ -297,7 +305,8 @@ func usage() (time.Duration, int64) {
 		) //nolint:gosec // far below the limit
 }
 
-// listen tells what listeners cost: nobody and everybody, at rest and at work.
+// listen tells what listeners cost: nobody and everybody, at rest and at work. The
+// window is the same for each number of listeners.
 func (h *host) listen(ctx context.Context, n int, window time.Duration) ([]listenCosts, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -349,6 +358,7 @@ func (h *host) listenOnce(ctx context.Context, events *atomic.Int64) error {
 	return nil
 }
 
+// close ends everything in the order in which main would.
 func (h *host) close() error {
 	var err error
 	if h.server != nil {

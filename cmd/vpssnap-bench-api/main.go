@@ -121,6 +121,7 @@ func firstOf(errs ...error) error {
 	return nil
 }
 
+// print shows a table for people.
 func (r results) print(w io.Writer) {
 	fmt.Fprintf(
 		w,
@@ -153,6 +154,7 @@ func (r results) print(w io.Writer) {
 	l.Render()
 }
 
+// write keeps the figures for a comparison.
 func (r results) write(file string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

@@ -32,6 +32,7 @@ func (b *bench) answers(ctx context.Context, running int, note func(what, unit s
 	for i := range busy {
 		all.Go(func() error { return b.keepBusy(working, numbered(i)) })
 	}
+	// One connection pool for all calls, as panels have.
 	web := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", b.Socket())
 	}}}
@@ -40,6 +41,8 @@ func (b *bench) answers(ctx context.Context, running int, note func(what, unit s
 	pace := time.NewTicker(askEvery)
 	defer pace.Stop()
 	for until := time.Now().Add(askFor); time.Now().Before(until) && working.Err() == nil; <-pace.C {
+		// One after the other: what is measured is the daemon's answer, not a queue of
+		// ours.
 		list, err1 := timed(func() error { return get(ctx, web, "/v1/vps") })
 		show, err2 := timed(func() error { return get(ctx, web, "/v1/vps/"+numbered(len(shows)%running)) })
 		if err := errors.Join(err1, err2); err != nil {
@@ -67,6 +70,7 @@ func (b *bench) keepBusy(ctx context.Context, name string) error {
 	pace := time.NewTicker(busyEvery)
 	defer pace.Stop()
 	for ctx.Err() == nil {
+		// A round is ended in order, or the next measurement would find a snapshot.
 		whole := context.WithoutCancel(ctx)
 		if err := b.take(whole, name); err != nil {
 			return err
@@ -82,7 +86,7 @@ func (b *bench) keepBusy(ctx context.Context, name string) error {
 	return nil
 }
 
-// get makes one call and reads the whole answer.
+// get makes one call and reads the whole answer. The body counts: a panel reads it too.
 func get(ctx context.Context, web *http.Client, path string) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vpssnapd"+path, nil)
 	if err != nil {

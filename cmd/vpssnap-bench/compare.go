@@ -24,6 +24,7 @@ func (b *bench) hold(ctx context.Context, c contest) error {
 		return nil
 	}
 	var ours, theirs []float64
+	// In turns, so that whatever else the machine does hits both.
 	for range b.options.rounds {
 		v, err := c.ours(ctx)
 		if err != nil {
@@ -80,6 +81,7 @@ func (b *bench) takes(ctx context.Context) error {
 				what: what, with: "virsh snapshot-create-as", limit: 2 * b.limits.FsyncMS / 1000,
 				ours: func(ctx context.Context) (float64, error) {
 					took, err := timed(func() error { return b.take(ctx, name) })
+					// Deleted again outside of the time that is measured.
 					return took, errors.Join(err, b.delete(ctx, name))
 				},
 				theirs: func(ctx context.Context) (float64, error) {
@@ -95,7 +97,8 @@ func (b *bench) takes(ctx context.Context) error {
 	return nil
 }
 
-// with does something with a VPS that is gone afterwards.
+// with does something with a VPS that is gone afterwards. The name is used once, as the
+// daemon refuses one that belonged to another VPS.
 func (b *bench) with(ctx context.Context, size int64, disks int, work func(name string) error) error {
 	b.made++ // a name that was given away again is refused
 	name := fmt.Sprintf("bench%d", b.made)
@@ -109,6 +112,7 @@ func (b *bench) with(ctx context.Context, size int64, disks int, work func(name 
 func (b *bench) writes(ctx context.Context) error {
 	base := filepath.Join(b.Lab.ImageDir(), "base.raw")
 	defer os.Remove(base)
+	// Full, so that every write to the overlay has to look below.
 	if _, err := b.fill(base, scatteredOver); err != nil {
 		return err
 	}
@@ -140,7 +144,8 @@ func (b *bench) writes(ctx context.Context) error {
 	return nil
 }
 
-// writeInto writes into one kind of overlay, or into the base itself.
+// writeInto writes into one kind of overlay, or into the base itself. Each round begins
+// with a fresh overlay.
 func (b *bench) writeInto(
 	ctx context.Context, kind, base string, block, count, step int64,
 ) (seconds float64, grown int64, err error) {

@@ -23,6 +23,7 @@ type change struct {
 	step   int64
 }
 
+// changes are what is merged: nothing, scattered blocks, and data in a row.
 func (b *bench) changes() []change {
 	inRow := func(size int64) change {
 		return change{what: named(size) + " in a row", size: max(gib, size), block: mib, blocks: size / mib, step: mib}
@@ -45,6 +46,7 @@ func (b *bench) changes() []change {
 	return all
 }
 
+// write makes the change with QEMU's own writer, as a guest would leave it.
 func (c change) write(ctx context.Context, b *bench, overlay string) error {
 	if c.blocks == 0 {
 		return nil
@@ -76,6 +78,7 @@ func (b *bench) eachChange(
 			if err != nil {
 				return err
 			}
+			// The base is full: a merge then overwrites blocks and allocates none.
 			if _, err := b.fill(base.Path, c.size); err != nil {
 				return err
 			}
@@ -184,7 +187,8 @@ func (b *bench) deletesOn(ctx context.Context) error {
 	})
 }
 
-// cold takes files out of the page cache.
+// cold takes files out of the page cache. Otherwise the second of two ways would read
+// from memory what the first read from disk.
 func cold(paths ...string) error {
 	for _, path := range paths {
 		file, err := os.Open(path)
@@ -199,8 +203,9 @@ func cold(paths ...string) error {
 	return nil
 }
 
-// freed waits until the daemon has given back the room of what it removed, so that
-// what is measured next has the disk for itself.
+// freed waits until the daemon has given back the room of what it removed, so that what
+// is measured next has the disk for itself. The daemon unlinks a file and closes it
+// later, since its blocks take seconds to come back.
 func (b *bench) freed(ctx context.Context) error {
 	dir := fmt.Sprintf("/proc/%d/fd", b.DaemonPID())
 	for {

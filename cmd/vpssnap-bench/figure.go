@@ -41,6 +41,7 @@ type figure struct {
 	Rounds []float64 `json:"rounds"`
 }
 
+// median of none is 0; the table leaves it empty.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	if len(sorted) == 0 {
@@ -59,6 +60,7 @@ func (b *bench) note(what, unit string, ours, theirs []float64, with string, lim
 	fmt.Fprintf(b.out, "%-58s %10s %10s\n", what, number(f.Ours, unit), number(f.Theirs, unit))
 }
 
+// number writes a figure with the digits that a reader compares.
 func number(v float64, unit string) string {
 	switch {
 	case v == 0:
@@ -119,7 +121,8 @@ func (b *bench) show() error {
 	return os.WriteFile(b.options.json, append(text, '\n'), 0o644) //nolint:gosec // figures are no secret
 }
 
-// machine names what was measured on, as far as it matters.
+// machine names what was measured on, as far as it matters. Figures of different
+// machines are not compared.
 func machine() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u)

@@ -15,8 +15,9 @@ import (
 
 const guest = "guest"
 
-// inGuest measures what a booted guest feels: the freeze, its own writes after a
-// take, and how long its writes wait while the snapshot is merged away.
+// inGuest measures what a booted guest feels: the freeze, its own writes after a take,
+// and how long its writes wait while the snapshot is merged away. Without an agent in
+// the guest there is no freeze to measure.
 func (b *bench) inGuest(ctx context.Context) error {
 	if !b.options.only.MatchString("guest") {
 		return nil
@@ -59,6 +60,7 @@ func (b *bench) freezes(ctx context.Context) error {
 			if err != nil {
 				return 0, err
 			}
+			// By the daemon's own clock, from the snapshot's record.
 			frozen = append(frozen, float64(s.FreezeMS)/1000)
 			return took, b.delete(ctx, guest)
 		},
@@ -100,6 +102,7 @@ func (b *bench) guestWrites(ctx context.Context) error {
 		count int
 	}{{"4k", 4096}, {"64k", 1024}, {"1M", 128}} {
 		what := fmt.Sprintf("guest: %d writes of %s after a take", c.count, c.block)
+		// Without a snapshot: what the disk allows.
 		var none []float64
 		for range b.options.rounds {
 			took, err := b.dd(ctx, c.block, c.count)
@@ -188,7 +191,8 @@ func (b *bench) latencies(ctx context.Context) error {
 	return nil
 }
 
-// limit starts the daemon again with another limit for merges.
+// limit starts the daemon again with another limit for merges. By the configuration, as
+// an operator would set it.
 func (b *bench) limit(ctx context.Context, bandwidth string) error {
 	text, err := os.ReadFile(b.ConfigFile())
 	if err != nil {
@@ -217,6 +221,8 @@ func (b *bench) waits(ctx context.Context, work func() error) (wait, error) {
 	if _, err := console.Seek(0, 2); err != nil {
 		return wait{}, err
 	}
+	// Beside it the guest goes on; only its own acknowledgements tell how long it
+	// waited.
 	ended := make(chan error, 1)
 	go func() { ended <- work() }()
 	var gaps []float64

@@ -19,7 +19,8 @@ type limits struct {
 
 const probeSize = 256 * mib
 
-// meter measures the disk under the images.
+// meter measures the disk under the images. In the same run, because disks of virtual
+// machines change from hour to hour.
 func (b *bench) meter(ctx context.Context) error {
 	path := filepath.Join(b.Lab.ImageDir(), "limits")
 	defer os.Remove(path)
@@ -37,7 +38,8 @@ func (b *bench) meter(ctx context.Context) error {
 	return err
 }
 
-// fill makes a file full of data, past the page cache, and durable.
+// fill makes a file full of data, past the page cache, and durable. O_DIRECT and fsync:
+// the page cache would measure the memory.
 func (b *bench) fill(path string, size int64) (time.Duration, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o600)
 	if err != nil {

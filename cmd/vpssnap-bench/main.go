@@ -62,6 +62,7 @@ undo_keep = "0s"
 merge_limit = 100
 `
 
+// Everything is private: a lab with a libvirtd of its own, and a daemon built now.
 func run(ctx context.Context, o options) (err error) {
 	bin, err := os.MkdirTemp("", "bench-")
 	if err != nil {

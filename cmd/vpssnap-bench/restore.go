@@ -49,6 +49,8 @@ func (b *bench) restores(ctx context.Context) error {
 	return nil
 }
 
+// restoreByHand does what PROTOCOL.md calls the restore by hand: destroy, a fresh
+// overlay in the place of the old one, start.
 func (b *bench) restoreByHand(ctx context.Context, name string) error {
 	overlay, err := b.disk(name)
 	if err != nil {
@@ -81,7 +83,8 @@ func (b *bench) restoreByHand(ctx context.Context, name string) error {
 	return err
 }
 
-// timeOff is how long a VPS is off during some work, by libvirt's own events.
+// timeOff is how long a VPS is off during some work, by libvirt's own events. Without
+// our own calls in between, which would add to what is measured.
 func (b *bench) timeOff(ctx context.Context, name string, work func() error) (float64, error) {
 	images, err := qemuimg.New()
 	if err != nil {

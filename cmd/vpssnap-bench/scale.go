@@ -166,6 +166,7 @@ func (b *bench) allAtOnce(ctx context.Context, n, running int, note func(what, u
 	return nil
 }
 
+// sideBySide measures until the last one is done.
 func (b *bench) sideBySide(ctx context.Context, n int, work func(context.Context, string) error) (float64, error) {
 	return timed(func() error {
 		all, ctx := errgroup.WithContext(ctx)
@@ -176,8 +177,9 @@ func (b *bench) sideBySide(ctx context.Context, n int, work func(context.Context
 	})
 }
 
-// recover kills the daemon while it deletes the snapshots of all, and measures
-// until it answers again. Then all deletions go on to their end.
+// recover kills the daemon while it deletes the snapshots of all, and measures until it
+// answers again. Then all deletions go on to their end. A restart after a crash is what
+// an upgrade or the OOM killer makes of many deletions.
 func (b *bench) recover(ctx context.Context, running int) (float64, error) {
 	if _, err := b.sideBySide(ctx, running, b.take); err != nil {
 		return 0, err
@@ -218,6 +220,7 @@ type usage struct {
 	memory, most, own float64
 }
 
+// From /proc, so that the daemon is not asked and not disturbed.
 func (b *bench) used() (u usage, err error) {
 	dir := fmt.Sprintf("/proc/%d/", b.DaemonPID())
 	stat, err := os.ReadFile(dir + "stat")

@@ -111,11 +111,13 @@ func (b *bench) done(ctx context.Context, op api.Operation, err error) error {
 	return fmt.Errorf("%s of %s takes longer than %s", op.Kind, op.VPSName, longest)
 }
 
+// take waits for the end, as vpssnap does.
 func (b *bench) take(ctx context.Context, name string) error {
 	op, err := b.Client.Take(ctx, name, api.TakeRequest{})
 	return b.done(ctx, op, err)
 }
 
+// delete waits until nothing is left of the snapshot.
 func (b *bench) delete(ctx context.Context, name string) error {
 	op, err := b.Client.Delete(ctx, name)
 	return b.done(ctx, op, err)
@@ -135,6 +137,7 @@ func (b *bench) virshTake(ctx context.Context, name string) error {
 	return b.virshSnapshot(ctx, name)
 }
 
+// Without metadata, so that libvirt keeps no object that would have to be deleted.
 func (b *bench) virshSnapshot(ctx context.Context, name string, besides ...string) error {
 	_, err := b.Lab.Virsh(
 		ctx,
@@ -161,6 +164,7 @@ func (b *bench) virshDelete(ctx context.Context, name string) error {
 	return errors.Join(b.virshMerge(ctx, name, overlays), removeAll(overlays))
 }
 
+// removeAll unlinks what libvirt leaves behind.
 func removeAll(overlays []lab.DiskUse) error {
 	var err error
 	for _, disk := range overlays {
@@ -180,6 +184,7 @@ func (b *bench) disk(name string) (lab.DiskUse, error) {
 	return disks[0], nil
 }
 
+// tool runs a program of QEMU and returns what it prints.
 func (b *bench) tool(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {

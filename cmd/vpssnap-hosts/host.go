@@ -210,6 +210,7 @@ func (h *host) refused(ctx context.Context, words string, args ...string) error 
 	return nil
 }
 
+// writeFile replaces a file of the host.
 func writeFile(path, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -221,6 +222,7 @@ func writeFile(path, text string) error {
 	return os.WriteFile(path, []byte(text), mode)
 }
 
+// copyFile brings a file into the host's tree.
 func copyFile(to, from string) error {
 	text, err := os.ReadFile(from)
 	if err != nil {

@@ -50,6 +50,7 @@ func newMachine(dir, tree, share string) (*machine, error) {
 	return m, nil
 }
 
+// root is where the host's files are seen from here.
 func (m *machine) root() string { return filepath.Join(m.dir, "root") }
 
 // boot starts the container and returns when systemd has started everything.

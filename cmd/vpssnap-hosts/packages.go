@@ -16,8 +16,9 @@ ALTER TABLE snapshot ADD COLUMN of_a_later_version INTEGER NOT NULL DEFAULT 7;
 ALTER TABLE snapshot DROP COLUMN of_a_later_version;
 `
 
-// buildPackages builds today's package, and the one of a later version whose
-// database has one migration more. Both are .deb files for this machine.
+// buildPackages builds today's package, and the one of a later version whose database
+// has one migration more. Both are .deb files for this machine. buildPackage runs the
+// real packaging, so that what is proved is what is shipped.
 func buildPackages(ctx context.Context, work string) (packages [2]string, err error) {
 	top, err := output(ctx, nil, "go", "list", "-m", "-f", "{{.Dir}}")
 	if err != nil {

@@ -19,11 +19,14 @@ const slowMerges = "[merge]\nbandwidth = \"2 MiB\"\n"
 // way. Afterwards the daemon is there again; what was cut short goes on by itself.
 type interruption func(context.Context, *host) error
 
+// killed is the end of the daemon at any moment.
 func killed(ctx context.Context, h *host) error {
 	_, err := h.run(ctx, "systemctl", "kill", "--signal=KILL", "--kill-whom=main", "vpssnapd.service")
 	return err
 }
 
+// stopped is what systemctl stop does: the step under way may end, the operation goes on
+// later.
 func stopped(ctx context.Context, h *host) error {
 	if _, err := h.run(ctx, "systemctl", "stop", "vpssnapd.service"); err != nil {
 		return err
@@ -48,13 +51,16 @@ func upgradeRound(ctx context.Context, h *host) error {
 	})
 }
 
+// libvirtRestarted: merges go on in QEMU meanwhile (FAULTS.md, row 15).
 func libvirtRestarted(ctx context.Context, h *host) error {
 	_, err := h.run(ctx, "systemctl", "restart", "libvirtd.service")
 	return err
 }
 
+// rebooted is a shutdown in order, which the inhibitor may delay.
 func rebooted(ctx context.Context, h *host) error { return h.reboot(ctx) }
 
+// died is what a power cut leaves, but for what the disk had not written.
 func died(ctx context.Context, h *host) error { return h.die(ctx) }
 
 // round does every kind of operation on both VPSes at once and interrupts each.
@@ -85,6 +91,7 @@ func (h *host) round(ctx context.Context, interrupt interruption, prepare func()
 	return nil
 }
 
+// write gives every disk new content, to be told apart from the one before.
 func (h *host) write(ctx context.Context, letter byte) error {
 	for _, v := range h.vpses {
 		if err := v.write(ctx, letter); err != nil {

@@ -44,6 +44,7 @@ var scenes = []struct {
 // firstWithin is how long it may take from the package to the first snapshot.
 const firstWithin = time.Minute
 
+// install ends with the first snapshot: what a new operator does in the first minutes.
 func install(ctx context.Context, h *host) error {
 	start := time.Now()
 	if _, err := h.run(ctx, "apt-get", "install", "-y", "-q", h.packages[0]); err != nil {
@@ -122,11 +123,13 @@ func (v *vps) job(ctx context.Context, a act, way func(context.Context, *vps, ac
 	return v.whole(ctx)
 }
 
+// byCommand is the command line, as root.
 func byCommand(ctx context.Context, v *vps, a act) error {
 	_, err := v.h.run(ctx, append([]string{"vpssnap"}, a.command...)...)
 	return err
 }
 
+// byREST is the API with a token, as panels call it.
 func byREST(ctx context.Context, v *vps, a act) error {
 	op, err := a.ask(ctx, v)
 	if err != nil {
@@ -143,6 +146,7 @@ const (
 // object is the VPS's path on the bus.
 func (v *vps) object() string { return "/org/vpssnapd1/vps/" + strings.ReplaceAll(v.id, "-", "_") }
 
+// onBus is D-Bus, as Cockpit calls it.
 func onBus(ctx context.Context, v *vps, a act) error {
 	call := append([]string{"busctl", "call", busName, v.object(), busVPS}, a.method...)
 	if a.name == restore.name {
@@ -164,6 +168,7 @@ func onBus(ctx context.Context, v *vps, a act) error {
 	return v.h.await(ctx, op)
 }
 
+// refusals tries what must not work on a host as it is shipped.
 func refusals(ctx context.Context, h *host) error {
 	as := []string{"setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"}
 	for _, r := range []struct {
@@ -229,6 +234,8 @@ func (h *host) hookWorks(ctx context.Context) error {
 	return errors.Join(h.await(ctx, op), h.whole(ctx))
 }
 
+// downgrade: the package refuses one, since the older daemon could not read the database,
+// and the newer daemon runs on.
 func downgrade(ctx context.Context, h *host) error {
 	if err := h.refused(ctx, "Keep the newer version", "dpkg", "--install", h.packages[0]); err != nil {
 		return err
@@ -301,6 +308,7 @@ func purge(ctx context.Context, h *host) error {
 // keep notes of their own.
 var leftBehind = []string{"/var/log/", "/var/cache/", "/var/lib/apt/", "/var/lib/dpkg/", "/var/lib/systemd/"}
 
+// Files of customers are no leftovers: overlays stay with their VPSes.
 func (h *host) nothingLeft(ctx context.Context) error {
 	printed, err := h.run(
 		ctx, "find", "/", "-xdev", "(", "-path", filepath.Dir(h.share), "-o", "-path", "/proc", "-o", "-path", "/sys",

@@ -28,6 +28,7 @@ type vps struct {
 	now, taken, replaced byte
 }
 
+// create defines and starts the VPS, with its content in place.
 func (v *vps) create(ctx context.Context) (err error) {
 	if v.id, err = v.h.lab.DefineDomain(ctx, v.spec); err != nil {
 		return err

@@ -48,6 +48,7 @@ func campaignOn(ctx context.Context, l layout, work, bin string, seed uint64, cu
 	if c.record, err = readLog(log); err != nil {
 		return 0, err
 	}
+	// Many cuts of one record: to record takes a minute, to cut a second.
 	chosen := c.choose(cuts)
 	fmt.Printf("%s, seed %d: %d writes and flushes recorded, %d cuts\n", l.name, seed, len(c.record.entries), len(chosen))
 	began := time.Now()
@@ -77,6 +78,7 @@ func (c *campaign) makeRecord(ctx context.Context) (log *os.File, err error) {
 	if err := c.stage.format(ctx, image); err != nil {
 		return nil, err
 	}
+	// The replay begins with the empty device, before any recorded write.
 	if err := tool(ctx, "cp", "--sparse=always", image, c.base); err != nil {
 		return nil, err
 	}
@@ -103,6 +105,7 @@ func (c *campaign) playOn(ctx context.Context, r *recorder) (err error) {
 	if err := s.populate(ctx); err != nil {
 		return err
 	}
+	// What was prepared is not cut: it must be on the device before the first cut.
 	if err := c.stage.sync(ctx); err != nil {
 		return err
 	}
@@ -149,6 +152,7 @@ func (c *campaign) choose(limit int) []int {
 			}
 		}
 	}
+	// In the order of the record, so that the base only moves forward.
 	slices.Sort(chosen)
 	return chosen
 }
@@ -171,6 +175,8 @@ func (c *campaign) cut(ctx context.Context, n int) (wrong, err error) {
 	}
 	defer func() { err = errors.Join(err, os.Remove(device)) }()
 	if err := c.stage.mount(ctx, device); err != nil {
+		// A file system that cannot be mounted is a violation, not a fault of the
+		// campaign.
 		return err, nil
 	}
 	defer func() { err = errors.Join(err, c.stage.unmount()) }()
@@ -189,6 +195,7 @@ func (c *campaign) replay(ctx context.Context, n int, device string) error {
 	if err := errors.Join(err, base.Close()); err != nil {
 		return err
 	}
+	// What was flushed before this cut holds for all later ones.
 	c.applied = flushed
 	if err := tool(ctx, "cp", "--sparse=auto", c.base, device); err != nil {
 		return err
@@ -197,6 +204,7 @@ func (c *campaign) replay(ctx context.Context, n int, device string) error {
 	if err != nil {
 		return err
 	}
+	// By seed and cut, so that one cut can be repeated alone.
 	source := rand.New(rand.NewPCG(c.seed, uint64(n)+2)) //nolint:gosec // a seed that can be repeated
 	if source.IntN(2) == 0 {
 		err = c.record.apply(file, flushed, n)
@@ -206,6 +214,7 @@ func (c *campaign) replay(ctx context.Context, n int, device string) error {
 	return errors.Join(err, file.Close())
 }
 
+// report shows what was struck, so that a step that no cut fell into is seen.
 func (c *campaign) report(cuts, violations int, took time.Duration) {
 	fmt.Printf("%s: %d cuts in %s, %d violations\n", c.stage.name, cuts, took.Round(time.Second), violations)
 	for _, outcome := range slices.Sorted(maps.Keys(c.outcomes)) {

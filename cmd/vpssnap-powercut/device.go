@@ -26,6 +26,7 @@ var layouts = map[string]layout{
 	"three": {"three file systems", 0, 1, 2},
 }
 
+// partitions counts the file systems.
 func (l layout) partitions() int { return max(l.images, l.definitions, l.state) + 1 }
 
 const (
@@ -43,6 +44,8 @@ type stage struct {
 	mounted []string
 }
 
+// mountpoint is the same for each replay, because definitions and records hold whole
+// paths.
 func (s *stage) mountpoint(partition int) string {
 	return filepath.Join(s.dir, fmt.Sprintf("fs%d", partition))
 }
@@ -60,6 +63,8 @@ func (s *stage) format(ctx context.Context, path string) error {
 		return err
 	}
 	for i := range s.partitions() {
+		// Everything is written now, so that no lazy initialisation shows up among the
+		// recorded writes.
 		options := fmt.Sprintf("lazy_itable_init=0,lazy_journal_init=0,offset=%d", i*partitionSize)
 		err := tool(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-J", "size=8", "-E", options,
 			path, fmt.Sprintf("%dk", partitionSize>>10))
@@ -85,7 +90,8 @@ func (s *stage) mount(ctx context.Context, device string) error {
 	return nil
 }
 
-// unmount unmounts what mount has mounted.
+// unmount unmounts what mount has mounted. In the reverse order; it goes on after an
+// error, so that nothing stays mounted.
 func (s *stage) unmount() error {
 	var errs error
 	for _, dir := range slices.Backward(s.mounted) {
@@ -122,6 +128,8 @@ func startRecorder(ctx context.Context, dir, image string) (*recorder, error) {
 		"--blockdev", "driver=blklogwrites,node-name=recorded,file=image,log=log",
 		"--export", "type=fuse,id=device,node-name=recorded,writable=on,mountpoint="+r.device)
 	r.cmd.Stderr = os.Stderr
+	// It must not outlive us, and must not hear the terminal's Ctrl-C before we have
+	// unmounted.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setsid: true}
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start the recorder: %w", err)
@@ -160,6 +168,7 @@ func (r *recorder) now() (int64, error) {
 	return info.Size(), nil
 }
 
+// stop waits for its end: only then is the log complete.
 func (r *recorder) stop() error {
 	err := r.cmd.Process.Signal(syscall.SIGTERM)
 	<-r.ended

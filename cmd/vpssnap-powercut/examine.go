@@ -34,6 +34,7 @@ func (c *campaign) examine(ctx context.Context, n int) (wrong error) {
 		return err
 	}
 	status := func(id string) api.OperationStatus { return operations[id].Status }
+	// From the length of the log: acts are noted with it.
 	at := c.record.length(n)
 	c.count(at, status)
 	for _, v := range c.victims {
@@ -65,6 +66,8 @@ func settled(ctx context.Context, s *site.Site) (map[string]api.Operation, error
 		for _, op := range list.Operations {
 			found[op.ID] = op
 			switch {
+			// Nobody touched the host but the power: a recovery that asks for an
+			// operator is a violation.
 			case op.Status == api.OperationStatusNeedsAttention:
 				return nil, fmt.Errorf("%s of %s needs attention at %s: %+v", op.Kind, op.VPSName, op.Step, op.Error)
 			case !client.Ended(op):
@@ -110,7 +113,8 @@ func (e *examiner) all(ctx context.Context, struck bool) error {
 	return e.boots(ctx)
 }
 
-// sold makes sure of the option.
+// sold makes sure of the option. Once acknowledged it must survive, as somebody pays for
+// it.
 func (e *examiner) sold(ctx context.Context) error {
 	if !e.option {
 		return nil
@@ -122,7 +126,7 @@ func (e *examiner) sold(ctx context.Context) error {
 	return err
 }
 
-// holds compares the bytes of all disks.
+// holds compares the bytes of all disks. The whole disk, also where nobody wrote.
 func (e *examiner) holds(ctx context.Context, want disks) error {
 	for _, t := range e.victim.targets {
 		data, err := e.site.Lab.ReadDisk(ctx, e.victim.name, t, 0, blocks*blockSize)
@@ -163,6 +167,7 @@ func (e *examiner) recorded(ctx context.Context) error {
 		return fmt.Errorf("the definition names %d overlays instead of %d:\n%s", n, want, list)
 	}
 	if snapshot.UndoUntil != nil {
+		// The disks from before the restore are kept beside the overlays.
 		want *= 2
 	}
 	if mine := ours(files, e.victim); len(mine) != want {
@@ -191,6 +196,7 @@ func (e *examiner) boots(ctx context.Context) error {
 	if op.Status != api.OperationStatusSucceeded {
 		return fmt.Errorf("its restore is %s at %s: %+v", op.Status, op.Step, op.Error)
 	}
+	// The restore must give the snapshot to the byte.
 	if err := e.holds(ctx, e.snapshot); err != nil {
 		return fmt.Errorf("after its restore: %w", err)
 	}

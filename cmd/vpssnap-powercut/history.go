@@ -17,6 +17,7 @@ const (
 // value means that a write was under way.
 type disks map[string][][]byte
 
+// newDisks are empty ones: every block holds zeroes.
 func newDisks(targets []string) disks {
 	d := disks{}
 	for _, t := range targets {
@@ -28,6 +29,7 @@ func newDisks(targets []string) disks {
 	return d
 }
 
+// clone is a deep copy, to be gone back to.
 func (d disks) clone() disks {
 	c := disks{}
 	for t, all := range d {
@@ -38,7 +40,8 @@ func (d disks) clone() disks {
 	return c
 }
 
-// compare holds the bytes of one disk against d.
+// compare holds the bytes of one disk against d. In grains of 4 KiB: a write of a block
+// may be torn between them, but never within.
 func (d disks) compare(target string, data []byte) error {
 	for at := 0; at < len(data); at += grain {
 		part, may := data[at:at+grain], d[target][at/blockSize]
@@ -103,6 +106,7 @@ type expected struct {
 func (v *victim) expect(cut int64, status func(op string) api.OperationStatus) (expected, error) {
 	e := expected{current: newDisks(v.targets)}
 	for _, a := range v.acts {
+		// It had not begun.
 		if a.began >= cut {
 			break
 		}
@@ -120,6 +124,8 @@ func (v *victim) expect(cut int64, status func(op string) api.OperationStatus) (
 	return e, nil
 }
 
+// A write that was not acknowledged may be there or not; one within a take may be in the
+// snapshot too.
 func (e *expected) write(a *act, cut int64) {
 	cell := &e.current[a.target][a.block]
 	if a.during && e.snapshot != nil {
@@ -132,6 +138,7 @@ func (e *expected) write(a *act, cut int64) {
 	}
 }
 
+// What was acknowledged holds: an accepted operation is on record, a success stays one.
 func (e *expected) operate(a *act, cut int64, status api.OperationStatus) error {
 	switch {
 	case status == "" && a.accepted <= cut:

@@ -30,6 +30,7 @@ type entry struct {
 	End            int64 // how long the log is with this entry
 }
 
+// flushes reports whether everything before the entry is durable.
 func (e entry) flushes() bool { return e.Flags&flagFlush != 0 }
 
 // record is a device's log of writes.
@@ -63,6 +64,7 @@ func readLog(file *os.File) (*record, error) {
 			return nil, fmt.Errorf("the log has no entry at %d: %x", at, head)
 		}
 		e.Offset, e.Length = int64(word(0))*sector, int64(word(1))*sector
+		// Discards and marks have no data in the log.
 		e.End = e.Data
 		if e.Flags&(flagDiscard|flagMark) == 0 {
 			e.End += e.Length
@@ -102,6 +104,7 @@ func (r *record) apply(device *os.File, first, end int) error {
 // volatile cache keeps what it likes.
 func (r *record) scatter(device *os.File, first, end int, source *rand.Rand) error {
 	for _, e := range r.entries[first:end] {
+		// A FUA write was acknowledged as durable.
 		if e.Flags&flagFUA == 0 && source.IntN(2) == 0 {
 			continue
 		}
@@ -112,6 +115,7 @@ func (r *record) scatter(device *os.File, first, end int, source *rand.Rand) err
 	return nil
 }
 
+// A discard reads as zeroes afterwards.
 func (r *record) applyOne(device *os.File, e entry) error {
 	if e.Flags&flagMark != 0 || e.Length == 0 {
 		return nil

@@ -62,6 +62,7 @@ func main() {
 	}
 }
 
+// parseLayouts refuses a name it does not know.
 func parseLayouts(list string) ([]layout, error) {
 	var chosen []layout
 	for name := range strings.SplitSeq(list, ",") {
@@ -82,6 +83,8 @@ func goInside(args ...string) int {
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: append([]string{insideName}, args...),
 		Stdout: os.Stdout, Stderr: os.Stderr,
+		// A mount namespace of its own, so that nothing stays mounted on the host however
+		// it ends.
 		SysProcAttr: &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM},
 	}
 	if err := cmd.Start(); err != nil {

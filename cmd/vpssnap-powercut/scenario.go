@@ -36,7 +36,8 @@ func openSite(ctx context.Context, s *stage, bin string) (*site.Site, error) {
 	})
 }
 
-// populate makes the VPSes.
+// populate makes the VPSes. One runs and one is off: their operations take different
+// ways through libvirt and QEMU.
 func (s *scenario) populate(ctx context.Context) error {
 	s.victims = []*victim{
 		{name: "web1", targets: []string{"vda", "vdb"}, formats: []string{"qcow2", "raw"}, state: "running"},
@@ -59,7 +60,8 @@ func (s *scenario) populate(ctx context.Context) error {
 	return nil
 }
 
-// play does to every VPS what a customer does.
+// play does to every VPS what a customer does. The first delete follows a restore, whose
+// undo it has to end first.
 func (s *scenario) play(ctx context.Context) error {
 	for _, v := range s.victims {
 		if err := s.order(ctx, v); err != nil {
@@ -80,7 +82,8 @@ func (s *scenario) play(ctx context.Context) error {
 	return nil
 }
 
-// begin notes that something begins.
+// begin notes that something begins. It is noted before the act, so that a cut in
+// between finds it begun.
 func (s *scenario) begin(v *victim, a *act) (*act, error) {
 	var err error
 	a.vps = v.name
@@ -89,7 +92,8 @@ func (s *scenario) begin(v *victim, a *act) (*act, error) {
 	return a, err
 }
 
-// order activates the option as soon as the daemon knows the VPS.
+// order activates the option as soon as the daemon knows the VPS. Its end is noted after
+// the answer: from there on it is acknowledged.
 func (s *scenario) order(ctx context.Context, v *victim) error {
 	var err error
 	for end := time.Now().Add(finishLimit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

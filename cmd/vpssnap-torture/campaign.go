@@ -27,6 +27,7 @@ type campaign struct {
 	violated context.CancelCauseFunc // stops everything, with the reason
 }
 
+// The seed draws everything that is drawn, so that a violation can be tried again.
 func newCampaign(dir string, seed uint64) (*campaign, error) {
 	s, err := newStriker(dir)
 	if err != nil {
@@ -50,6 +51,7 @@ func (c *campaign) run(parent context.Context, limit time.Duration, kills int) e
 		if n, _ := c.striker.struck(); kills > 0 && n >= kills {
 			break
 		}
+		// From seed and number, whatever the rounds before have come to.
 		p := draw(c.seed, c.rounds+1, len(c.victims))
 		round, started := c.round, time.Now()
 		if c.rounds%osEvery == osFirst {
@@ -66,6 +68,7 @@ func (c *campaign) run(parent context.Context, limit time.Duration, kills int) e
 		c.rounds++
 	}
 	c.took = time.Since(began)
+	// It ends the helpers too.
 	violated(nil)
 	c.striker.close()
 	helpers.Wait()
@@ -84,6 +87,7 @@ func (c *campaign) keep(ctx context.Context) {
 			return
 		case <-c.site.DaemonEnded():
 		}
+		// A crash of its own is what the campaign looks for.
 		if !c.site.DaemonKilled() {
 			c.violated(errors.New("the daemon has ended by itself"))
 			return
@@ -151,6 +155,7 @@ func (c *campaign) prepare(ctx context.Context, p plan) ([]*work, error) {
 		if err := c.stir(ctx, v); err != nil {
 			return fmt.Errorf("%s before the round: %w", v.name, err)
 		}
+		// From here on every boot is to be explained by the round.
 		v.console.boots = nil
 		works[i] = &work{turn: p.turns[i], victim: v, kind: p.turns[i].kind(v), acked: v.console.acked}
 		return nil
@@ -158,6 +163,7 @@ func (c *campaign) prepare(ctx context.Context, p plan) ([]*work, error) {
 	return works, err
 }
 
+// checkAll waits for no clock: each check gives the daemon its own moment.
 func (c *campaign) checkAll(ctx context.Context, works []*work) error {
 	err := each(works, func(i int) error {
 		w := works[i]
@@ -182,6 +188,7 @@ func each(works []*work, do func(i int) error) error {
 
 // perform has everything done and struck, and returns when it is settled.
 func (c *campaign) perform(ctx context.Context, p plan, works []*work) error {
+	// Before the operations, since the first failpoint may be in their acceptance.
 	c.striker.begin(allowed(p.strikes, works), works)
 	defer c.striker.end()
 	var sudden sync.WaitGroup
@@ -201,12 +208,14 @@ func (c *campaign) perform(ctx context.Context, p plan, works []*work) error {
 	})
 }
 
+// note counts what became of an operation.
 func (c *campaign) note(outcome string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outcomes[outcome]++
 }
 
+// pause waits, or ends with the campaign and its reason.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -36,6 +36,7 @@ func eventually(ctx context.Context, ok func() error) error {
 // check applies the outcome to what is known of the VPS, and compares.
 func (c *campaign) check(ctx context.Context, w *work) error {
 	v := w.victim
+	// First: what the guest has said is the measure of all.
 	if err := v.console.read(); err != nil {
 		return err
 	}
@@ -98,6 +99,7 @@ func (c *campaign) apply(ctx context.Context, w *work, on bool) (err error) {
 func (c *campaign) taken(ctx context.Context, w *work, bases map[string]image) (moment, error) {
 	v := w.victim
 	low, high := w.acked, v.console.acked+1
+	// Nobody writes: the snapshot must be the disks to the byte.
 	if v.now != nil {
 		low, high = 0, ^uint32(0)
 	}
@@ -117,6 +119,7 @@ func (c *campaign) restored(ctx context.Context, v *victim, origin moment, s vps
 	if !undoKept(s) {
 		return nil, errors.New("the restore cannot be undone")
 	}
+	// Off, the disks are exchanged and nothing else happens to them.
 	if !v.running() {
 		before := v.now
 		v.now = origin
@@ -180,6 +183,7 @@ func (c *campaign) backUp(ctx context.Context, w *work, d lab.Definition) error 
 		return err
 	}
 	for _, b := range v.console.boots {
+		// A restore is the one reason to boot with less than was flushed.
 		back := w.kind == restore && v.snapshot[v.targets[0]].found == b.found ||
 			w.kind == undoRestore && w.op.Status == "succeeded"
 		if b.found != b.before && b.found != b.before+1 && !back {
@@ -216,7 +220,8 @@ func (c *campaign) compare(ctx context.Context, v *victim) error {
 	return c.sameContent(ctx, v, s, imagesOf(d.Inactive))
 }
 
-// recordOf is the snapshot in the database; nil for none.
+// recordOf is the snapshot in the database; nil for none. Read from the database and not
+// asked of the daemon, which may be dead.
 func (c *campaign) recordOf(ctx context.Context, v *victim) (*vps.Snapshot, error) {
 	db, err := store.OpenReadOnly(c.site.Database())
 	if err != nil {
@@ -247,6 +252,7 @@ func (v *victim) sameRecord(s *vps.Snapshot) error {
 	case len(s.Disks) != len(v.targets):
 		return fmt.Errorf("the snapshot has %d disks, the VPS %d", len(s.Disks), len(v.targets))
 	}
+	// Its time is over; whether it has been removed yet is open.
 	if !undoKept(*s) && v.undo != nil && !time.Now().Before(v.undoUntil) {
 		v.undo = nil
 	}
@@ -261,10 +267,12 @@ func (v *victim) sameRecord(s *vps.Snapshot) error {
 	return nil
 }
 
+// undoKept reports whether a restore could still be undone, by the record.
 func undoKept(s vps.Snapshot) bool {
 	return slices.ContainsFunc(s.Disks, func(d vps.SnapshotDisk) bool { return d.Undo != "" })
 }
 
+// basesOf are the images that hold the snapshot.
 func basesOf(s vps.Snapshot) map[string]image {
 	images := map[string]image{}
 	for _, d := range s.Disks {
@@ -273,6 +281,7 @@ func basesOf(s vps.Snapshot) map[string]image {
 	return images
 }
 
+// undosOf are the images that an undo would bring back.
 func undosOf(s vps.Snapshot) map[string]image {
 	images := map[string]image{}
 	for _, d := range s.Disks {
@@ -305,7 +314,8 @@ func (v *victim) sameDisks(s *vps.Snapshot, disks []lab.DiskUse) error {
 	return nil
 }
 
-// sameHeaders makes sure that every overlay lies on its base, by its own header.
+// sameHeaders makes sure that every overlay lies on its base, by its own header. What
+// libvirt says of the chain would hide a header that is wrong at the next boot.
 func (c *campaign) sameHeaders(ctx context.Context, s vps.Snapshot) error {
 	for _, d := range s.Disks {
 		for _, path := range []string{d.Overlay, d.Undo} {
@@ -327,6 +337,7 @@ func (c *campaign) sameHeaders(ctx context.Context, s vps.Snapshot) error {
 }
 
 // sameContent compares every byte of the disks, of the snapshot and of what undo needs.
+// Every byte, each round: damage that shows only months later is the worst.
 func (c *campaign) sameContent(ctx context.Context, v *victim, s *vps.Snapshot, present map[string]image) error {
 	if v.running() {
 		if err := c.writtenTo(ctx, v, present); err != nil {
@@ -395,8 +406,8 @@ func findings(r api.Report) string {
 	return text.String()
 }
 
-// nothingOpen makes sure that the database has no operation that is not ended,
-// and that no guest is owed anything.
+// nothingOpen makes sure that the database has no operation that is not ended, and that
+// no guest is owed anything. A debt that is forgotten leaves a guest frozen for ever.
 func (c *campaign) nothingOpen(ctx context.Context) error {
 	db, err := store.OpenReadOnly(c.site.Database())
 	if err != nil {

@@ -55,6 +55,8 @@ func (c *console) read() error {
 	}
 }
 
+// hear takes in one line: B for a boot, A for an acknowledged record, V for data that
+// was not what had been written.
 func (c *console) hear(line string) error {
 	// A line that was cut off by the death of QEMU runs into the next one.
 	if len(line) > 9 {

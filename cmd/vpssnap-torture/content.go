@@ -21,6 +21,7 @@ type content struct {
 // moment is what all disks of a VPS hold, by target.
 type moment map[string]content
 
+// equal reports whether two moments are the same on every disk, to the byte.
 func (m moment) equal(other moment) bool {
 	for target, c := range m {
 		if c.sum != other[target].sum {
@@ -53,6 +54,8 @@ func (v *victim) holds(target string, data []byte, whole, most uint32) error {
 	if len(data) != lab.RecorderDisk {
 		return fmt.Errorf("%s of %s has %d bytes", target, v.name, len(data))
 	}
+	// The first slot is never written by the guest, so a disk that was mixed up shows
+	// there.
 	if !bytes.Equal(data[:lab.SlotSize], v.beginnings[target]) {
 		return fmt.Errorf("%s of %s has another beginning than it had", target, v.name)
 	}
@@ -121,6 +124,8 @@ func (c *campaign) momentOf(ctx context.Context, v *victim, images map[string]im
 				"%s of %s has record %d, the guest had come to %d (in %s)", target, v.name, one.found, high,
 				images[target].path,
 			)
+		// The guest writes disk after disk, so a gap of two means that the disks are of
+		// different moments.
 		case one.found > first || one.found+1 < first:
 			return nil, fmt.Errorf(
 				"%s of %s ends with record %d, %s with %d: they are not of one moment", target, v.name, one.found,
@@ -139,6 +144,7 @@ func (c *campaign) writtenTo(ctx context.Context, v *victim, images map[string]i
 		if err := v.console.read(); err != nil {
 			return err
 		}
+		// Before the disk is read: what is acknowledged meanwhile need not be there.
 		acked := v.console.acked
 		data, err := c.site.Lab.ReadImage(ctx, images[target].path, images[target].format)
 		if err != nil {

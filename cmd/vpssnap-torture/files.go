@@ -36,6 +36,7 @@ func (c *campaign) sameFiles(ctx context.Context) error {
 	return c.sameDecoys()
 }
 
+// expectedFiles are the bases, what live records name, and the decoys.
 func (c *campaign) expectedFiles(ctx context.Context) (map[string]bool, error) {
 	db, err := store.OpenReadOnly(c.site.Database())
 	if err != nil {
@@ -109,6 +110,8 @@ func (c *campaign) midway(ctx context.Context, works []*work) error {
 	return nil
 }
 
+// midwayOf looks at one VPS; of one that is being worked on only what holds at any
+// moment.
 func (c *campaign) midwayOf(v *victim, snapshots []vps.Snapshot, busy bool) error {
 	disks, err := c.site.Lab.PersistentDisks(v.name)
 	if err != nil {
@@ -138,8 +141,9 @@ func (c *campaign) midwayOf(v *victim, snapshots []vps.Snapshot, busy bool) erro
 	return v.sameDisks(current, disks)
 }
 
-// frozen makes sure that the data of a snapshot that can be restored is there,
-// and was not written to since.
+// frozen makes sure that the data of a snapshot that can be restored is there, and was
+// not written to since. By the time of its last change: to read every byte at every kill
+// would take too long.
 func frozen(s vps.Snapshot) error {
 	for _, d := range s.Disks {
 		info, err := os.Stat(d.Base)
@@ -157,6 +161,7 @@ func frozen(s vps.Snapshot) error {
 	return nil
 }
 
+// exists follows no link: one would be a file of somebody else.
 func exists(path string) error {
 	info, err := os.Lstat(path)
 	if err == nil && !info.Mode().IsRegular() {

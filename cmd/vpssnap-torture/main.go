@@ -62,6 +62,7 @@ func memory() string {
 	return ""
 }
 
+// The programs are built with failpoints, which no package has.
 func run(ctx context.Context, seed uint64, limit time.Duration, kills int) (err error) {
 	bin, err := os.MkdirTemp("", "torture-")
 	if err != nil {
