@@ -206,6 +206,34 @@ func TestLateThawDoesNotSpoilTheNextFreeze(t *testing.T) {
 	})
 }
 
+// TestTheAgentsAnswerIsTold (FAULTS.md row 40): a guest that froze nothing is not called
+// frozen, and a refusal is not called a late answer.
+func TestTheAgentsAnswerIsTold(t *testing.T) {
+	for mind, why := range map[fake.AgentMind]string{
+		fake.AgentEmpty:    "found no file system to freeze",
+		fake.AgentDisabled: "freezing is disabled in the guest agent",
+		fake.AgentRefuses:  "the guest agent refused",
+		fake.AgentSilent:   "did not do it in time",
+	} {
+		t.Run(string(mind), func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.vps("web1", hypervisor.Running)
+			w.must(w.host.SetAgent(id, mind))
+			op := w.ended(w.daemon.Snapshots.Take(ctx, id, vps.TakeRequest{Quiesce: vps.QuiesceRequire}, operator))
+			if op.Status != vps.StatusFailed || op.Error.Code != vps.CodeGuestUnresponsive ||
+				!strings.Contains(op.Error.Detail, why) {
+				t.Errorf("required, it ended as %s: %+v", op.Status, op.Error)
+			}
+			id = w.vps("web2", hypervisor.Running)
+			w.must(w.host.SetAgent(id, mind))
+			op = w.take(id, vps.TakeRequest{Quiesce: vps.QuiescePrefer})
+			if s := w.snapshot(id); !strings.Contains(op.Result, why) || s.Consistency != vps.ConsistencyCrash || s.FreezeMS != 0 {
+				t.Errorf("preferred, it says %q of %+v", op.Result, s)
+			}
+		})
+	}
+}
+
 // TestDiskThatIsLeftOut (FAULTS row 48): a disk whose definition says snapshot='no' is left
 // out, and that is said.
 func TestDiskThatIsLeftOut(t *testing.T) {

@@ -1,6 +1,9 @@
 package hypervisor
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // What can go wrong on a host, told apart with errors.Is. The texts around them
 // are for logs: they may hold host paths.
@@ -18,6 +21,12 @@ var (
 	ErrNotReady = errors.New("the merge is not ready")
 	// ErrAgent: the guest agent is missing, refused, or did not answer in time.
 	ErrAgent = errors.New("the guest agent did not do it")
+	// ErrAgentLate is an ErrAgent: no answer came in time.
+	ErrAgentLate = fmt.Errorf("%w in time", ErrAgent)
+	// ErrAgentDisabled is an ErrAgent: its configuration forbids it to do that.
+	ErrAgentDisabled = fmt.Errorf("%w: it is disabled", ErrAgent)
+	// ErrNothingFrozen is an ErrAgent: it answered that it froze no file system.
+	ErrNothingFrozen = fmt.Errorf("%w: nothing was frozen", ErrAgent)
 	// ErrUnsupported: the host or the domain cannot do this at all.
 	ErrUnsupported = errors.New("not supported")
 	// ErrDenied: host confinement (AppArmor, SELinux, permissions) forbids it.

@@ -49,8 +49,9 @@ type Domains interface {
 
 	// Freeze freezes the guest's file systems through its agent. It returns
 	// after at most limit. After an error the guest may be frozen, now or
-	// later: Thaw until Thaw succeeds. ErrAgent when there is no agent, or it
-	// refused or did not answer.
+	// later: Thaw until Thaw succeeds. ErrAgent when there is no agent, or it refused;
+	// ErrAgentLate when it did not answer in time, ErrAgentDisabled when it may not, and
+	// ErrNothingFrozen when by its answer there was nothing to freeze.
 	Freeze(ctx context.Context, id string, limit time.Duration) error
 	// Thaw thaws the guest's file systems; not being frozen is no error. It
 	// uses a connection of its own and waits at most limit. May be repeated.
@@ -91,9 +92,11 @@ type Domains interface {
 
 	// PointDisks rewrites the named disks' sources in the persistent definition
 	// (all else, secrets included, is kept) and makes the definition durable,
-	// directory included. What it stated of the layers below a named disk is
-	// dropped: the image headers are the authority then. ErrPersistence when it
-	// cannot be saved, or the domain is transient and has none.
+	// directory included. What it says of an image stays with the image: below the
+	// one that is put over it, and with the disk again when that is pointed back.
+	// A layer that the image headers do not name is dropped. Where nothing changes,
+	// nothing is defined. ErrPersistence when it cannot be saved, or the domain is
+	// transient and has none.
 	PointDisks(ctx context.Context, id string, disks []DiskSource) error
 	// SyncDefinition makes the persistent definition durable, directory included.
 	// ErrPersistence when it cannot, or the domain is transient.

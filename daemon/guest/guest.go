@@ -71,6 +71,7 @@ type Freezing struct {
 	Done  bool      // the agent says that the file systems are frozen
 	Began time.Time // when it was asked
 	Note  string    // why they are not frozen, for a human
+	Why   error     // the same in the words of the host and the agent, for operators
 }
 
 // Freeze asks the guest agent to freeze the file systems, as far as the policy
@@ -115,9 +116,25 @@ func (g *Guests) askToFreeze(ctx context.Context, dom hypervisor.Domain, policy 
 		f.Done = true
 		return f, nil
 	}
-	f.Note = "not frozen, because the guest agent did not do it in time"
+	f.Note, f.Why = notFrozen(err), err
 	g.logger.Warn("guest not frozen", vps.LogAttr(dom.ID, dom.Name), "error", err)
 	return f, required(policy, dom, f)
+}
+
+// notFrozen says why a freeze did not come about. The agent's own words come from the
+// guest: they are for operators, with the error.
+func notFrozen(err error) string {
+	switch {
+	case errors.Is(err, hypervisor.ErrNothingFrozen):
+		return "not frozen, because the guest agent found no file system to freeze"
+	case errors.Is(err, hypervisor.ErrAgentDisabled):
+		return "not frozen, because freezing is disabled in the guest agent"
+	case errors.Is(err, hypervisor.ErrAgentLate):
+		return "not frozen, because the guest agent did not do it in time"
+	case errors.Is(err, hypervisor.ErrAgent):
+		return "not frozen, because the guest agent refused"
+	}
+	return "not frozen, because the guest agent could not be asked"
 }
 
 // WhileFrozen returns a context that ends when the guest has been frozen for as long as
@@ -135,7 +152,9 @@ func required(policy vps.Quiesce, dom hypervisor.Domain, f Freezing) error {
 		return nil
 	}
 	return vps.Errorf(vps.CodeGuestUnresponsive, "cannot take a consistent snapshot of %s: %s", dom.Name, f.Note).
-		WithRemedy("start qemu-guest-agent in the VPS, or allow a snapshot without it (quiesce prefer)")
+		WithRemedy("see to it that qemu-guest-agent runs in the VPS and may freeze its file systems (guest-fsfreeze-freeze "+
+			"in its allow-rpcs or block-rpcs), or allow a snapshot without it (quiesce prefer)").
+		Because(f.Why)
 }
 
 // stopLimit is how long a daemon that is told to stop still works on a guest

@@ -18,6 +18,10 @@ const (
 	AgentAnswers AgentMind = "answers"
 	// AgentRefuses: it answers, and says that it cannot freeze.
 	AgentRefuses AgentMind = "refuses"
+	// AgentDisabled: it answers that it was told not to freeze.
+	AgentDisabled AgentMind = "disabled"
+	// AgentEmpty: it answers, and its guest has no file system to freeze.
+	AgentEmpty AgentMind = "empty"
 	// AgentSilent: it is connected and never answers.
 	AgentSilent AgentMind = "silent"
 	// AgentLate: it does not answer a freeze in time and freezes afterwards,
@@ -48,6 +52,10 @@ func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error
 		case d.Mind == AgentRefuses:
 			return fmt.Errorf("%w: it cannot freeze", hypervisor.ErrAgent)
 		// As seen: of a frozen guest a second freeze is an error, a thaw works.
+		case d.Mind == AgentDisabled:
+			return hypervisor.ErrAgentDisabled
+		case d.Mind == AgentEmpty:
+			return hypervisor.ErrNothingFrozen
 		case d.Guest.Frozen:
 			return fmt.Errorf("%w: frozen already", hypervisor.ErrAgent)
 		case d.Mind == AgentLate:
@@ -118,5 +126,5 @@ func (h *Host) ask(ctx context.Context, call, id string, limit time.Duration, an
 	case <-time.After(min(limit, patience)):
 	case <-ctx.Done():
 	}
-	return fmt.Errorf("%s of domain %s failed: %w: no answer within %v", call, id, hypervisor.ErrAgent, limit)
+	return fmt.Errorf("%s of domain %s failed: %w: no answer within %v", call, id, hypervisor.ErrAgentLate, limit)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -15,7 +16,7 @@ import (
 // flag: that freezes inside libvirt's job on the domain, and when the freeze
 // fails nothing thaws the guest.
 func (h *Host) Freeze(ctx context.Context, id string, limit time.Duration) error {
-	return h.askAgent(ctx, agent, "freeze", id, limit, func(d *libvirt.Domain) error { return d.FSFreeze(nil, 0) })
+	return h.askAgent(ctx, agent, "freeze", id, limit, freezeAll)
 }
 
 // Thaw thaws the guest's file systems. It has places of its own: a frozen guest must be
@@ -55,6 +56,8 @@ func (h *Host) askAgent(
 	// Errors that already tell what to do keep their kind; all others of this call are
 	// the agent's.
 	switch {
+	case disabled(err):
+		return fmt.Errorf("%w: %w", hypervisor.ErrAgentDisabled, err)
 	case err == nil,
 		errors.Is(err, hypervisor.ErrNotFound),
 		errors.Is(err, hypervisor.ErrOff),
@@ -64,7 +67,14 @@ func (h *Host) askAgent(
 		return err
 	case errors.Is(err, errLate):
 		// Not ErrUnavailable, which the error says too: libvirt did answer.
-		return fmt.Errorf("cannot %s domain %s: %w: %w", what, id, hypervisor.ErrAgent, errLate)
+		return fmt.Errorf("cannot %s domain %s: %w: %w", what, id, hypervisor.ErrAgentLate, errLate)
 	}
 	return fmt.Errorf("%w: %w", hypervisor.ErrAgent, err)
+}
+
+// disabled reports whether the agent said that it may not do what it was asked: its own
+// words are all that tells this from other refusals.
+func disabled(err error) bool {
+	var e libvirt.Error
+	return errors.As(err, &e) && strings.Contains(e.Message, "has been disabled")
 }

@@ -1,6 +1,7 @@
 package libvirt_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -62,4 +63,30 @@ func TestAgentFreezesAndThaws(t *testing.T) {
 	if took := time.Since(begun); took > 3*time.Second {
 		t.Errorf("a ping with a limit of 1s took %v", took)
 	}
+}
+
+// FAULTS.md row 40: what the guest's agent answers to a freeze is read.
+func TestTheAgentsAnswerIsRead(t *testing.T) {
+	l := startLab(t)
+	h := host(t, l)
+	ctx := t.Context()
+	id, err := l.DefineDomain(ctx, lab.Spec{Name: "web1", OS: true, Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: mib}}})
+	must(t, err)
+	must(t, h.Start(ctx, id, false))
+	must(t, l.WaitAgent(ctx, "web1"))
+	freeze := func(want error) {
+		t.Helper()
+		err := h.Freeze(ctx, id, 10*time.Second)
+		is(t, err, want)
+		is(t, err, hypervisor.ErrAgent)
+		must(t, h.Thaw(ctx, id, 10*time.Second))
+	}
+	freeze(hypervisor.ErrNothingFrozen) // its disk holds no file system
+	must(t, l.GuestWriteFile(ctx, "web1", "/run/agent-options", []byte("-b guest-fsfreeze-freeze")))
+	_, _, _ = l.GuestExec(ctx, "web1", "killall", "qemu-ga") // it cannot answer for its own end
+	must(t, l.WaitAgent(ctx, "web1"))
+	until(t, "the agent with its new options", func() bool {
+		return errors.Is(h.Freeze(ctx, id, 10*time.Second), hypervisor.ErrAgentDisabled)
+	})
+	freeze(hypervisor.ErrAgentDisabled)
 }

@@ -242,34 +242,9 @@ func stripNamespace(e *etree.Element, prefix string) {
 	}
 }
 
-// pointDisk makes a disk name another image. What the definition states of the
-// chain below goes with the old image: it would override the new one's header.
-func (d *definition) pointDisk(s hypervisor.DiskSource) error {
-	e := d.disk(s.Target)
-	if e == nil {
-		return fmt.Errorf("%w: %s", hypervisor.ErrNotFound, s.Target)
-	}
-	source := e.SelectElement("source")
-	if e.SelectAttrValue("type", "") != "file" || source == nil {
-		return fmt.Errorf("%w: %s does not use a file", hypervisor.ErrUnsupported, s.Target)
-	}
-	source.CreateAttr("file", s.Path)
-	driver := e.SelectElement("driver")
-	if driver == nil {
-		driver = etree.NewElement("driver")
-		driver.CreateAttr("name", "qemu")
-		e.InsertChildAt(source.Index(), driver)
-	}
-	driver.CreateAttr("type", s.Format)
-	// libvirt reads the headers again when the definition says nothing.
-	for _, below := range e.SelectElements("backingStore") {
-		e.RemoveChild(below)
-	}
-	return nil
-}
-
-// snapshotXML asks for overlays on the named disks. Every other disk is listed
-// too: libvirt makes an overlay of its own for one that is not.
+// snapshotXML asks for overlays on the named disks, with what the definition says of their
+// images. Every other disk is listed too: libvirt makes an overlay of its own for one that
+// is not.
 func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, error) {
 	doc := etree.NewDocument()
 	doc.WriteSettings = d.doc.WriteSettings
@@ -294,8 +269,10 @@ func (d *definition) snapshotXML(switches []hypervisor.DiskSwitch) (string, erro
 		}
 		e.CreateAttr("snapshot", "external")
 		e.CreateAttr("type", "file")
-		e.CreateElement("driver").CreateAttr("type", "qcow2")
-		e.CreateElement("source").CreateAttr("file", overlay)
+		driver, source := e.CreateElement("driver"), e.CreateElement("source")
+		driver.CreateAttr("type", "qcow2")
+		source.CreateAttr("file", overlay)
+		trimmingsOf(d.disk(disk.Target)).putOn(driver, source)
 	}
 	return doc.WriteToString()
 }

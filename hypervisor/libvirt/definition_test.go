@@ -224,7 +224,7 @@ func tokens(t *testing.T, text string) []string {
 
 func TestPointDiskChangesNothingElse(t *testing.T) {
 	d := parse(t, rich)
-	if err := d.pointDisk(hypervisor.DiskSource{Target: "vda", Path: "/i/n&\"e'<w>\n", Format: "raw"}); err != nil {
+	if err := d.pointDisk(hypervisor.DiskSource{Target: "vda", Path: "/i/n&\"e'<w>\n", Format: "raw"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	got, err := d.text()
@@ -248,7 +248,7 @@ func TestPointDiskChangesNothingElse(t *testing.T) {
 
 func TestPointDiskStatesTheFormat(t *testing.T) {
 	d := parse(t, rich)
-	if err := d.pointDisk(hypervisor.DiskSource{Target: "vdb", Path: "/i/new", Format: "qcow2"}); err != nil {
+	if err := d.pointDisk(hypervisor.DiskSource{Target: "vdb", Path: "/i/new", Format: "qcow2"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	got := readDisk(d.disk("vdb"))
@@ -268,7 +268,7 @@ func TestPointDiskRefusesWhatIsNoFile(t *testing.T) {
 		`<disk type='file'><source file='/i/a'/><target dev='vdb'/></disk>`:   hypervisor.ErrNotFound,
 	} {
 		d := parse(t, withDisk(disk))
-		if err := d.pointDisk(hypervisor.DiskSource{Target: "vda", Path: "/i/b", Format: "raw"}); !errors.Is(err, want) {
+		if err := d.pointDisk(hypervisor.DiskSource{Target: "vda", Path: "/i/b", Format: "raw"}, ""); !errors.Is(err, want) {
 			t.Errorf("%s: %v", disk, err)
 		}
 	}
@@ -416,7 +416,7 @@ func FuzzDefinition(f *testing.F) {
 				t.Errorf("no layers of %q: %v", disk.Target, err)
 			}
 			source := hypervisor.DiskSource{Target: disk.Target, Path: "/i/new", Format: "raw"}
-			if d.pointDisk(source) != nil {
+			if d.pointDisk(source, "/i/below") != nil {
 				continue
 			}
 			edited, err := d.text()

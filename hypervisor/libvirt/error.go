@@ -22,9 +22,9 @@ var meanings = map[libvirt.ErrorNumber]error{
 	libvirt.ERR_BLOCK_COPY_ACTIVE:     hypervisor.ErrBusy,
 	libvirt.ERR_OPERATION_TIMEOUT:     hypervisor.ErrBusy, // the domain's job lock
 	libvirt.ERR_RESOURCE_BUSY:         hypervisor.ErrBusy,
-	libvirt.ERR_AGENT_UNRESPONSIVE:    hypervisor.ErrAgent,
-	libvirt.ERR_AGENT_UNSYNCED:        hypervisor.ErrAgent,
-	libvirt.ERR_AGENT_COMMAND_TIMEOUT: hypervisor.ErrAgent,
+	libvirt.ERR_AGENT_UNRESPONSIVE:    hypervisor.ErrAgentLate, // see PROTOCOL: its time-out, until 11.2
+	libvirt.ERR_AGENT_UNSYNCED:        hypervisor.ErrAgentLate,
+	libvirt.ERR_AGENT_COMMAND_TIMEOUT: hypervisor.ErrAgentLate,
 	libvirt.ERR_AGENT_COMMAND_FAILED:  hypervisor.ErrAgent,
 	libvirt.ERR_NO_SUPPORT:            hypervisor.ErrUnsupported,
 	libvirt.ERR_OPERATION_UNSUPPORTED: hypervisor.ErrUnsupported,

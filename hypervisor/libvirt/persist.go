@@ -31,22 +31,57 @@ func (h *Host) SwitchToOverlays(ctx context.Context, id string, disks []hypervis
 		if !active {
 			return h.switchOff(ctx, d, disks)
 		}
-		live, err := readDefinition(d, 0)
-		if err != nil {
-			return err
-		}
-		// The live definition has the disks that the call must name; a disk for the next
-		// boot only is none of them.
-		text, err := live.snapshotXML(disks)
-		if err != nil {
-			return err
-		}
-		snapshot, err := d.CreateSnapshotXML(text, switchFlags)
-		if err != nil {
-			return h.unlessSwitched(d, disks, err)
-		}
-		return snapshot.Free()
+		return h.switchOn(d, disks)
 	})
+}
+
+// switchOn switches the disks of a running domain. libvirt gives the next boot's definition
+// the overlays of the running one; what only the next boot's says of its images, as after an
+// edit that waits for it, is put back.
+func (h *Host) switchOn(d *libvirt.Domain, disks []hypervisor.DiskSwitch) error {
+	live, next, err := readBoth(d)
+	if err != nil {
+		return err
+	}
+	text, err := live.snapshotXML(disks)
+	if err != nil {
+		return err
+	}
+	snapshot, err := d.CreateSnapshotXML(text, switchFlags)
+	if err != nil {
+		err = h.unlessSwitched(d, disks, err)
+	} else {
+		err = snapshot.Free()
+	}
+	if err == nil && next != nil {
+		h.putBack(d, disks, next)
+	}
+	return err
+}
+
+// readBoth reads the definition of a running domain and that of its next boot, nil for a
+// transient one.
+func readBoth(d *libvirt.Domain) (live, next *definition, err error) {
+	if live, err = readDefinition(d, 0); err != nil {
+		return nil, nil, err
+	}
+	if persistent, err := d.IsPersistent(); err != nil || !persistent {
+		return live, nil, err
+	}
+	next, err = readDefinition(d, secureInactive)
+	return live, next, err
+}
+
+// putBack makes the next boot's definition say of its disks what it said before a switch.
+// The disks are switched by then: where it cannot be saved, that is only told.
+func (h *Host) putBack(d *libvirt.Domain, disks []hypervisor.DiskSwitch, before *definition) {
+	after, err := readDefinition(d, secureInactive)
+	if err == nil && after.takeTrimmings(before, disks) {
+		err = h.define(d, after)
+	}
+	if err != nil {
+		h.log.Warn("the options of a disk's image are not in the definition any more", "error", err)
+	}
 }
 
 // unlessSwitched drops the error of a switch that has happened: libvirt fails
@@ -82,13 +117,12 @@ func (h *Host) switchOff(ctx context.Context, d *libvirt.Domain, disks []hypervi
 	}
 	after := before.copy()
 	for _, s := range disks {
-		if err := after.pointDisk(
-			hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"},
-		); err != nil {
+		overlay, err := h.Inspect(ctx, s.Overlay, "qcow2")
+		if err != nil {
 			return err
 		}
-		// libvirt would check it at the start only.
-		if _, err := h.Inspect(ctx, s.Overlay, "qcow2"); err != nil {
+		source := hypervisor.DiskSource{Target: s.Target, Path: s.Overlay, Format: "qcow2"}
+		if err := after.pointDisk(source, backing(overlay)); err != nil {
 			return err
 		}
 	}
@@ -133,16 +167,51 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 		if err != nil {
 			return err
 		}
+		before, err := next.text()
+		if err != nil {
+			return err
+		}
 		for _, s := range disks {
-			if err := next.pointDisk(s); err != nil {
+			if err := next.pointDisk(s, h.below(ctx, s)); err != nil {
 				return err
 			}
 		}
-		if err := h.define(d, next); err != nil {
+		after, err := next.text()
+		if err != nil {
 			return err
+		}
+		if after != before { // a definition that is right already need not be one that libvirt takes
+			if err := h.define(d, next); err != nil {
+				return err
+			}
 		}
 		return h.sync(d)
 	})
+}
+
+// below is what an image lies on by its header. Of one that cannot be read nothing is
+// known: then the definition states nothing.
+func (h *Host) below(ctx context.Context, s hypervisor.DiskSource) string {
+	if s.Format == "raw" {
+		return ""
+	}
+	image, err := h.Inspect(ctx, s.Path, s.Format)
+	if err != nil {
+		h.log.Warn("not known what an image lies on", "error", err)
+		return unknownFile
+	}
+	return backing(image)
+}
+
+// unknownFile is no file's name.
+const unknownFile = "\x00"
+
+// backing is the file that an image lies on, "" for none.
+func backing(image hypervisor.Image) string {
+	if image.Backing == "" || filepath.IsAbs(image.Backing) {
+		return image.Backing
+	}
+	return filepath.Join(filepath.Dir(image.Path), image.Backing)
 }
 
 // SyncDefinition makes the persistent definition durable.
