@@ -154,9 +154,9 @@ func (a *Adopter) fromFileNames(
 				Why:      fmt.Sprintf("the files of disk %s cannot be read: %v", use.Target, err),
 			}, notAsked(ctx, err)
 		}
-		// The name holds base, snapshot and target; one that does not fit its own disk
-		// was moved or copied.
-		if r.Snap.ID != "" && r.Snap.ID != id || use.Path != image.OverlayPath(img.Backing, id, use.Target) {
+		// The name holds base and snapshot; one that does not fit its own disk was moved or
+		// copied.
+		if r.Snap.ID != "" && r.Snap.ID != id || !image.IsOverlay(use.Path, img.Backing, id) {
 			return Reconstruction{
 				Exists:   true,
 				Hopeless: true,
@@ -360,7 +360,7 @@ func (a *Adopter) compareDisk(
 	if lies, err := a.liesOn(ctx, disk.Overlay, disk.Base, disk.BaseFormat); err != nil || !lies {
 		return "", "its overlay does not lie on its base", err
 	}
-	if live, ok := dom.Disk(disk.Target); ok && live.Job {
+	if live, ok := image.Live(dom, *disk); ok && live.Job {
 		return "", "a block job runs on it", nil
 	}
 	return "", "", nil
@@ -437,13 +437,13 @@ func diskNamed(s vps.Snapshot, target string) (vps.SnapshotDisk, bool) {
 func (a *Adopter) interruptedDelete(
 	ctx context.Context, dom hypervisor.Domain, r Reconstruction,
 ) (Reconstruction, error) {
-	present, merged := dom.NextDisk, 0
+	present, merged := image.Next, 0
 	if dom.State != hypervisor.Off {
-		present = dom.Disk
+		present = image.Live
 	}
 	for n := range r.Snap.Disks {
 		disk := &r.Snap.Disks[n]
-		use, _ := present(disk.Target)
+		use, _ := present(dom, *disk)
 		base, err := a.host.Stat(ctx, disk.Base)
 		overlay, err2 := a.host.Stat(ctx, disk.Overlay)
 		if err := notAsked(ctx, errors.Join(err, err2)); err != nil {

@@ -175,7 +175,11 @@ func (i *inspection) checkNVRAM(ctx context.Context, s vps.Snapshot) {
 func (i *inspection) checkDefinition(ctx context.Context, s vps.Snapshot) {
 	covered := map[string]bool{}
 	for _, disk := range s.Disks {
-		covered[disk.Target] = true
+		for _, use := range []func(hypervisor.Domain, vps.SnapshotDisk) (hypervisor.Disk, bool){image.Live, image.Next} {
+			if known, ok := use(i.dom, disk); ok {
+				covered[known.Target] = true
+			}
+		}
 		i.checkDisk(ctx, s, disk)
 	}
 	for _, disk := range slices.Concat(i.dom.Disks, i.dom.PersistentDisks) {
@@ -229,8 +233,8 @@ func (i *inspection) has(code vps.CheckCode) bool {
 // checkDisk compares one covered disk in the live and in the persistent definition.
 func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk) {
 	active := i.dom.State != hypervisor.Off
-	live, inLive := i.dom.Disk(disk.Target)
-	next, inNext := i.dom.NextDisk(disk.Target)
+	live, inLive := image.Live(i.dom, disk)
+	next, inNext := image.Next(i.dom, disk)
 	unplugged, undefined := active && !inLive, i.dom.Persistent && !inNext
 	switch {
 	case unplugged || undefined:

@@ -133,7 +133,7 @@ func remedyRenew(id string) vps.Remedy {
 func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 	w := remedy(text + "; its files stay where they are, and doctor names them then")
 	for _, disk := range s.Disks {
-		switch use, ok := i.dom.Disk(disk.Target); {
+		switch use, ok := image.Live(i.dom, disk); {
 		case !ok || use.Path != disk.Overlay:
 		case i.dom.State != hypervisor.Off:
 			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
@@ -250,7 +250,7 @@ func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 			": the snapshot, and what the VPS reads through it, can no longer be trusted. If the VPS is well as it " +
 			"runs now, merge its disk by hand and give the snapshot up",
 	)
-	if live, ok := i.dom.Disk(disk.Target); ok && i.present && i.dom.State != hypervisor.Off &&
+	if live, ok := image.Live(i.dom, disk); ok && i.present && i.dom.State != hypervisor.Off &&
 		live.Path == disk.Overlay {
 		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
 	}

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/inventory"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
@@ -152,7 +154,7 @@ func required(policy vps.Quiesce, dom hypervisor.Domain, f Freezing) error {
 		return nil
 	}
 	return vps.Errorf(vps.CodeGuestUnresponsive, "cannot take a consistent snapshot of %s: %s", dom.Name, f.Note).
-		WithRemedy("see to it that qemu-guest-agent runs in the VPS and may freeze its file systems (guest-fsfreeze-freeze "+
+		WithRemedy("see to it that qemu-guest-agent runs in the VPS and may freeze its file systems (guest-fsfreeze-freeze " +
 			"in its allow-rpcs or block-rpcs), or allow a snapshot without it (quiesce prefer)").
 		Because(f.Why)
 }
@@ -251,8 +253,8 @@ func (g *Guests) mayRun(ctx context.Context, id string) error {
 	}
 	var bases []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
-		if now, ok := dom.Disk(disk.Target); ok && now.Path == disk.Base && !disk.Pivoted {
-			bases = append(bases, hypervisor.DiskSource{Target: disk.Target, Path: disk.Base, Format: disk.BaseFormat})
+		if now, ok := image.Live(dom, disk); ok && now.Path == disk.Base && !disk.Pivoted {
+			bases = append(bases, image.OnBase(dom, disk))
 		}
 	}
 	if dom.State == hypervisor.Off || len(bases) == 0 {
@@ -264,7 +266,7 @@ func (g *Guests) mayRun(ctx context.Context, id string) error {
 // nextBootIsTheSame reports whether the next boot will use the images that QEMU uses now.
 func nextBootIsTheSame(dom hypervisor.Domain) bool {
 	for _, disk := range dom.Disks {
-		if next, ok := dom.NextDisk(disk.Target); !ok || next.Path != disk.Path {
+		if !slices.ContainsFunc(dom.PersistentDisks, func(next hypervisor.Disk) bool { return next.Path == disk.Path }) {
 			return false
 		}
 	}

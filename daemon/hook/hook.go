@@ -70,10 +70,10 @@ func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
 				// Another disk under the same name, as when the VPS was installed again.
 			case switched(snap) && !disk.Pivoted && image == disk.Base:
 				return vps.Errorf(vps.CodeVPSChanged, "%s would write to %s, which is the frozen base of its snapshot; its data is in %s", name, image, disk.Overlay).
-					WithRemedy("define disk %s with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Target, disk.Overlay)
+					WithRemedy("define that disk with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Overlay)
 			case disk.Pivoted && image == disk.Overlay:
 				return vps.Errorf(vps.CodeVPSChanged, "%s would use %s, a merged overlay with old data; its data is in %s", name, image, disk.Base).
-					WithRemedy("define disk %s with %s (%s)", disk.Target, disk.Base, disk.BaseFormat)
+					WithRemedy("define that disk with %s (%s)", disk.Base, disk.BaseFormat)
 			}
 		}
 	}

@@ -53,6 +53,17 @@ func SnapshotOf(path string) string {
 	return m[1]
 }
 
+// overlayName matches the end of an overlay's name; the groups are the snapshot's id and
+// the name that the disk had at the take.
+var overlayName = regexp.MustCompile(`\.vpssnap-([0-9a-f]{12})\.([a-z0-9]+)\.qcow2$`)
+
+// IsOverlay reports whether a file is named as the overlay of a base, whatever the name of
+// its disk is now.
+func IsOverlay(path, base, snapshot string) bool {
+	m := overlayName.FindStringSubmatch(filepath.Base(path))
+	return m != nil && m[1] == snapshot && path == OverlayPath(base, snapshot, m[2])
+}
+
 // IsOurs reports whether a file lies beside another and is named as one of a snapshot's.
 func IsOurs(path, beside, snapshot string) bool {
 	return IsPlain(path) && filepath.Dir(path) == filepath.Dir(beside) && SnapshotOf(path) == snapshot

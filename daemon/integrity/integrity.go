@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/inventory"
 	"vpssnapd/daemon/metadata"
 	"vpssnapd/daemon/operation"
@@ -84,7 +85,7 @@ func (in *Integrity) Judge(ctx context.Context, dom hypervisor.Domain, snap vps.
 func (in *Integrity) WhatIsBroken(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (string, error) {
 	// One reason is enough, and the first is what an operator can look at.
 	for _, disk := range snap.Disks {
-		now, ok := dom.Disk(disk.Target)
+		now, ok := image.Live(dom, disk)
 		switch {
 		case !ok:
 			return "the VPS has no disk " + disk.Target + " any more", nil
@@ -163,6 +164,9 @@ func (in *Integrity) RightDefinition(ctx context.Context, id string) error {
 	}
 	// The definition first: a snapshot is judged by where the VPS will be at its next
 	// boot.
+	if snap, err = in.noteNames(ctx, dom, *snap); err != nil {
+		return err
+	}
 	touched, failed := in.RepairDefinition(ctx, dom, *snap)
 	if touched || failed != nil {
 		if dom, err = in.inventory.Read(ctx, id); err != nil {
@@ -176,6 +180,17 @@ func (in *Integrity) RightDefinition(ctx context.Context, id string) error {
 		return err
 	}
 	return in.RightMetadata(ctx, dom, *snap) // it may have become available just now
+}
+
+// noteNames records the names that the disks of a snapshot have in the definition now.
+// Nobody works on the VPS.
+func (in *Integrity) noteNames(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (*vps.Snapshot, error) {
+	renamed, changed := image.Renamed(dom, snap)
+	if !changed {
+		return &snap, nil
+	}
+	in.logger.Warn("disks have other names in the definition now", vps.LogAttr(dom.ID, dom.Name), "snapshot", snap.ID)
+	return &renamed, in.store.Write(ctx, func(tx *store.Tx) error { return tx.RenameDisks(ctx, snap, renamed) })
 }
 
 // QuietSnapshot is the usable or broken snapshot of a VPS on which no operation
@@ -201,7 +216,7 @@ func (in *Integrity) RepairDefinition(
 	}
 	var wrong []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
-		next, ok := dom.NextDisk(disk.Target)
+		next, ok := image.Next(dom, disk)
 		// A disk that has pivoted belongs on its base.
 		if !ok || next.Path != disk.Base || disk.Pivoted {
 			continue
@@ -212,7 +227,7 @@ func (in *Integrity) RepairDefinition(
 		if err != nil || !safe {
 			return false, err
 		}
-		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		wrong = append(wrong, image.OnOverlay(dom, disk))
 	}
 	// The next boot on the base would write into it under the overlay and ruin both
 	// (seen with panels).
@@ -244,7 +259,7 @@ func (in *Integrity) OverlayIsAuthority(
 	ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk,
 ) (bool, error) {
 	if dom.State != hypervisor.Off {
-		live, ok := dom.Disk(disk.Target)
+		live, ok := image.Live(dom, disk)
 		overlay, err := in.host.Stat(ctx, disk.Overlay)
 		return ok && live.Path == disk.Overlay && overlay.Inode == disk.OverlayInode, err
 	}

@@ -165,7 +165,7 @@ func (m *Merger) mergeRunning(ctx context.Context, r *operation.Run, set Set) (
 		}
 		r.Progress(state.done, state.total)
 		if vanished += state.started; vanished > mergeStall*len(set.Snap.Disks) {
-			return false, m.failed(ctx, r, set.Snap)
+			return false, m.failed(ctx, r, dom, set.Snap)
 		}
 		done, err = help.look(ctx, dom, &set, state)
 		return done, err
@@ -191,7 +191,7 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 		if set.Merged(dom, disk) {
 			continue
 		}
-		if now, ok := dom.Disk(disk.Target); set.Active && (!ok || now.Path != disk.Overlay) {
+		if now, ok := image.Live(dom, disk); set.Active && (!ok || now.Path != disk.Overlay) {
 			return s, operation.Park(
 				vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay",
 					disk.Target, dom.Name).
@@ -200,7 +200,7 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 					Because(fmt.Errorf("the overlay is %s", disk.Overlay)),
 			)
 		}
-		job, err := m.host.MergeJob(ctx, dom.ID, disk.Target)
+		job, err := m.host.MergeJob(ctx, dom.ID, image.LiveName(dom, disk))
 		if err != nil {
 			return s, err
 		}
@@ -215,7 +215,7 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 				return s, fmt.Errorf("merge of disk %s not allowed: %w", disk.Target, err)
 			}
 			begin := hypervisor.Merge{
-				Target:         disk.Target,
+				Target:         image.LiveName(dom, disk),
 				Top:            disk.Overlay,
 				Base:           disk.Base,
 				Active:         set.Active,
@@ -261,9 +261,9 @@ func (m *Merger) checkClosed(ctx context.Context, dom hypervisor.Domain, disk vp
 // failed says why merges end without result, as far as the host tells. The
 // overlays are whole, so the same can be asked for again; until then no job of
 // another disk goes on without anybody to end it.
-func (m *Merger) failed(ctx context.Context, r *operation.Run, snap vps.Snapshot) error {
+func (m *Merger) failed(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
 	for _, disk := range snap.Disks {
-		if err := m.host.AbortMerge(ctx, r.Op.VPS, disk.Target); err != nil {
+		if err := m.host.AbortMerge(ctx, r.Op.VPS, image.LiveName(dom, disk)); err != nil {
 			return fmt.Errorf("merge of disk %s not ended: %w", disk.Target, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -65,7 +66,7 @@ func (c *throttler) look(ctx context.Context, dom hypervisor.Domain, set *Set, s
 		return false, err
 	}
 	if set.Bandwidth > 0 {
-		return false, c.lift(ctx, set)
+		return false, c.lift(ctx, dom, set)
 	}
 	c.stop, c.left = min(firstStop, policy.LongestStop), s.left
 	return false, nil
@@ -116,9 +117,9 @@ func (c *throttler) tell(ctx context.Context, s state) error {
 }
 
 // lift gives the copying all the speed there is.
-func (c *throttler) lift(ctx context.Context, set *Set) error {
+func (c *throttler) lift(ctx context.Context, dom hypervisor.Domain, set *Set) error {
 	for _, disk := range set.Snap.Disks {
-		err := c.m.host.SetMergeSpeed(ctx, c.r.Op.VPS, disk.Target, 0)
+		err := c.m.host.SetMergeSpeed(ctx, c.r.Op.VPS, image.LiveName(dom, disk), 0)
 		if err != nil && !errors.Is(err, hypervisor.ErrOff) {
 			return fmt.Errorf("limit of the merge of disk %s not lifted: %w", disk.Target, err)
 		}

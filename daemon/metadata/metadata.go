@@ -203,7 +203,7 @@ func (m *Record) readDisks(disks []diskXML) error {
 		switch {
 		case !targetName.MatchString(d.Target) || seen[d.Target]:
 			return fmt.Errorf("the metadata names a disk %q, or names it twice", d.Target)
-		case !image.IsPlain(d.Base) || d.Overlay != image.OverlayPath(d.Base, m.Snapshot.ID, d.Target),
+		case !image.IsPlain(d.Base) || !image.IsOverlay(d.Overlay, d.Base, m.Snapshot.ID),
 			d.Undo != "" && !image.IsOurs(d.Undo, d.Base, m.Snapshot.ID):
 			return fmt.Errorf("the files that the metadata names for disk %s are not named as ours", d.Target)
 		case d.BaseFormat != "qcow2" && d.BaseFormat != "raw":

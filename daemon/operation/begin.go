@@ -7,6 +7,7 @@ import (
 
 	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/fault"
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -44,11 +45,30 @@ func (o *Operations) Begin(ctx context.Context, ref string, actor vps.Actor) (*C
 		c.Release()
 		return nil, fault.Migrated(dom)
 	}
-	if c.Record, err = o.store.Record(ctx, dom.ID); err != nil {
+	if err = c.readRecord(ctx); err != nil {
 		c.Release()
 		return nil, err
 	}
 	return c, nil
+}
+
+// readRecord reads what is recorded of the VPS, with the names that its disks have now:
+// they stay the same for the whole operation.
+func (c *Claim) readRecord(ctx context.Context) (err error) {
+	o := c.operations
+	if c.Record, err = o.store.Record(ctx, c.Domain.ID); err != nil {
+		return err
+	}
+	snap := c.Record.Snapshot
+	if snap == nil || c.Record.Operation != nil {
+		return nil
+	}
+	renamed, changed := image.Renamed(c.Domain, *snap)
+	if !changed {
+		return nil
+	}
+	c.Record.Snapshot = &renamed
+	return o.store.Write(ctx, func(tx *store.Tx) error { return tx.RenameDisks(ctx, *snap, renamed) })
 }
 
 // Release gives the lock of the VPS back.

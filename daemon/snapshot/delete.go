@@ -175,7 +175,7 @@ func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		changed := func(why string) error {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot merge disk %s of %s: %s", disk.Target, dom.Name, why)
 		}
-		now, ok := dom.Disk(disk.Target)
+		now, ok := image.Live(dom, disk)
 		switch {
 		case disk.Pivoted:
 			continue
@@ -323,13 +323,13 @@ func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps
 		if err != nil {
 			return err
 		}
-		now, ok := dom.Disk(disk.Target)
+		now, ok := image.Live(dom, disk)
 		inUse := dom.State != hypervisor.Off && ok && now.Path == disk.Overlay
 		written = written || inUse || !file.Modified.Equal(notes.Merged[disk.Target])
 		// The definition may name the base already, from the try before: the next boot
 		// must find the overlay.
-		if next, ok := dom.NextDisk(disk.Target); ok && next.Path != disk.Overlay {
-			overlays = append(overlays, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		if next, ok := image.Next(dom, disk); ok && next.Path != disk.Overlay {
+			overlays = append(overlays, image.OnOverlay(dom, disk))
 		}
 	}
 	if !written {
@@ -359,7 +359,11 @@ func (s deleter) settle(ctx context.Context, r *operation.Run) error {
 	// PointDisks also syncs libvirt's directory, which libvirt 9.0 does not: after a
 	// power cut the old definition could boot on an overlay whose file is unlinked
 	// (FAULTS.md, fact 5).
-	if err := s.host.PointDisks(ctx, r.Op.VPS, image.BaseSources(snap)); err != nil {
+	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	if err != nil {
+		return err
+	}
+	if err := s.host.PointDisks(ctx, r.Op.VPS, image.BaseSources(dom, snap)); err != nil {
 		return err
 	}
 	// A start between the first look and the new definition used the overlay, and is
@@ -427,7 +431,7 @@ func (s *Snapshots) removeSnapshotFiles(
 		// Only a person can tell what the guest wrote to the stale overlay since;
 		// unlinking it would lose that, and merging it would put old data over new
 		// (FAULTS.md, fact 3).
-		if now, ok := dom.Disk(disk.Target); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
+		if now, ok := image.Live(dom, disk); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
 			return operation.Park(
 				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged",
 					dom.Name, disk.Target).

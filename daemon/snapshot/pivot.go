@@ -138,7 +138,7 @@ func (s deleter) tryPivot(
 	if err != nil {
 		return false, false, err
 	}
-	now, ok := dom.Disk(disk.Target)
+	now, ok := image.Live(dom, disk)
 	switch {
 	case dom.State == hypervisor.Off:
 		return false, false, hypervisor.ErrOff
@@ -159,7 +159,7 @@ func (s deleter) tryPivot(
 	if err := s.markPivot(ctx, r, disk, resumed, lost); err != nil {
 		return false, false, err
 	}
-	if err := s.host.Pivot(ctx, dom.ID, disk.Target); err != nil {
+	if err := s.host.Pivot(ctx, dom.ID, image.LiveName(dom, disk)); err != nil {
 		return false, false, fmt.Errorf("disk %s not pivoted: %w", disk.Target, err)
 	}
 	return false, true, nil
@@ -191,7 +191,7 @@ func (s deleter) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 		return err
 	}
 	for i, disk := range snap.Disks {
-		now, ok := dom.NextDisk(disk.Target)
+		now, ok := image.Next(dom, disk)
 		// Merged off, a disk that names its base was merged completely before; "settle"
 		// decides about it.
 		if !ok || disk.Pivoted || now.Path != disk.Base || !notes.Merged[disk.Target].IsZero() {
@@ -274,7 +274,7 @@ func (s deleter) checkNotRunInPivot(
 func (s deleter) checkChoice(
 	ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk, mark store.PivotMark,
 ) error {
-	next, ok := dom.NextDisk(disk.Target)
+	next, ok := image.Next(dom, disk)
 	// The definition on disk names the base, so libvirt came to write the pivot down.
 	if ok && next.Path == disk.Base || !s.mayHaveRun(ctx, dom.ID, mark) {
 		return nil

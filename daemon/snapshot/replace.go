@@ -108,7 +108,7 @@ func (s replacer) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snaps
 // is done, and if libvirtd was dead at that moment its live definition names
 // the merged layer until the next boot (found by the kill campaign).
 func (s replacer) middleGone(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, old vps.SnapshotDisk) bool {
-	now, ok := dom.Disk(old.Target)
+	now, ok := image.Live(dom, old)
 	if !ok || dom.State == hypervisor.Off || now.Path != overlayOf(snap, old.Target) || now.Job {
 		return false
 	}
@@ -124,7 +124,7 @@ func (s replacer) withoutStaleLayers(
 ) (hypervisor.Domain, error) {
 	dom.Disks = slices.Clone(dom.Disks)
 	for _, disk := range old.Disks {
-		job, err := s.host.MergeJob(ctx, dom.ID, disk.Target)
+		job, err := s.host.MergeJob(ctx, dom.ID, image.LiveName(dom, disk))
 		if err != nil {
 			return dom, err
 		}
@@ -132,7 +132,7 @@ func (s replacer) withoutStaleLayers(
 			continue
 		}
 		for i, now := range dom.Disks {
-			if now.Target == disk.Target {
+			if now.Target == image.LiveName(dom, disk) {
 				stale := func(l hypervisor.Layer) bool { return l.Path == disk.Overlay }
 				dom.Disks[i].Chain = slices.DeleteFunc(slices.Clone(now.Chain), stale)
 			}
@@ -215,7 +215,11 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 		old.Disks[i].Pivoted = true
 	}
 	// A stale backing store in the definition would override the header: it is left out.
-	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(snap)); err != nil {
+	dom, err := s.inventory.Read(ctx, snap.VPS)
+	if err != nil {
+		return err
+	}
+	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(dom, snap)); err != nil {
 		return err
 	}
 	now := s.store.Now()

@@ -133,17 +133,17 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 				WithRemedy("nothing was changed; find out on the host what was done to the disk (virsh domblklist %s)",
 					dom.Name)
 		}
-		now, ok := dom.NextDisk(disk.Target)
+		now, ok := image.Next(dom, disk)
 		if !ok {
 			return changed("the VPS has no such disk any more")
 		}
 		if now.Path != disk.Overlay {
 			return changed("its next boot would use another image than the overlay that was recorded")
 		}
-		if live, ok := dom.Disk(disk.Target); ok && live.Job {
+		if live, ok := image.Live(dom, disk); ok && live.Job {
 			return changed("a block job runs on it")
 		}
-		if live, ok := dom.Disk(disk.Target); !ok || live.Path != disk.Overlay {
+		if live, ok := image.Live(dom, disk); !ok || live.Path != disk.Overlay {
 			return changed("it runs on another image than the overlay that was recorded")
 		}
 		why, err := s.integrity.Damage(ctx, disk)
@@ -400,7 +400,11 @@ func (s restorer) verifyRestore(ctx context.Context, r *operation.Run) error {
 	}
 	// libvirt's own file is made durable with it; a stated backing store of the old
 	// overlay goes.
-	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(snap)); err != nil {
+	dom, err := s.inventory.Read(ctx, snap.VPS)
+	if err != nil {
+		return err
+	}
+	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(dom, snap)); err != nil {
 		return err
 	}
 	now := s.store.Now()

@@ -185,7 +185,7 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 		return nil
 	}
 	for _, p := range previous.Disks {
-		if p.Target == disk.Target && p.Overlay == disk.Path {
+		if p.Overlay == disk.Path {
 			return nil
 		}
 	}
@@ -322,7 +322,7 @@ func (s taker) switchDisks(ctx context.Context, r *operation.Run) error {
 		return operation.RollBack(err)
 	}
 	snap.CreatedAt = s.store.Now()
-	err = s.switchInTime(ctx, snap, frozen)
+	err = s.switchInTime(ctx, dom, snap, frozen)
 	if frozen.Asked {
 		// Before the outcome is looked at: a guest never waits for our bookkeeping.
 		s.guests.Thaw(ctx, dom.ID)
@@ -339,10 +339,12 @@ func (s taker) switchDisks(ctx context.Context, r *operation.Run) error {
 
 // switchInTime switches the disks, and no longer waits for libvirt than the
 // guest may stand frozen.
-func (s taker) switchInTime(ctx context.Context, snap vps.Snapshot, frozen guest.Freezing) error {
+func (s taker) switchInTime(
+	ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, frozen guest.Freezing,
+) error {
 	ctx, cancel := s.guests.WhileFrozen(ctx, frozen)
 	defer cancel()
-	return s.host.SwitchToOverlays(ctx, snap.VPS, switches(snap))
+	return s.host.SwitchToOverlays(ctx, snap.VPS, switches(dom, snap))
 }
 
 // adoptSwitch finds out, after a crash or a lost connection, whether the disks
@@ -361,7 +363,7 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 	s.guests.Thaw(ctx, dom.ID)
 	switched := 0
 	for _, disk := range snap.Disks {
-		if now, ok := dom.Disk(disk.Target); ok && now.Path == disk.Overlay {
+		if now, ok := image.Live(dom, disk); ok && now.Path == disk.Overlay {
 			switched++
 		}
 	}
@@ -438,7 +440,7 @@ func (s taker) adoptLostSwitch(ctx context.Context, r *operation.Run, dom hyperv
 				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay)))
 		}
 	}
-	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(snap)); err != nil {
+	if err := s.host.PointDisks(ctx, snap.VPS, image.OverlaySources(dom, snap)); err != nil {
 		return err
 	}
 	snap.Consistency = vps.ConsistencyCrash
@@ -498,8 +500,8 @@ func (s taker) verifyTake(ctx context.Context, r *operation.Run) error {
 func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) error {
 	var wrong []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
-		live, ok := dom.Disk(disk.Target)
-		next, okNext := dom.NextDisk(disk.Target)
+		live, ok := image.Live(dom, disk)
+		next, okNext := image.Next(dom, disk)
 		if !ok || !okNext {
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s was removed", disk.Target, dom.Name)
 		}
@@ -529,7 +531,7 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 					"keep both until then").
 				Because(fmt.Errorf("base %s, overlay %s", disk.Base, disk.Overlay))
 		}
-		wrong = append(wrong, hypervisor.DiskSource{Target: disk.Target, Path: disk.Overlay, Format: "qcow2"})
+		wrong = append(wrong, image.OnOverlay(dom, disk))
 	}
 	if len(wrong) == 0 {
 		return nil
@@ -556,7 +558,7 @@ func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 			WithRemedy("take it again")
 	}
 	for _, disk := range snap.Disks {
-		if now, ok := dom.Disk(disk.Target); !ok || now.Path != disk.Base {
+		if now, ok := image.Live(dom, disk); !ok || now.Path != disk.Base {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name,
 				disk.Target).
 				WithRemedy("take it again")
@@ -566,10 +568,10 @@ func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 }
 
 // switches lists for libvirt which disk goes over to which overlay.
-func switches(snap vps.Snapshot) []hypervisor.DiskSwitch {
+func switches(dom hypervisor.Domain, snap vps.Snapshot) []hypervisor.DiskSwitch {
 	var s []hypervisor.DiskSwitch
 	for _, disk := range snap.Disks {
-		s = append(s, hypervisor.DiskSwitch{Target: disk.Target, Overlay: disk.Overlay})
+		s = append(s, hypervisor.DiskSwitch{Target: image.LiveName(dom, disk), Overlay: disk.Overlay})
 	}
 	return s
 }

@@ -172,6 +172,32 @@ func (t *Tx) SaveSnapshot(ctx context.Context, s vps.Snapshot) error {
 	return nil
 }
 
+// RenameDisks records the names that the disks of a snapshot have now, for what is kept of
+// each disk by its name too. A disk is the same by its overlay; two may swap their names.
+func (t *Tx) RenameDisks(ctx context.Context, was, now vps.Snapshot) error {
+	names := map[string]string{}
+	for _, disk := range was.Disks {
+		names[disk.Overlay] = disk.Target
+	}
+	for _, table := range []string{"image", "download"} {
+		for _, disk := range now.Disks {
+			err := t.exec(ctx, `UPDATE `+table+` SET disk = ':' || ? WHERE snapshot = ? AND disk = ?`,
+				disk.Target, now.ID, names[disk.Overlay])
+			if err != nil {
+				return err
+			}
+		}
+		if err := t.exec(ctx, `UPDATE `+table+` SET disk = substr(disk, 2) WHERE snapshot = ? AND disk LIKE ':%'`,
+			now.ID); err != nil {
+			return err
+		}
+	}
+	if err := t.exec(ctx, `DELETE FROM snapshot_disk WHERE snapshot = ?`, now.ID); err != nil {
+		return err
+	}
+	return t.SaveSnapshot(ctx, now)
+}
+
 // LetGoOfSnapshot ends the record of a snapshot that went to another host with
 // its VPS, and forgets its files: they are not of this host any more.
 func (t *Tx) LetGoOfSnapshot(ctx context.Context, id string, now time.Time) error {
