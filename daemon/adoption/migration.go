@@ -187,7 +187,7 @@ func (a *Adopter) reviewDefinitions(ctx context.Context) {
 
 // cameAlong looks whether a VPS that was started has come from another host.
 func (a *Adopter) cameAlong(ctx context.Context, id string) {
-	if err := a.arrived(ctx, id); err != nil && ctx.Err() == nil {
+	if err := errors.Join(a.arrived(ctx, id), a.integrity.NoteNames(ctx, id)); err != nil && ctx.Err() == nil {
 		a.logger.Error("snapshot that a VPS brought along not adopted", a.inventory.LogAttr(id), "error", err)
 		a.retry(id, err)
 	}

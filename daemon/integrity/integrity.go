@@ -182,6 +182,23 @@ func (in *Integrity) RightDefinition(ctx context.Context, id string) error {
 	return in.RightMetadata(ctx, dom, *snap) // it may have become available just now
 }
 
+// NoteNames records the names that the disks of a snapshot have now, as after a start with a
+// definition that had other names waiting for it.
+func (in *Integrity) NoteNames(ctx context.Context, id string) error {
+	dom, ok := in.inventory.Find(id)
+	if !ok {
+		return nil
+	}
+	snap, err := in.QuietSnapshot(ctx, id)
+	if err != nil || snap == nil {
+		return err
+	}
+	if _, changed := image.Renamed(dom, *snap); !changed {
+		return nil
+	}
+	return in.RightDefinition(ctx, id)
+}
+
 // noteNames records the names that the disks of a snapshot have in the definition now.
 // Nobody works on the VPS.
 func (in *Integrity) noteNames(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot) (*vps.Snapshot, error) {

@@ -215,12 +215,23 @@ func withSizes(d, before hypervisor.Domain) hypervisor.Domain {
 	d.Disks, d.PersistentDisks = slices.Clone(d.Disks), slices.Clone(d.PersistentDisks)
 	for _, disks := range [][]hypervisor.Disk{d.Disks, d.PersistentDisks} {
 		for i := range disks {
-			if known, ok := before.Disk(disks[i].Target); ok && disks[i].SizeBytes == 0 && disks[i].Path != "" {
-				disks[i].SizeBytes = known.SizeBytes
+			if disks[i].SizeBytes == 0 && disks[i].Path != "" {
+				disks[i].SizeBytes = sizeBefore(disks[i], before)
 			}
 		}
 	}
 	return d
+}
+
+// sizeBefore is the size of a disk by its image, or by its name when it went over to another.
+func sizeBefore(disk hypervisor.Disk, before hypervisor.Domain) int64 {
+	for _, known := range before.Disks {
+		if known.Path == disk.Path {
+			return known.SizeBytes
+		}
+	}
+	known, _ := before.Disk(disk.Target)
+	return known.SizeBytes
 }
 
 // wellKnown reports whether the picture has the sizes of all disks of a domain, whose QEMU

@@ -113,6 +113,16 @@ func (h *Host) Redefine(id string) error {
 	})
 }
 
+// RedefineWith defines the domain anew with other disks, as a panel that builds a definition
+// of its own; our metadata is gone.
+func (h *Host) RedefineWith(id string, disks []hypervisor.Disk) error {
+	return h.update(id, func(d *domain) error {
+		d.PersistentDisks, d.Metadata = slices.Clone(disks), ""
+		d.tell(hypervisor.EventDefined)
+		return nil
+	})
+}
+
 // Undefine removes the persistent definition; the images stay.
 func (h *Host) Undefine(id string) error {
 	return h.update(id, func(d *domain) error {

@@ -95,7 +95,9 @@ func (d *definition) pointDisk(s hypervisor.DiskSource, below string) error {
 	case below == "":
 		stated = nil
 	default:
-		stated = find(asLayer(e), below)
+		if stated = find(asLayer(e), below); stated != nil && !saysMore(stated) {
+			stated = nil // the header says as much
+		}
 	}
 	setBelow(e, source, stated)
 	source.CreateAttr("file", s.Path)
@@ -151,6 +153,27 @@ func asLayer(e *etree.Element) *etree.Element {
 		layer.AddChild(below.Copy())
 	}
 	return layer
+}
+
+// saysMore reports whether a layer says more of its image than the header that names it.
+func saysMore(layer *etree.Element) bool {
+	t := trimmingsOf(layer)
+	return t.cache != nil || len(t.source) > 0 || layer.SelectElement("backingStore") != nil
+}
+
+// stateBase makes a disk that states nothing below its image state the base of a merge.
+// changed reports whether it did not.
+func (d *definition) stateBase(m hypervisor.Merge, format string) (changed bool) {
+	e := d.disk(m.Target)
+	if e == nil || filePath(e) != m.Top || e.SelectElement("backingStore") != nil {
+		return false
+	}
+	base := etree.NewElement("backingStore")
+	base.CreateAttr("type", "file")
+	base.CreateElement("format").CreateAttr("type", format)
+	base.CreateElement("source").CreateAttr("file", m.Base)
+	setBelow(e, e.SelectElement("source"), base)
+	return true
 }
 
 // setBelow makes a disk state this chain below its image, or none.

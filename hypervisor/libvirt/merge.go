@@ -25,6 +25,9 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		if err != nil {
 			return err
 		}
+		if m.Active {
+			h.stateBase(d, live, m)
+		}
 		// Bytes per second, as the flags say; 0 is no limit.
 		err = d.BlockCommit(m.Target, base, top, uint64(max(0, m.BytesPerSecond)), flags)
 		if err == nil {
@@ -36,6 +39,24 @@ func (h *Host) StartMerge(ctx context.Context, id string, m hypervisor.Merge) er
 		}
 		return err
 	})
+}
+
+// stateBase has the next boot's definition state the base of a merge that will pivot. To one
+// that states nothing below the overlay libvirt gives, at the pivot, the chain of the running
+// guest, which nobody had stated. Where it cannot be saved, that is all that comes of it.
+func (h *Host) stateBase(d *libvirt.Domain, live *definition, m hypervisor.Merge) {
+	persistent, err := d.IsPersistent()
+	if err != nil || !persistent {
+		return
+	}
+	next, err := readDefinition(d, secureInactive)
+	base := find(live.disk(m.Target).SelectElement("backingStore"), m.Base)
+	if err == nil && base != nil && next.stateBase(m, attr(base, "format", "type")) {
+		err = h.define(d, next)
+	}
+	if err != nil {
+		h.log.Warn("the definition will state the chain of the running guest", "error", err)
+	}
 }
 
 // commitArguments checks the layers against what the guest uses, lest a caller
