@@ -3,6 +3,8 @@ package hypervisor
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"syscall"
 )
 
 // What can go wrong on a host, told apart with errors.Is. The texts around them
@@ -57,3 +59,28 @@ func (e *StorageError) Error() string {
 
 // Unwrap makes it an ErrUnavailable.
 func (e *StorageError) Unwrap() []error { return []error{ErrUnavailable, e.Err} }
+
+// Told is an error with what libvirt, QEMU or one of its tools said, in its own words.
+type Told struct {
+	Words string
+	Err   error
+}
+
+func (t *Told) Error() string { return t.Err.Error() }
+
+func (t *Told) Unwrap() error { return t.Err }
+
+// Reason is what the host itself says of an error, for operators: it may hold host paths.
+// "" when it said nothing.
+func Reason(err error) string {
+	var told *Told
+	var number syscall.Errno
+	switch {
+	case errors.As(err, &told):
+		// So libvirt begins whatever QEMU says.
+		return strings.TrimPrefix(strings.TrimSpace(told.Words), "internal error: ")
+	case errors.As(err, &number):
+		return number.Error()
+	}
+	return ""
+}

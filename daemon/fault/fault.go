@@ -43,7 +43,8 @@ var hostErrors = []struct {
 		"find out on the host who replaced it, before anything else is done"},
 	{hypervisor.ErrOff, vps.CodeVPSChanged, "the VPS went off meanwhile", "ask for the same again"},
 	{hypervisor.ErrPersistence, vps.CodeInternal, "libvirt could not save the VPS's definition",
-		"look for a full or read-only file system below libvirt's configuration directory, then resume the operation"},
+		"cure what libvirt names, or a full or read-only file system below its configuration directory, " +
+			"then resume the operation"},
 	{hypervisor.ErrUnsupported, vps.CodeUnsupportedDisk, "the host cannot do this with the VPS's disks", ""},
 	{syscall.EROFS, vps.CodeUnsupportedDisk, "the file system of the VPS's disks is read-only",
 		"look at the host's mounts; where only vpssnapd.service may not write, allow it (systemctl edit vpssnapd: ReadWritePaths=)"},
@@ -53,8 +54,8 @@ var hostErrors = []struct {
 
 const waitForLibvirt = "wait until libvirt is back, then try again"
 
-// Explain says that what could not be done, and why, as far as err tells. An error
-// that was written for a caller is returned as it is.
+// Explain says that what could not be done, and why, as far as err tells: in our words,
+// and in those of the host. An error that was written for a caller is returned as it is.
 func Explain(what string, err error) *vps.Error {
 	if e, ok := errors.AsType[*vps.Error](err); ok {
 		return e
@@ -65,14 +66,29 @@ func Explain(what string, err error) *vps.Error {
 				"the work goes on by itself, and what was refused can be asked for again").
 			Because(err)
 	}
+	reason := reasonOf(err)
 	for _, h := range hostErrors {
 		if errors.Is(err, h.is) {
-			return vps.Errorf(h.code, "%s: %s", what, h.why).WithRemedy("%s", h.remedy).Because(err)
+			return vps.Errorf(h.code, "%s: %s%s", what, h.why, reason).WithRemedy("%s", h.remedy).Because(err)
 		}
+	}
+	if reason != "" {
+		return vps.Errorf(vps.CodeInternal, "%s: the host refused%s", what, reason).
+			WithRemedy("cure what the host names, then resume the operation or ask again").
+			Because(err)
 	}
 	return vps.Errorf(vps.CodeInternal, "%s: an internal error", what).
 		WithRemedy("look into the daemon's log on the host (journalctl -u vpssnapd), cure the cause, then resume the operation or ask again").
 		Because(err)
+}
+
+// reasonOf is the host's own reason, to be added to a sentence. What a guest's agent
+// answers are the guest's words, which are kept to the log.
+func reasonOf(err error) string {
+	if reason := hypervisor.Reason(err); reason != "" && !errors.Is(err, hypervisor.ErrAgent) {
+		return ": " + reason
+	}
+	return ""
 }
 
 // Silent is the error of a VPS about which libvirt does not answer, though it does

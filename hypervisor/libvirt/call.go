@@ -175,7 +175,7 @@ func call[T any](ctx context.Context, h *Host, which line, id string, f func(*li
 		}
 		defer s.lines[which].give(c)
 		value, err := f(c)
-		return value, classify(c, err)
+		return value, told(classify(c, err))
 	})
 }
 

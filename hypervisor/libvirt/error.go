@@ -76,6 +76,15 @@ func classify(c *libvirt.Connect, err error) error {
 	return err
 }
 
+// told adds libvirt's own words to an error of libvirt.
+func told(err error) error {
+	var e libvirt.Error
+	if !errors.As(err, &e) || e.Message == "" {
+		return err
+	}
+	return &hypervisor.Told{Words: e.Message, Err: err}
+}
+
 // hasMeaning reports whether a caller inside this package knew better what it means.
 func hasMeaning(err error) bool {
 	for _, kind := range []error{

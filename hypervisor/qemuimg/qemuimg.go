@@ -135,10 +135,18 @@ func classify(what string, err error, text string) error {
 		{"No such file or directory", fs.ErrNotExist},
 	} {
 		if strings.Contains(text, c.words) {
-			return fmt.Errorf("%s: %w: %s", what, c.kind, text)
+			return told(text, fmt.Errorf("%s: %w: %s", what, c.kind, text))
 		}
 	}
-	return fmt.Errorf("%s: %w: %s", what, err, text)
+	return told(text, fmt.Errorf("%s: %w: %s", what, err, text))
+}
+
+// told adds a tool's own words to its error.
+func told(words string, err error) error {
+	if words == "" {
+		return err
+	}
+	return &hypervisor.Told{Words: words, Err: err}
 }
 
 // fileError gives a system call's error its meaning in the contract.
