@@ -61,6 +61,9 @@ type Config struct {
 	// Hold delays a shutdown of the host until release is called; nil: nothing does.
 	// It may keep the caller waiting when the host shuts down already.
 	Hold func(ctx context.Context, why string) (release func())
+	// Judge returns what is wrong with the files that the daemon was configured by and
+	// works on, as hostfile tells it; nil: none are judged.
+	Judge func(ctx context.Context) []error
 	// Kinds are kinds of operations beside the daemon's own; nil: none.
 	Kinds  []operation.Kind
 	Logger *slog.Logger

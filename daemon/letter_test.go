@@ -50,7 +50,7 @@ func mailerTo(t *testing.T, s *mailtest.Server) *mail.Mailer {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(text)
-	m, err := mail.New(mail.Config{Host: "127.0.0.1", Port: s.Port, TLS: mail.StartTLS, CA: pool,
+	m, err := mail.New(t.Context(), mail.Config{Host: "127.0.0.1", Port: s.Port, TLS: mail.StartTLS, CA: pool,
 		Username: s.Username, Password: s.Password, From: "Hosting <no-reply@example.org>"})
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"vpssnapd/api/client"
+	"vpssnapd/hostfile"
 )
 
 const defaultSocket = "/run/vpssnapd/api.sock"
@@ -86,7 +87,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 		&a.server, "server", "",
 		"ask the daemon at this URL instead, with a token from the\nenvironment (VPSSNAP_TOKEN) or from --token-file",
 	)
-	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file")
+	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file, which must be yours and closed to others")
 	flags.StringVar(&a.ca, "ca", "", "trust the CAs in this PEM file, and no others (with --server)")
 	flags.StringVar(&a.cert, "cert", "", "show the certificate in this PEM file (with --server)")
 	flags.StringVar(&a.key, "key", "", "the certificate's private key, a PEM file")
@@ -132,17 +133,16 @@ func (a *app) checkConnection(cmd *cobra.Command) error {
 	return nil
 }
 
-// client connects as the global flags say. Nothing is sent yet; a daemon that is down is
-// noticed at the first call.
-func (a *app) client() (*client.Client, error) {
+// client connects as the global flags say.
+func (a *app) client(ctx context.Context) (*client.Client, error) {
 	if a.server == "" {
 		return client.Unix(a.socket)
 	}
-	token, err := a.token()
+	token, err := a.token(ctx)
 	if err != nil {
 		return nil, err
 	}
-	certificates, err := a.certificates()
+	certificates, err := a.certificates(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -153,11 +153,10 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
-// token is never a flag: everybody on the host could read it in the list of processes.
-func (a *app) token() (string, error) {
+func (a *app) token(ctx context.Context) (string, error) {
 	token := os.Getenv("VPSSNAP_TOKEN")
 	if a.tokenFile != "" {
-		b, err := os.ReadFile(a.tokenFile)
+		b, err := hostfile.Read(ctx, a.tokenFile, hostfile.Mine)
 		if err != nil {
 			return "", fmt.Errorf("cannot read the token: %w", err)
 		}
@@ -171,13 +170,13 @@ func (a *app) token() (string, error) {
 }
 
 // certificates is what --ca, --cert and --key say; nil when they say nothing.
-func (a *app) certificates() (*tls.Config, error) {
+func (a *app) certificates(ctx context.Context) (*tls.Config, error) {
 	if a.ca == "" && a.cert == "" {
 		return nil, nil
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if a.ca != "" {
-		text, err := os.ReadFile(a.ca)
+		text, err := hostfile.Read(ctx, a.ca, hostfile.Anyones)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read the CAs: %w", err)
 		}
@@ -186,7 +185,15 @@ func (a *app) certificates() (*tls.Config, error) {
 		}
 	}
 	if a.cert != "" {
-		pair, err := tls.LoadX509KeyPair(a.cert, a.key)
+		cert, err := hostfile.Read(ctx, a.cert, hostfile.Anyones)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the certificate: %w", err)
+		}
+		key, err := hostfile.Read(ctx, a.key, hostfile.Mine)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the key: %w", err)
+		}
+		pair, err := tls.X509KeyPair(cert, key)
 		if err != nil {
 			return nil, fmt.Errorf("cannot use the certificate %s with the key %s: %w", a.cert, a.key, err)
 		}
@@ -201,7 +208,7 @@ func (a *app) action(
 	do func(ctx context.Context, c *client.Client, args []string) error,
 ) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, err := a.client(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -23,12 +23,12 @@ type completion = func(cmd *cobra.Command, args []string, typed string) ([]strin
 func (a *app) words(ask func(ctx context.Context, c *client.Client) ([]string, error)) completion {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		const none = cobra.ShellCompDirectiveNoFileComp
-		c, err := a.client()
+		ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)
+		defer cancel()
+		c, err := a.client(ctx)
 		if err != nil {
 			return nil, none
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)
-		defer cancel()
 		words, err := ask(ctx, c)
 		if err != nil {
 			return nil, none

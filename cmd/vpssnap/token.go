@@ -111,7 +111,7 @@ seen as the author of what is done with it.
 Scopes: read; snapshot (take, restore, delete); option (order and cancel, for
 order systems); admin (everything).`,
 		SuggestFor: []string{"add", "make", "new"},
-		Example: `  vpssnap token create panel --scope read,snapshot > panel.token
+		Example: `  (umask 077; vpssnap token create panel --scope read,snapshot > panel.token)
   vpssnap token create shop --scope read,option --way order --expires-in 8760h`,
 		Args: cobra.ExactArgs(1),
 	}

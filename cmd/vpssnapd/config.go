@@ -1,13 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -28,6 +29,7 @@ import (
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
+	"vpssnapd/hostfile"
 	"vpssnapd/hypervisor"
 )
 
@@ -157,17 +159,12 @@ func defaults() config {
 }
 
 // readConfig reads the file over the defaults.
-func readConfig(path string) (config, error) {
-	f, err := os.Open(path)
+func readConfig(ctx context.Context, path string) (config, error) {
+	text, err := hostfile.Read(ctx, path, hostfile.Trusted)
 	if err != nil {
 		return config{}, fmt.Errorf("cannot read the configuration: %w", err)
 	}
-	defer f.Close()
-	// Of the open file, so that it cannot be exchanged between check and reading.
-	if err := ownedByUs(f); err != nil {
-		return config{}, fmt.Errorf("refusing the configuration %s: %w", path, err)
-	}
-	c, err := parseConfig(f)
+	c, err := parseConfig(bytes.NewReader(text))
 	if err != nil {
 		return c, fmt.Errorf("cannot use the configuration %s: %w", path, err)
 	}
@@ -201,19 +198,6 @@ func withLines(err error) error {
 		return fmt.Errorf("line %d: %w", line, err)
 	}
 	return err
-}
-
-// ownedByUs refuses a file that others than its owner may write.
-func ownedByUs(f *os.File) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	// Who can write here can make us trust any proxy, or send mail anywhere.
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("others may write to it (mode %04o); chmod go-w it", info.Mode().Perm())
-	}
-	return nil
 }
 
 // currency is the form that the API promises.

@@ -53,8 +53,14 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	// It never calls libvirt: libvirt waits for us, so that would deadlock.
 	ctx, cancel := context.WithTimeout(context.Background(), hookLimit)
 	defer cancel()
-	err := hook.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images)
-	// Only a refusal by the record keeps a VPS down.
+	asked := make(chan error, 1)
+	go func() { asked <- hook.BeforeStart(ctx, c.StateDir, d.UUID, d.Name, images) }()
+	var err error
+	select {
+	case err = <-asked:
+	case <-ctx.Done(): // the record is on a mount that hangs, perhaps: nothing of it ends by ctx
+		err = fmt.Errorf("the record in %s does not answer within %s", c.StateDir, hookLimit)
+	}
 	if refusal, ok := errors.AsType[*vps.Error](err); ok &&
 		(refusal.Code == vps.CodeVPSChanged || refusal.Code == vps.CodeOperationInProgress) {
 		return fmt.Errorf("refusing to start: %s. %s", refusal.Detail, refusal.Remedy)

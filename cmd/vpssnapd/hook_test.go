@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
+	"vpssnapd/hypervisor/lab"
 )
 
 // FuzzHook: whatever definition libvirt hands over, the hook ends with an answer,
@@ -70,6 +72,22 @@ func TestHookOnABrokenRecord(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestHookOnARecordThatDoesNotAnswer: neither a FIFO nor a dead mount keeps a VPS down.
+func TestHookOnARecordThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	start := func(dir string) error {
+		definition := `<domain><uuid>u</uuid><name>web1</name></domain>`
+		return runHook(config{StateDir: dir}, []string{"web1", "prepare", "begin", "-"}, strings.NewReader(definition))
+	}
+	fifo, hung := t.TempDir(), t.TempDir()
+	must(t, syscall.Mkfifo(filepath.Join(fifo, "vpssnapd.db"), 0o600))
+	must(t, start(fifo))
+	answer, err := lab.HangDirectory(hung)
+	must(t, err)
+	t.Cleanup(func() { must(t, answer()) })
+	must(t, start(hung))
 }
 
 // withSnapshot makes a record of a VPS with a snapshot, and returns its directory,

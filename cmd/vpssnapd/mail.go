@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hostfile"
 )
 
 // mailConfig is [mail]. Without a host there is no mail.
@@ -67,16 +69,16 @@ func (c mailConfig) settings() mail.Config {
 }
 
 // load reads the password and the authorities.
-func (c mailConfig) load() (mail.Config, error) {
+func (c mailConfig) load(ctx context.Context) (mail.Config, error) {
 	settings := c.settings()
 	var err error
 	if c.PasswordFile != "" {
-		if settings.Password, err = readPassword(c.PasswordFile); err != nil {
+		if settings.Password, err = c.readPassword(ctx); err != nil {
 			return settings, fmt.Errorf("[mail]: %w", err)
 		}
 	}
 	if c.CA != "" {
-		text, err := os.ReadFile(c.CA)
+		text, err := hostfile.Read(ctx, c.CA, hostfile.Trusted)
 		if err != nil {
 			return settings, fmt.Errorf("cannot read the CA of the mail server: %w", err)
 		}
@@ -89,27 +91,30 @@ func (c mailConfig) load() (mail.Config, error) {
 	return settings, nil
 }
 
-// readPassword reads a file, or a credential that systemd has for us. No error holds a
-// part of the password.
-func readPassword(name string) (string, error) {
-	path := name
-	if !filepath.IsAbs(name) {
-		dir := os.Getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" {
-			return "", fmt.Errorf(
-				"password_file = %q is no absolute path, and systemd has no credentials for us (LoadCredential=)", name,
-			)
-		}
-		path = filepath.Join(dir, name)
+// passwordPath is a file, or a credential that systemd has for us; "" without a password.
+func (c mailConfig) passwordPath() (string, error) {
+	if c.PasswordFile == "" || filepath.IsAbs(c.PasswordFile) {
+		return c.PasswordFile, nil
 	}
-	if err := private(path); err != nil {
-		return "", fmt.Errorf("refusing the password file %s: %w", path, err)
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return "", fmt.Errorf(
+			"password_file = %q is no absolute path, and systemd has no credentials for us (LoadCredential=)",
+			c.PasswordFile,
+		)
 	}
-	text, err := os.ReadFile(path)
+	return filepath.Join(dir, c.PasswordFile), nil
+}
+
+func (c mailConfig) readPassword(ctx context.Context) (string, error) {
+	path, err := c.passwordPath()
 	if err != nil {
 		return "", err
 	}
-	// Editors add a line end.
+	text, err := hostfile.Read(ctx, path, hostfile.Secret)
+	if err != nil {
+		return "", fmt.Errorf("cannot read the password: %w", err)
+	}
 	password := strings.TrimRight(string(text), "\r\n")
 	if password == "" || strings.ContainsAny(password, "\x00\r\n") {
 		return "", fmt.Errorf("the password file %s must hold one line, the password", path)
@@ -123,17 +128,16 @@ func (c mailConfig) withCredential() bool {
 	return c.PasswordFile != "" && !filepath.IsAbs(c.PasswordFile) && os.Getenv("CREDENTIALS_DIRECTORY") == ""
 }
 
-// open makes what sends mail; nil without a host. Nobody is connected to; a server that
-// is down is no reason not to start.
-func (c mailConfig) open() (*mail.Mailer, error) {
+// open makes what sends mail; nil without a host.
+func (c mailConfig) open(ctx context.Context) (*mail.Mailer, error) {
 	if c.Host == "" {
 		return nil, nil
 	}
-	settings, err := c.load()
+	settings, err := c.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return mail.New(settings)
+	return mail.New(ctx, settings)
 }
 
 // senders are what carries news outside.

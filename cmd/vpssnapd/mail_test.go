@@ -57,12 +57,12 @@ func TestMailPassword(t *testing.T) {
 		must(t, os.WriteFile(c.PasswordFile, []byte(text), mode))
 	}
 	write(" kühle Biere \n", 0o640)
-	if settings, err := c.load(); err != nil || settings.Password != " kühle Biere " {
+	if settings, err := c.load(t.Context()); err != nil || settings.Password != " kühle Biere " {
 		t.Errorf("the password is %q (%v)", settings.Password, err)
 	}
 	for text, mode := range map[string]os.FileMode{"": 0o600, "\n": 0o600, "one\nsecret": 0o600, "secret": 0o604} {
 		write(text, mode)
-		if _, err := c.open(); err == nil || !strings.Contains(err.Error(), c.PasswordFile) ||
+		if _, err := c.open(t.Context()); err == nil || !strings.Contains(err.Error(), c.PasswordFile) ||
 			strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q with mode %o: %v", text, mode, err)
 		}
@@ -71,25 +71,25 @@ func TestMailPassword(t *testing.T) {
 	credential := c
 	credential.PasswordFile = "file"
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, err := credential.open(); err == nil || !strings.Contains(err.Error(), "LoadCredential") {
+	if _, err := credential.open(t.Context()); err == nil || !strings.Contains(err.Error(), "LoadCredential") {
 		t.Errorf("without credentials: %v", err)
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
-	if settings, err := credential.load(); err != nil || settings.Password != "secret" {
+	if settings, err := credential.load(t.Context()); err != nil || settings.Password != "secret" {
 		t.Errorf("the credential is %q (%v)", settings.Password, err)
 	}
 	c.CA = c.PasswordFile
-	if _, err := c.open(); err == nil || !strings.Contains(err.Error(), "CA") {
+	if _, err := c.open(t.Context()); err == nil || !strings.Contains(err.Error(), "CA") {
 		t.Errorf("no CA: %v", err)
 	}
 	c.CA, c.Templates = "", filepath.Join(dir, "templates")
 	must(t, os.Mkdir(c.Templates, 0o700))
 	broken := filepath.Join(c.Templates, "option_ending.en.tmpl")
 	must(t, os.WriteFile(broken, []byte("\n{{"), 0o600))
-	if _, err := c.open(); err == nil || !strings.Contains(err.Error(), broken+":2") {
+	if _, err := c.open(t.Context()); err == nil || !strings.Contains(err.Error(), broken+":2") {
 		t.Errorf("a template that does not parse: %v", err)
 	}
-	if mailer, err := (mailConfig{}).open(); mailer != nil || err != nil || len(senders(mailer)) != 0 {
+	if mailer, err := (mailConfig{}).open(t.Context()); mailer != nil || err != nil || len(senders(mailer)) != 0 {
 		t.Errorf("without a host: %v, %v", mailer, err)
 	}
 }
@@ -114,7 +114,7 @@ func TestMailReload(t *testing.T) {
 	}
 	r.log = slog.New(slog.NewTextHandler(log, nil))
 	var err error
-	r.mailer, err = c.Mail.open()
+	r.mailer, err = c.Mail.open(t.Context())
 	must(t, err)
 	send := func() error {
 		return r.mailer.Send(
@@ -133,11 +133,11 @@ func TestMailReload(t *testing.T) {
 	written, err := toml.Marshal(c)
 	must(t, err)
 	write("config.toml", string(written))
-	if err := r.reload(); err == nil || !strings.Contains(err.Error(), own+":1") || send() == nil {
+	if err := r.reload(t.Context()); err == nil || !strings.Contains(err.Error(), own+":1") || send() == nil {
 		t.Errorf("a template that cannot be used: %v", err)
 	}
 	write(own, `{{define "subject"}}{{.VPS}} is yours{{end}}{{define "text"}}{{end}}{{define "html"}}{{end}}`)
-	must(t, r.reload())
+	must(t, r.reload(t.Context()))
 	must(t, send())
 	if got := server.Wait(1)[0]; got.Subject != "web1 is yours" {
 		t.Errorf("%q", got.Subject)
@@ -146,7 +146,7 @@ func TestMailReload(t *testing.T) {
 	written, err = toml.Marshal(c)
 	must(t, err)
 	write("config.toml", string(written))
-	must(t, r.reload())
+	must(t, r.reload(t.Context()))
 	if !log.says("keys=mail.host")() || send() != nil {
 		t.Errorf("mail was switched off without a restart, or nothing was said of it: %s", log.String())
 	}

@@ -24,7 +24,6 @@ import (
 	"vpssnapd/api/server"
 	"vpssnapd/cmd/internal/wire"
 	"vpssnapd/daemon"
-	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor/libvirt"
 	"vpssnapd/hypervisor/qemuimg"
@@ -107,9 +106,11 @@ func exit(err error) {
 }
 
 func hookWith(path string, args []string) error {
-	c, err := readConfig(path)
+	c, err := readConfig(context.Background(), path)
 	if err != nil {
-		return err
+		// The record says more about the VPS than the configuration: it is asked where it is by default.
+		fmt.Fprintln(os.Stderr, "vpssnapd:", err)
+		c = defaults()
 	}
 	return runHook(c, args, os.Stdin)
 }
@@ -151,21 +152,16 @@ func run(path string) error {
 	// From the first moment on: a signal to reload must not end a daemon that starts.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
-	c, err := readConfig(path)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	c, err := readConfig(ctx, path)
 	if err != nil {
 		return err
 	}
 	r := &reloader{path: path, level: new(slog.LevelVar), running: c}
 	r.level.Set(c.LogLevel)
 	r.log = systemd.Logger(r.level)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-
-	// Before libvirt and the database: what is misconfigured fails at once.
-	if r.certificates, err = c.TLS.load(); err != nil {
-		return err
-	}
-	if r.mailer, err = c.Mail.open(); err != nil {
+	if err := r.readFiles(ctx); err != nil {
 		return err
 	}
 	// Recovery of many operations, or the migration of a large database, outlasts
@@ -178,7 +174,7 @@ func run(path string) error {
 		return err
 	}
 	defer closing(r.log, "libvirt", host.Close)
-	d, err := openDaemon(ctx, c.daemon(host, r.log), r.mailer)
+	d, err := openDaemon(ctx, c.daemon(host, r.log), r)
 	if err != nil {
 		return err
 	}
@@ -218,9 +214,8 @@ func inBackground(ctx context.Context, work func(context.Context)) (stop func())
 	}
 }
 
-// openDaemon gives the daemon what delays a shutdown of the host during steps that should not be cut.
-func openDaemon(ctx context.Context, wanted daemon.Config, mailer *mail.Mailer) (*daemon.Daemon, error) {
-	wanted.Senders = senders(mailer)
+func openDaemon(ctx context.Context, wanted daemon.Config, r *reloader) (*daemon.Daemon, error) {
+	wanted.Senders, wanted.Judge = senders(r.mailer), r.judgeFiles
 	wanted.Hold = systemd.NewInhibitor(wanted.Logger).Hold
 	d, err := daemon.Open(ctx, wanted)
 	if errors.Is(err, daemon.ErrUnusable) {

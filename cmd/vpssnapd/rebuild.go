@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,14 +15,16 @@ import (
 // rebuild makes the database again and tells what came of it. The lock on the state
 // directory keeps a running daemon and this apart.
 func rebuild(path string) error {
-	c, err := readConfig(path)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	c, err := readConfig(ctx, path)
 	if err != nil {
 		return err
 	}
-	// Warnings only: what it found is printed as a report.
+	if err := errors.Join(c.judge(ctx, path)...); err != nil {
+		return err
+	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: max(c.LogLevel, slog.LevelWarn)}))
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	host, err := openHost(ctx, c, logger)
 	if err != nil {
 		return err

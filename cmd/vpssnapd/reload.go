@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"reflect"
 	"strings"
+	"sync/atomic"
 
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/mail"
@@ -25,10 +27,30 @@ type reloader struct {
 	certificates *certificates
 	mailer       *mail.Mailer // nil without mail
 	running      config       // as it counts now
+	// judged is what Doctor judges the files of.
+	judged atomic.Pointer[config]
 }
 
-// follow reads the configuration again at each signal, until ctx ends. A signal that
-// comes during a reload is kept, one of them.
+// readFiles reads all that the configuration names, as it is at the start.
+func (r *reloader) readFiles(ctx context.Context) (err error) {
+	if err := errors.Join(r.running.judge(ctx, r.path)...); err != nil {
+		return err
+	}
+	if r.certificates, err = r.running.TLS.load(ctx); err != nil {
+		return err
+	}
+	r.mailer, err = r.running.Mail.open(ctx)
+	r.judge(r.running)
+	return err
+}
+
+// judge has the files of a configuration judged from now on.
+func (r *reloader) judge(c config) { r.judged.Store(&c) }
+
+// judgeFiles returns what is wrong with the files of the configuration that counts.
+func (r *reloader) judgeFiles(ctx context.Context) []error { return r.judged.Load().judge(ctx, r.path) }
+
+// follow reads the configuration anew at each signal, until ctx ends.
 func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 	for {
 		select {
@@ -39,7 +61,11 @@ func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 		// systemctl reload returns with the Ready below, also when the file was refused;
 		// the log says so.
 		systemd.Reloading()
-		if err := r.reload(); err != nil {
+		err := r.reload(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
 			r.log.Error("the configuration stays as it was", vps.LogEvent(vps.LogConfigRefused), "error", err)
 		}
 		systemd.Ready()
@@ -47,20 +73,22 @@ func (r *reloader) follow(ctx context.Context, hangup <-chan os.Signal) {
 }
 
 // reload lets count what has changed in the file, or nothing of it.
-func (r *reloader) reload() error {
-	// All that can fail comes before the first change.
-	next, err := readConfig(r.path)
+func (r *reloader) reload(ctx context.Context) error {
+	next, err := readConfig(ctx, r.path)
 	if err != nil {
 		return err
 	}
-	mailer, err := next.Mail.open()
+	if err := errors.Join(next.judge(ctx, r.path)...); err != nil {
+		return err
+	}
+	mailer, err := next.Mail.open(ctx)
 	if err != nil {
 		return err
 	}
 	was := r.running
 	// Switching TLS on or off takes another listener, so a restart.
 	if was.TLS.on() && next.TLS.on() {
-		if err := r.certificates.use(next.TLS); err != nil {
+		if err := r.certificates.use(ctx, next.TLS); err != nil {
 			return err
 		}
 		r.running.TLS = next.TLS
@@ -73,6 +101,7 @@ func (r *reloader) reload() error {
 		r.running.Mail = next.Mail
 	}
 	r.level.Set(next.LogLevel)
+	r.judge(r.running)
 	r.apply(next.settings())
 	r.log.Info("configuration read anew", "file", r.path, "changed", strings.Join(differing(was, r.running), " "))
 	// An operator must not believe that a change counts.
@@ -119,18 +148,22 @@ func eachKey(v reflect.Value, section string, visit func(key string, value any))
 // checkConfig reads the configuration, and the files that it names, as a start would.
 // Exit code 0 means that a start would get past the configuration.
 func checkConfig(path string) error {
-	c, err := readConfig(path)
+	ctx := context.Background()
+	c, err := readConfig(ctx, path)
 	if err != nil {
 		return err
 	}
-	if _, err := c.TLS.load(); err != nil {
+	if err := errors.Join(c.judge(ctx, path)...); err != nil {
+		return err
+	}
+	if _, err := c.TLS.load(ctx); err != nil {
 		return err
 	}
 	if c.Mail.withCredential() {
 		fmt.Println("The password of [mail] is a credential of the unit, which only the daemon has: not checked.")
 		c.Mail.Username, c.Mail.PasswordFile = "", ""
 	}
-	if _, err := c.Mail.open(); err != nil {
+	if _, err := c.Mail.open(ctx); err != nil {
 		return err
 	}
 	fmt.Printf("%s can be used.\n", path)

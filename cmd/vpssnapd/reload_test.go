@@ -80,7 +80,7 @@ func TestReload(t *testing.T) {
 	write := func(text string) { must(t, os.WriteFile(r.path, []byte(text), 0o600)) }
 
 	write("log_level = 'DEBUG'\nstate_dir = '/srv/other'\n[snapshot]\nundo_keep = '2h'\n[tls]\ncert = '/c'\nkey = '/k'\n")
-	must(t, r.reload())
+	must(t, r.reload(t.Context()))
 	if r.level.Level() != slog.LevelDebug || got.Snapshot.UndoKeep != 2*time.Hour {
 		t.Errorf("not counted: %v %+v", r.level, got)
 	}
@@ -91,12 +91,12 @@ func TestReload(t *testing.T) {
 	}
 	for _, broken := range []string{"[snapshot]\nundo_keep = '3h'\nkeep = 1\n", "[snapshot]\nundo_keep = '3h'\nmerge_limit = 0\n"} {
 		write(broken)
-		if err := r.reload(); err == nil || got.Snapshot.UndoKeep != 2*time.Hour {
+		if err := r.reload(t.Context()); err == nil || got.Snapshot.UndoKeep != 2*time.Hour {
 			t.Errorf("%q: %v, %s", broken, err, got.Snapshot.UndoKeep)
 		}
 	}
 	write("")
-	must(t, r.reload())
+	must(t, r.reload(t.Context()))
 	if r.level.Level() != slog.LevelInfo || got.Snapshot.UndoKeep != time.Hour {
 		t.Errorf("back to the defaults: %v %+v", r.level, got)
 	}

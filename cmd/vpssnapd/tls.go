@@ -1,13 +1,15 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync/atomic"
+
+	"vpssnapd/hostfile"
 )
 
 // tlsFiles are the files of [tls], all PEM.
@@ -33,12 +35,12 @@ func (f tlsFiles) check() error {
 }
 
 // load reads the files; without them it returns nil.
-func (f tlsFiles) load() (*certificates, error) {
+func (f tlsFiles) load(ctx context.Context) (*certificates, error) {
 	if !f.on() {
 		return nil, nil
 	}
 	c := &certificates{}
-	return c, c.use(f)
+	return c, c.use(ctx, f)
 }
 
 // certificates are the TLS configuration as the files were when last read.
@@ -46,13 +48,17 @@ type certificates struct {
 	present atomic.Pointer[tls.Config]
 }
 
-// use reads files. When that fails, the certificates stay as they were. Connections that
-// are open keep the certificate that they began with.
-func (c *certificates) use(f tlsFiles) error {
-	if err := private(f.Key); err != nil {
-		return fmt.Errorf("refusing the TLS key %s: %w", f.Key, err)
+// use reads files. When that fails, the certificates stay as they were.
+func (c *certificates) use(ctx context.Context, f tlsFiles) error {
+	cert, err := hostfile.Read(ctx, f.Cert, hostfile.Trusted)
+	if err != nil {
+		return fmt.Errorf("cannot read the TLS certificate: %w", err)
 	}
-	pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	key, err := hostfile.Read(ctx, f.Key, hostfile.Secret)
+	if err != nil {
+		return fmt.Errorf("cannot read the TLS key: %w", err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		return fmt.Errorf("cannot use the TLS certificate %s with the key %s: %w", f.Cert, f.Key, err)
 	}
@@ -62,7 +68,7 @@ func (c *certificates) use(f tlsFiles) error {
 		NextProtos: []string{"http/1.1"},
 	}
 	if f.ClientCA != "" {
-		text, err := os.ReadFile(f.ClientCA)
+		text, err := hostfile.Read(ctx, f.ClientCA, hostfile.Trusted)
 		if err != nil {
 			return fmt.Errorf("cannot read the CA of the clients: %w", err)
 		}
@@ -72,18 +78,6 @@ func (c *certificates) use(f tlsFiles) error {
 		}
 	}
 	c.present.Store(fresh)
-	return nil
-}
-
-// private refuses a key that all users of the host may read.
-func private(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if info.Mode().Perm()&0o027 != 0 {
-		return fmt.Errorf("others may read or write it (mode %04o); chmod g-w,o= it", info.Mode().Perm())
-	}
 	return nil
 }
 

@@ -123,7 +123,7 @@ func running(t *testing.T, c config) served {
 		apply:   func(daemon.Settings) {},
 	}
 	r.log = slog.New(slog.NewTextHandler(log, nil))
-	r.certificates, err = c.TLS.load()
+	r.certificates, err = c.TLS.load(t.Context())
 	must(t, err)
 	written, err := toml.Marshal(c)
 	must(t, err)
@@ -326,12 +326,12 @@ func TestWhereItListens(t *testing.T) {
 		"no CA":       {tlsFiles{Cert: cert, Key: key, ClientCA: empty}, "CA"},
 		"a wrong key": {tlsFiles{Cert: cert, Key: func() string { k := filepath.Join(dir, "k"); ca.write("x", filepath.Join(dir, "c"), k); return k }()}, "match"},
 	} {
-		if _, err := c.files.load(); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := c.files.load(t.Context()); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	must(t, os.Chmod(key, 0o644))
-	if _, err := (tlsFiles{Cert: cert, Key: key}).load(); err == nil || !strings.Contains(err.Error(), "others") {
+	if _, err := (tlsFiles{Cert: cert, Key: key}).load(t.Context()); err == nil || !strings.Contains(err.Error(), "others") {
 		t.Errorf("a key that everybody can read: %v", err)
 	}
 }

@@ -35,18 +35,19 @@ type Doctor struct {
 	guests    *guest.Guests
 	integrity *integrity.Integrity
 	adopter   *adoption.Adopter
+	judge     func(context.Context) []error
 	logger    *slog.Logger
 	drift     *drift
 }
 
-// New makes a doctor that looks at a VPS whenever something happened to it.
-// What it finds goes to the log; only Repair puts anything right.
+// New makes a doctor that looks at a VPS whenever something happened to it. judge returns
+// what is wrong with the daemon's own files; nil: they are not judged.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
-	in *integrity.Integrity, adopter *adoption.Adopter, logger *slog.Logger,
+	in *integrity.Integrity, adopter *adoption.Adopter, judge func(context.Context) []error, logger *slog.Logger,
 ) *Doctor {
 	d := &Doctor{host: host, inventory: inv, store: db, images: images, guests: guests, integrity: in, adopter: adopter,
-		logger: logger, drift: newDrift()}
+		judge: judge, logger: logger, drift: newDrift()}
 	inv.Subscribe(inventory.Watcher{
 		Connected: func(context.Context) { d.drift.all.Wake() },
 		Defined:   d.lookAt, Job: d.lookAt, Undefined: d.lookAt,
@@ -91,8 +92,7 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 		return report, err
 	}
 	report.Findings = append(report.Findings, orphans...)
-	// Stable, because the findings of one VPS are in the order in which an operator
-	// looks at them.
+	report.Findings = append(report.Findings, d.checkOwn(ctx)...)
 	slices.SortStableFunc(report.Findings, func(a, b vps.Finding) int {
 		return cmp.Or(strings.Compare(a.VPSName, b.VPSName), strings.Compare(a.VPS, b.VPS))
 	})

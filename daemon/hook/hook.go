@@ -16,6 +16,7 @@ import (
 	"vpssnapd/daemon/startlock"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hostfile"
 )
 
 // BeforeStart says why a VPS must not be started on these images now, nil when it
@@ -27,8 +28,11 @@ import (
 // not be asked, or a merge did not let go.
 func BeforeStart(ctx context.Context, stateDir, vpsID, name string, images []string) error {
 	path := filepath.Join(stateDir, store.FileName)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	switch err := hostfile.Judge(ctx, path, hostfile.Anyones); {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case err != nil: // SQLite would wait for the other end of a FIFO
+		return err
 	}
 	db, err := store.OpenReadOnly(path)
 	if err != nil {

@@ -168,12 +168,11 @@ type settings struct {
 }
 
 // New makes a mailer. It refuses templates that cannot be used; it connects to nobody.
-// Bad templates are found at the start, not at the first customer.
-func New(c Config) (*Mailer, error) {
+func New(ctx context.Context, c Config) (*Mailer, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
-	t, err := readTemplates(c.Templates)
+	t, err := readTemplates(ctx, c.Templates)
 	if err != nil {
 		return nil, err
 	}

@@ -54,14 +54,14 @@ func configOf(t *testing.T, s *mailtest.Server) mail.Config {
 
 func mailer(t *testing.T, c mail.Config) *mail.Mailer {
 	t.Helper()
-	m, err := mail.New(c)
+	m, err := mail.New(t.Context(), c)
 	must(t, err)
 	return m
 }
 
 // change makes a mailer work by another configuration, if that can be used.
 func change(m *mail.Mailer, c mail.Config) error {
-	next, err := mail.New(c)
+	next, err := mail.New(context.Background(), c)
 	if err == nil {
 		m.Become(next)
 	}

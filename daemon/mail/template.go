@@ -2,17 +2,18 @@ package mail
 
 import (
 	"bytes"
+	"context"
 	"embed"
 	"errors"
 	"fmt"
 	htmltemplate "html/template"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	texttemplate "text/template"
 
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hostfile"
 )
 
 //go:embed template/*.tmpl
@@ -42,8 +43,8 @@ func pageName(k Kind, l vps.Language) string { return string(k) + "." + string(l
 
 // readTemplates reads ours, or in their place the files that dir has of the same
 // name, and tries each of them out.
-func readTemplates(dir string) (templates, error) {
-	if err := unknownIn(dir); err != nil {
+func readTemplates(ctx context.Context, dir string) (templates, error) {
+	if err := unknownIn(ctx, dir); err != nil {
 		return nil, err
 	}
 	all := templates{}
@@ -51,7 +52,7 @@ func readTemplates(dir string) (templates, error) {
 		for _, k := range Kinds {
 			// Every language of every kind, or a customer would find out.
 			name := pageName(k, l)
-			p, err := readPage(dir, common+"."+string(l), name)
+			p, err := readPage(ctx, dir, common+"."+string(l), name)
 			if err == nil {
 				err = p.try(k, l)
 			}
@@ -66,17 +67,17 @@ func readTemplates(dir string) (templates, error) {
 
 // unknownIn refuses a template that no mail is made from: a misspelt name would
 // have no effect, and nobody would see that.
-func unknownIn(dir string) error {
+func unknownIn(ctx context.Context, dir string) error {
 	if dir == "" {
 		return nil
 	}
-	files, err := os.ReadDir(dir)
+	files, err := hostfile.Names(ctx, dir, hostfile.Trusted)
 	if err != nil {
 		return fmt.Errorf("cannot read the mail templates: %w", err)
 	}
-	for _, f := range files {
-		if _, err := embedded.Open("template/" + f.Name()); strings.HasSuffix(f.Name(), suffix) && err != nil {
-			return fmt.Errorf("%s is the template of no mail", filepath.Join(dir, f.Name()))
+	for _, name := range files {
+		if _, err := embedded.Open("template/" + name); strings.HasSuffix(name, suffix) && err != nil {
+			return fmt.Errorf("%s is the template of no mail", filepath.Join(dir, name))
 		}
 	}
 	return nil
@@ -84,10 +85,10 @@ func unknownIn(dir string) error {
 
 // readPage parses the named files, one after the other, twice: as text, and as
 // HTML, in which everything that comes from outside is escaped.
-func readPage(dir string, names ...string) (page, error) {
+func readPage(ctx context.Context, dir string, names ...string) (page, error) {
 	p := page{text: texttemplate.New(""), html: htmltemplate.New("")}
 	for _, name := range names {
-		path, content, err := readTemplate(dir, name+suffix)
+		path, content, err := readTemplate(ctx, dir, name+suffix)
 		p.path = path
 		if err != nil {
 			return p, err
@@ -108,10 +109,10 @@ func readPage(dir string, names ...string) (page, error) {
 }
 
 // readTemplate returns the file in dir, or ours; the path is what errors name.
-func readTemplate(dir, name string) (path, content string, err error) {
+func readTemplate(ctx context.Context, dir, name string) (path, content string, err error) {
 	if dir != "" {
 		path = filepath.Join(dir, name)
-		text, err := os.ReadFile(path)
+		text, err := hostfile.Read(ctx, path, hostfile.Trusted)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return path, string(text), err
 		}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"vpssnapd/hostfile"
 )
 
 // markFile is named so that whoever copies the database's files does not copy it, too.
@@ -27,7 +29,7 @@ type mark struct {
 // the database may be older than marks are.
 func openMark(ctx context.Context, path string, q queries) (*mark, error) {
 	m := &mark{path: path}
-	text, err := os.ReadFile(path)
+	text, err := hostfile.Read(ctx, path, hostfile.Secret)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}

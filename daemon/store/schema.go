@@ -1,12 +1,14 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 
+	"vpssnapd/hostfile"
 	"vpssnapd/hypervisor/durable"
 )
 
@@ -15,9 +17,9 @@ import (
 const schemaFile = "schema"
 
 // noteSchema makes durable, beside the database, which version it is about to have.
-func noteSchema(dir string, version int64) error {
+func noteSchema(ctx context.Context, dir string, version int64) error {
 	path, text := filepath.Join(dir, schemaFile), strconv.FormatInt(version, 10)+"\n"
-	if old, err := os.ReadFile(path); err == nil && string(old) == text {
+	if old, err := hostfile.Read(ctx, path, hostfile.Trusted); err == nil && string(old) == text {
 		return nil
 	}
 	fresh := path + ".new"

@@ -255,7 +255,7 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 	}
 	// Before the database changes: a package may then be refused for nothing, but
 	// is never installed over a database that it does not know.
-	if err := noteSchema(filepath.Dir(path), known); err != nil {
+	if err := noteSchema(ctx, filepath.Dir(path), known); err != nil {
 		return err
 	}
 	_, err = provider.Up(ctx)

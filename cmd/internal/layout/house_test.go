@@ -35,7 +35,9 @@ var rows = [][]string{
 }
 
 // outside is what the rooms may import of ours beside each other.
-var outside = []string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2", "vpssnapd/hypervisor/durable"}
+var outside = []string{
+	"vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2", "vpssnapd/hypervisor/durable", "vpssnapd/hostfile",
+}
 
 // testing are packages for tests of others, which may use all of the daemon.
 var forTests = []string{"daemontest", "mail/mailtest", "store/storetest"}

@@ -79,7 +79,11 @@ var ours = []struct {
 	{"vpssnapd/api", nil, "the contract is the wire's alone"},
 	{"vpssnapd/systemd", []string{"vpssnapd/daemon/vps"}, "D-Bus serves the same daemon as REST"},
 	{"vpssnapd/cmd/vpssnapd", []string{"vpssnapd/..."}, "main wires"},
-	{"vpssnapd/cmd/vpssnap", []string{"vpssnapd/api", "vpssnapd/api/client"}, "the CLI talks REST only"},
+	{
+		"vpssnapd/cmd/vpssnap", []string{"vpssnapd/api", "vpssnapd/api/client", "vpssnapd/hostfile"},
+		"the CLI talks REST only",
+	},
+	{"vpssnapd/hostfile", nil, "a file that is opened tells nothing of its use"},
 	{"vpssnapd/cmd", []string{"vpssnapd/..."}, "programs and what tests them"},
 }
 

@@ -380,6 +380,38 @@ func (h *host) givenAway(name string) {
 	h.works(name)
 }
 
+// TestDoctorJudgesItsOwnFiles: what others can change is told while the daemon runs, no
+// start and no check goes on with it, and the command that is printed cures it.
+func TestDoctorJudgesItsOwnFiles(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "")
+	check := filepath.Join(binDir, "vpssnapd")
+	for path, spoil := range map[string]func(string) error{
+		h.ConfigFile():               func(path string) error { return os.Chmod(path, 0o666) },
+		filepath.Dir(h.ConfigFile()): func(path string) error { return os.Chmod(path, 0o777) },
+		h.StateDir():                 func(path string) error { return os.Chown(path, 65534, 65534) },
+		h.Database():                 func(path string) error { return os.Chmod(path, 0o666) },
+		h.Database() + "-wal":        func(path string) error { return os.Chown(path, 65534, 65534) },
+	} {
+		h.must(spoil(path))
+		f := h.finds("wrong_mode_or_owner")
+		out, err := exec.CommandContext(t.Context(), check, "config", "check", h.ConfigFile()).CombinedOutput()
+		if f.Path != path || err == nil || !strings.Contains(string(out), f.Remedies[0].Commands[0]) {
+			t.Errorf("%s: found %+v, and the check says %s", path, f, out)
+		}
+		if !strings.HasSuffix(path, "-wal") { // which a stop removes
+			h.must(h.StopDaemon())
+			if err := h.StartDaemon(t.Context()); err == nil || !strings.Contains(err.Error(), f.Remedies[0].Commands[0]) {
+				t.Errorf("%s: it starts: %v", path, err)
+			}
+			h.paste(f.Remedies[0])
+			h.must(h.StartDaemon(t.Context()))
+		}
+		h.paste(f.Remedies[0])
+		h.well()
+	}
+}
+
 // TestRebuild loses the record, and then damages it, on a host with VPSes in
 // every state: it is made again, and every snapshot restores byte for byte.
 func TestRebuild(t *testing.T) {
