@@ -64,6 +64,9 @@ func (t *Tx) SaveOption(ctx context.Context, o vps.Option, actor vps.Actor, note
 		o.ID, o.VPS, o.State, o.OrderRef, o.Price.Amount, o.Price.Currency, o.Price.Period, o.ContactEmail, o.Locale,
 		micros(o.OrderedAt), microsOrNull(o.ActivatedAt), microsOrNull(o.EndsAt), microsOrNull(o.CancelledAt),
 		microsOrNull(o.GraceUntil), microsOrNull(o.ReleasedAt), micros(o.UpdatedAt))
+	if err == nil { // what was damaged has been ordered again
+		err = t.exec(ctx, `DELETE FROM damaged WHERE kind = 'option' AND vps = ?`, o.VPS)
+	}
 	if err != nil {
 		return err
 	}

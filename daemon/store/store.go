@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -258,8 +259,29 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 	if err := noteSchema(ctx, filepath.Dir(path), known); err != nil {
 		return err
 	}
-	_, err = provider.Up(ctx)
-	return err
+	sealed, err := verifyFor(ctx, db, have)
+	if err != nil {
+		return err
+	}
+	if _, err = provider.Up(ctx); err != nil || sealed && have == known {
+		return err
+	}
+	return sealFor(ctx, db, known)
+}
+
+// verifyFor sets aside what is damaged, if there are sums for this version of the schema.
+func verifyFor(ctx context.Context, db *sql.DB, version int64) (sealed bool, err error) {
+	if there, err := sealedAtAll(ctx, db); err != nil || !there {
+		return false, err
+	}
+	if have, err := sealedFor(ctx, db); err != nil || have != version {
+		return false, err
+	}
+	found, err := findDamaged(ctx, db)
+	if err == nil && len(found) > 0 {
+		err = setDamagedAside(ctx, db, time.Now())
+	}
+	return true, err
 }
 
 // integrity refuses a damaged file: acting on a wrong record could cost a customer's disk.
@@ -276,14 +298,65 @@ func integrity(ctx context.Context, db *sql.DB, path string) error {
 	if info.Size()%pageSize != 0 {
 		return fmt.Errorf("%w: it is cut short at %d bytes", ErrDamaged, info.Size())
 	}
-	var answer string
-	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&answer); err != nil {
+	answer, err := structure(ctx, db)
+	if err == nil && answer != "ok" {
+		answer, err = indexAgain(ctx, db, answer)
+	}
+	if err != nil {
 		return unreadable(err)
 	}
 	if answer != "ok" {
 		return fmt.Errorf("%w (%s)", ErrDamaged, answer)
 	}
 	return nil
+}
+
+// structure checks the file, and the constraints of tables whose rows have no checksum: a
+// single damaged row of the others stops nothing (see checksum.go).
+func structure(ctx context.Context, db execer) (answer string, err error) {
+	rows, err := db.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%CHECK (%'`)
+	tables, err := collect(judgedRows{rows, asItIs}, err, func(row scanner) (name string, err error) {
+		return name, row.Scan(&name)
+	})
+	if err != nil {
+		return "", err
+	}
+	if _, err := db.ExecContext(ctx, "PRAGMA ignore_check_constraints = ON"); err != nil {
+		return "", err
+	}
+	err = db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&answer)
+	if _, err := db.ExecContext(ctx, "PRAGMA ignore_check_constraints = OFF"); err != nil {
+		return "", err
+	}
+	for _, table := range tables {
+		if err != nil || answer != "ok" {
+			return answer, err
+		}
+		if !slices.ContainsFunc(guardedTables, func(g guarded) bool { return g.table == table }) {
+			err = db.QueryRowContext(ctx, `PRAGMA integrity_check("`+table+`")`).Scan(&answer)
+		}
+	}
+	return answer, err
+}
+
+// indexAgain makes the indexes again, if that is all that is wrong: the rows have checksums
+// of their own. A file that is damaged otherwise is not changed.
+func indexAgain(ctx context.Context, db *sql.DB, wrong string) (answer string, err error) {
+	if sealed, err := sealedAtAll(ctx, db); err != nil || !sealed {
+		return wrong, nil // without checksums an index is the only witness
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, "REINDEX"); err != nil {
+		return wrong, nil
+	}
+	if answer, err = structure(ctx, tx); err != nil || answer != "ok" {
+		return wrong, nil
+	}
+	return answer, tx.Commit()
 }
 
 // unreadable tells damage from what may be over at the next try.
@@ -402,6 +475,9 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	defer tx.Rollback()
+	if err := guard(ctx, tx); err != nil {
+		return plain(err)
+	}
 	t := &Tx{queries: queries{querier{tx, asItIs}}, tx: tx, now: s.Now()}
 	if err := do(t); err != nil {
 		return plain(err)
@@ -431,6 +507,10 @@ func plain(err error) error {
 	}
 	if isFull(e) {
 		return vps.Errorf(vps.CodeInsufficientSpace, "the file system of the daemon's state directory is full").Because(err)
+	}
+	if e.Code() == sqlite3.SQLITE_CONSTRAINT_TRIGGER { // only a guard raises one
+		return vps.Errorf(vps.CodeVPSChanged, "its record is damaged, and is not acted on").
+			WithRemedy("see vpssnap doctor, which tells what to do about it").Because(err)
 	}
 	switch e.Code() & 0xff {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:

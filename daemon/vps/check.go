@@ -30,7 +30,8 @@ const (
 	CheckMissingNVRAM CheckCode = "missing_nvram"
 	// CheckOverlayHeaderDiffers: the overlay's header names another base, format or size.
 	CheckOverlayHeaderDiffers CheckCode = "overlay_header_differs"
-	// CheckWrongModeOrOwner: others than its owner can open an overlay, or a login user owns it.
+	// CheckWrongModeOrOwner: others than its owner can open an overlay, or a login user owns
+	// it; or others can change a file of the daemon, or put another in its place.
 	CheckWrongModeOrOwner CheckCode = "wrong_mode_or_owner"
 	// CheckForeignSnapshot: somebody else's overlay lies on ours, or libvirt keeps snapshots of its own.
 	CheckForeignSnapshot CheckCode = "foreign_snapshot"
@@ -64,6 +65,8 @@ const (
 	CheckGuestOwed CheckCode = "guest_owed"
 	// CheckOperationParked: an operation waits for an operator.
 	CheckOperationParked CheckCode = "operation_parked"
+	// CheckRecordDamaged: a row of the record is not as it was written, and is not used.
+	CheckRecordDamaged CheckCode = "record_damaged"
 	// CheckUnreachable: libvirt or a file does not answer, so something is not known.
 	CheckUnreachable CheckCode = "unreachable"
 )

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/url"
 	"time"
+
+	"vpssnapd/daemon/store"
 )
 
 // dayTable has the days, oldest first, each with its time.
@@ -63,6 +65,9 @@ func AddHistory(ctx context.Context, path string, vpses []VPS, days int) (err er
 		if _, err := tx.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("cannot write the history: %w", err)
 		}
+	}
+	if err := store.Seal(ctx, tx); err != nil {
+		return fmt.Errorf("cannot write the history: %w", err)
 	}
 	return tx.Commit()
 }
