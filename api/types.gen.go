@@ -45,6 +45,7 @@ const (
 	CheckCodeOperationParked      CheckCode = "operation_parked"
 	CheckCodeOrphanOverlay        CheckCode = "orphan_overlay"
 	CheckCodeOverlayHeaderDiffers CheckCode = "overlay_header_differs"
+	CheckCodeRecordDamaged        CheckCode = "record_damaged"
 	CheckCodeReplacedBase         CheckCode = "replaced_base"
 	CheckCodeReplacedOverlay      CheckCode = "replaced_overlay"
 	CheckCodeSnapshotBroken       CheckCode = "snapshot_broken"
@@ -91,6 +92,8 @@ func (e CheckCode) Valid() bool {
 	case CheckCodeOrphanOverlay:
 		return true
 	case CheckCodeOverlayHeaderDiffers:
+		return true
+	case CheckCodeRecordDamaged:
 		return true
 	case CheckCodeReplacedBase:
 		return true

@@ -61,6 +61,9 @@ func New(
 func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 	ctx = failpoint.Within(ctx, "daemon", "check")
 	report := vps.Report{At: d.store.Now()}
+	if err := d.store.Verify(ctx); err != nil {
+		return report, err
+	}
 	domains, err := d.host.List(ctx)
 	silent := err != nil
 	if silent {
@@ -93,6 +96,11 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 	}
 	report.Findings = append(report.Findings, orphans...)
 	report.Findings = append(report.Findings, d.checkOwn(ctx)...)
+	damaged, err := d.checkRecord(ctx)
+	if err != nil {
+		return report, err
+	}
+	report.Findings = append(report.Findings, damaged...)
 	slices.SortStableFunc(report.Findings, func(a, b vps.Finding) int {
 		return cmp.Or(strings.Compare(a.VPSName, b.VPSName), strings.Compare(a.VPS, b.VPS))
 	})

@@ -80,6 +80,7 @@ var sameMend = map[vps.CheckCode]string{
 	vps.CheckMetadataMissing:     "definition",
 	vps.CheckGuestOwed:           "guest",
 	vps.CheckUnrecordedSnapshot:  "record",
+	vps.CheckRecordDamaged:       "damaged record",
 }
 
 // mend looks at everything again under the VPS's lock before it changes anything.
@@ -96,6 +97,8 @@ func (d *Doctor) mend(ctx context.Context, f vps.Finding, actor vps.Actor) (stri
 	switch f.Code {
 	case vps.CheckGuestOwed:
 		return "the guest was let go", d.guests.KeepOwed(ctx, f.VPS)
+	case vps.CheckRecordDamaged:
+		return d.recordAgain(ctx, f, actor)
 	case vps.CheckUnrecordedSnapshot:
 		return d.adopter.Adopt(ctx, f.VPS, actor)
 	}

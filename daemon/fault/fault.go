@@ -14,8 +14,15 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// Unavailable reports whether err means that libvirt or a file system does not answer now,
-// or that the record cannot be written now: all heal by themselves, so the work waits.
+// RecordDamaged: what is recorded of a VPS is not what was recorded, and is not acted on.
+func RecordDamaged(name string) *vps.Error {
+	return vps.Errorf(vps.CodeVPSChanged, "the record of %s is damaged, so nothing is done to it", name).
+		WithRemedy("look at what is damaged (vpssnap doctor), then have the record made again from the host " +
+			"(vpssnap doctor --repair)")
+}
+
+// Unavailable reports whether err means that libvirt does not answer now, or that the
+// record cannot be written now: both heal by themselves, so the work waits.
 func Unavailable(err error) bool {
 	return errors.Is(err, hypervisor.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) ||
 		vps.CodeOf(err) == vps.CodeHypervisorUnavailable || store.IsFull(err)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"syscall"
 
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/startlock"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -42,7 +43,19 @@ func BeforeStart(ctx context.Context, stateDir, vpsID, name string, images []str
 	if err := refuseStart(ctx, db, vpsID, name, images); err != nil {
 		return err
 	}
-	return makeWay(ctx, db, stateDir, vpsID)
+	if err := makeWay(ctx, db, stateDir, vpsID); err != nil {
+		return err
+	}
+	return refuseUnknown(ctx, db, vpsID, name)
+}
+
+// refuseUnknown refuses a VPS whose record was damaged: it may be in the middle of a restore.
+func refuseUnknown(ctx context.Context, db *store.Store, vpsID, name string) error {
+	damaged, err := db.DamagedState(ctx, vpsID)
+	if err == nil && damaged {
+		err = fault.RecordDamaged(name)
+	}
+	return err
 }
 
 func refuseStart(ctx context.Context, db *store.Store, vpsID, name string, images []string) error {

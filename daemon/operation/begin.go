@@ -59,6 +59,9 @@ func (c *Claim) readRecord(ctx context.Context) (err error) {
 	if c.Record, err = o.store.Record(ctx, c.Domain.ID); err != nil {
 		return err
 	}
+	if c.Record.StateDamaged {
+		return fault.RecordDamaged(c.Domain.Name)
+	}
 	snap := c.Record.Snapshot
 	if snap == nil || c.Record.Operation != nil {
 		return nil

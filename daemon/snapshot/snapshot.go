@@ -5,6 +5,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/guest"
 	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/integrity"
@@ -174,6 +176,9 @@ func (s *Snapshots) Snapshot(ctx context.Context, ref string) (vps.Snapshot, err
 	}
 	snap, err := s.store.CurrentSnapshot(ctx, id)
 	if errors.Is(err, sql.ErrNoRows) {
+		if damaged, err := s.store.DamagedState(ctx, id); err != nil || damaged {
+			return snap, cmp.Or(err, error(fault.RecordDamaged(s.inventory.Name(id))))
+		}
 		return snap, vps.Errorf(vps.CodeNotFound, "the VPS has no snapshot")
 	}
 	return s.Measured(ctx, snap), err

@@ -22,6 +22,10 @@ func Verdicts(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Action
 		away := refuse(vps.CodeVPSChanged, "%s was migrated to another host", dom.Name)
 		return vps.Actions{Take: away, Restore: away, UndoRestore: away, Delete: away}
 	}
+	if rec.StateDamaged {
+		damaged := refuse(vps.CodeVPSChanged, "the record of %s is damaged, so nothing is done to it", dom.Name)
+		return vps.Actions{Take: damaged, Restore: damaged, UndoRestore: damaged, Delete: damaged}
+	}
 	return vps.Actions{
 		Take:        takeVerdict(dom, rec, false),
 		Restore:     restoreVerdict(dom, rec),
@@ -39,6 +43,8 @@ func refuse(code vps.Code, format string, args ...any) vps.Verdict {
 // the order in which a customer would mend things: the option first.
 func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verdict {
 	switch {
+	case rec.OptionDamaged:
+		return refuse(vps.CodeOptionRequired, "the record of the snapshot option of %s is damaged", dom.Name)
 	case rec.Option == nil || rec.Option.State != vps.OptionActive:
 		return refuse(vps.CodeOptionRequired, "%s has no active snapshot option", dom.Name)
 	case rec.Operation != nil:

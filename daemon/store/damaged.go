@@ -27,25 +27,17 @@ func (s queries) DamagedRows(ctx context.Context) ([]DamagedRow, error) {
 	})
 }
 
-// DamagedOption reports whether the option of a VPS was found damaged while it counted.
-func (s queries) DamagedOption(ctx context.Context, vpsID string) (yes bool, err error) {
-	return s.exists(ctx, `SELECT 1 FROM damaged WHERE vps = ? AND kind = 'option' AND open`, vpsID)
-}
-
 // DamagedState reports whether a snapshot or an operation of a VPS was found damaged while
 // it counted: nobody knows then in what state the VPS is.
 func (s queries) DamagedState(ctx context.Context, vpsID string) (yes bool, err error) {
-	return s.exists(ctx, `SELECT 1 FROM damaged WHERE vps = ? AND kind IN ('snapshot', 'operation') AND open`, vpsID)
-}
-
-func (s queries) exists(ctx context.Context, query string, args ...any) (yes bool, err error) {
-	err = s.q.QueryRowContext(ctx, `SELECT EXISTS (`+query+`)`, args...).Scan(&yes)
+	err = s.q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM damaged
+		WHERE vps = ? AND kind IN ('snapshot', 'operation') AND open)`, vpsID).Scan(&yes)
 	return yes, err
 }
 
-// ForgetDamaged drops a damaged row, when something has taken its place or nothing has to.
-func (t *Tx) ForgetDamaged(ctx context.Context, kind, id string) error {
-	return t.exec(ctx, `DELETE FROM damaged WHERE kind = ? AND id = ?`, kind, id)
+// ForgetDamagedOver drops the damaged rows of a VPS that were history.
+func (t *Tx) ForgetDamagedOver(ctx context.Context, vpsID string) error {
+	return t.exec(ctx, `DELETE FROM damaged WHERE vps = ? AND NOT open`, vpsID)
 }
 
 // ForgetDamagedState drops the damaged snapshots and operations of a VPS.

@@ -13,6 +13,16 @@ type Record struct {
 	Option    *vps.Option
 	Snapshot  *vps.Snapshot
 	Operation *vps.Operation
+	// StateDamaged: a snapshot or an operation is missing here because its row was damaged,
+	// so nobody knows in what state the VPS is. OptionDamaged is the same of the option.
+	StateDamaged  bool
+	OptionDamaged bool
+}
+
+// damaged notes a row that was set aside.
+func (r *Record) damaged(kind string) {
+	r.StateDamaged = r.StateDamaged || kind != "option"
+	r.OptionDamaged = r.OptionDamaged || kind == "option"
 }
 
 // Record reads what is stored about a VPS, all of one moment.
@@ -41,7 +51,16 @@ func (s queries) record(ctx context.Context, vpsID string) (Record, error) {
 		return rec, err
 	}
 	snap, err := s.CurrentSnapshot(ctx, vpsID)
-	return rec, fill(&rec.Snapshot, snap, err)
+	if err := fill(&rec.Snapshot, snap, err); err != nil {
+		return rec, err
+	}
+	rows, err := s.q.QueryContext(ctx, `SELECT kind FROM damaged WHERE vps = ? AND open`, vpsID)
+	_, err = collect(rows, err, func(row scanner) (kind string, err error) {
+		err = row.Scan(&kind)
+		rec.damaged(kind)
+		return kind, err
+	})
+	return rec, err
 }
 
 // fill takes up what was read, if there was anything.
@@ -55,7 +74,7 @@ func fill[T any](to **T, read T, err error) error {
 	return err
 }
 
-// records reads everything in three queries.
+// records reads everything in four queries.
 func (s queries) records(ctx context.Context) (map[string]Record, error) {
 	operations, err := s.ActiveOperations(ctx)
 	if err != nil {
@@ -85,7 +104,15 @@ func (s queries) records(ctx context.Context) (map[string]Record, error) {
 		}
 		all[snap.VPS] = rec
 	}
-	return all, nil
+	damaged, err := s.DamagedRows(ctx)
+	for _, d := range damaged {
+		if d.Open && d.VPS != "" {
+			rec := all[d.VPS]
+			rec.damaged(d.Kind)
+			all[d.VPS] = rec
+		}
+	}
+	return all, err
 }
 
 // rank orders the snapshots of one VPS while it is replaced, as CurrentSnapshot does.

@@ -90,6 +90,13 @@ func (t *Tx) UsedToken(ctx context.Context, id string, at, since time.Time) erro
 // RemoveToken revokes a token and those that it has made; sql.ErrNoRows (wrapped)
 // when there is none.
 func (t *Tx) RemoveToken(ctx context.Context, id string) error {
+	res, err := t.tx.ExecContext(ctx, `DELETE FROM damaged WHERE kind = 'token' AND id = ?`, id)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n > 0 {
+		return err // it was revoked when it was found damaged
+	}
 	return t.execOne(ctx, `DELETE FROM token WHERE id = ?`, id)
 }
 

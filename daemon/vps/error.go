@@ -106,13 +106,13 @@ func (e *Error) Because(err error) *Error {
 }
 
 // Readable is what a caller may read of err, whatever way the call came by: what
-// was not written for a caller becomes CodeInternal.
+// was not written for a caller becomes CodeInternal, whose detail is in the log.
 func Readable(err error) *Error {
 	var e *Error
 	switch {
-	case errors.As(err, &e) && e.Code != CodeInternal:
+	case errors.As(err, &e):
 		return e.Because(nil)
-	case e == nil && errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		return Errorf(CodeHypervisorUnavailable, "it took too long").WithRemedy("try again")
 	}
 	return Errorf(CodeInternal, "something went wrong inside vpssnapd; its log says what")

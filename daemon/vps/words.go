@@ -234,10 +234,16 @@ var sentences = map[string]map[Language]string{
 	},
 
 	// What there is not, and what cannot be now.
-	"no such VPS":                        {French: "ce VPS n'existe pas"},
-	"no such operation":                  {French: "cette opération n'existe pas"},
-	"the VPS has no snapshot":            {French: "le VPS n'a pas de snapshot"},
-	"%s has no snapshot":                 {French: "%s n'a pas de snapshot"},
+	"no such VPS":             {French: "ce VPS n'existe pas"},
+	"no such operation":       {French: "cette opération n'existe pas"},
+	"the VPS has no snapshot": {French: "le VPS n'a pas de snapshot"},
+	"%s has no snapshot":      {French: "%s n'a pas de snapshot"},
+	"the record of %s is damaged, so nothing is done to it": {
+		French: "l'enregistrement de %s est endommagé, rien n'y est donc fait",
+	},
+	"the record of the snapshot option of %s is damaged": {
+		French: "l'enregistrement de l'option snapshot de %s est endommagé",
+	},
 	"the VPS has no snapshot option":     {French: "le VPS n'a pas d'option snapshot"},
 	"%s has no active snapshot option":   {French: "%s n'a pas d'option snapshot active"},
 	"the snapshot option ended just now": {French: "l'option snapshot vient de prendre fin"},
