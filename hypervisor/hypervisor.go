@@ -42,6 +42,8 @@ type Domains interface {
 	// while it has other work, and it is most of the work of a reading. A QEMU that
 	// does not answer at all may pass unnoticed.
 	Glance(ctx context.Context, id string) (Domain, error)
+	// Named returns the id of the domain that has a name now; ErrNotFound when none has.
+	Named(ctx context.Context, name string) (id string, err error)
 	// Events delivers what happens on the host, from the first connection to
 	// Close. One consumer. When it is slow, events of the same domain and kind
 	// are merged, never silently lost.

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"regexp"
-	"strings"
 
 	"vpssnapd/daemon/vps"
 )
@@ -59,8 +57,6 @@ func recheck(ctx context.Context) (context.Context, error) {
 	return withCaller(ctx, who), err
 }
 
-var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
-
 // errNoOperation is the same for an unknown operation and for another customer's.
 func errNoOperation() error {
 	return vps.Errorf(vps.CodeNotFound, "no such operation")
@@ -81,7 +77,7 @@ func (h *handlers) find(ctx context.Context, ref string) (string, error) {
 	if callerOf(ctx).bound() {
 		return h.resolve(ctx, ref)
 	}
-	if id := strings.ToLower(ref); uuidForm.MatchString(id) {
+	if id := vps.ReadID(ref); id != "" {
 		return id, nil
 	}
 	v, err := h.services.Overview.ShowVPS(ctx, ref)

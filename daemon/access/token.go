@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"vpssnapd/daemon/fault"
@@ -214,7 +213,7 @@ func (ts *Tokens) boundTo(ctx context.Context, r vps.TokenRequest) ([]string, er
 	}
 	ids := []string{}
 	for _, ref := range r.VPS {
-		find := ts.inventory.IDOf
+		find := ts.inventory.IDNow
 		if r.By != nil && r.By.VPS != nil {
 			find = func(ctx context.Context, ref string) (string, error) { return ts.FindVPS(ctx, ref, *r.By) }
 		}
@@ -232,15 +231,21 @@ func (ts *Tokens) boundTo(ctx context.Context, r vps.TokenRequest) ([]string, er
 // Codes: not_found, hypervisor_unavailable.
 func (ts *Tokens) FindVPS(ctx context.Context, ref string, t vps.Token) (string, error) {
 	// By id it needs no libvirt, so it works while that is away.
-	if id := strings.ToLower(ref); slices.Contains(t.VPS, id) {
+	if id := vps.ReadID(ref); slices.Contains(t.VPS, id) {
 		return id, nil
 	}
 	dom, ok := ts.inventory.Find(ref)
+	if !ok || !t.Sees(dom.ID) {
+		// Libvirt is asked in both cases: how long it takes must not tell either.
+		var err error
+		dom, err = ts.inventory.Ask(ctx, ref)
+		if vps.CodeOf(err) == vps.CodeHypervisorUnavailable {
+			return "", err // it may be the name of one that t is bound to
+		}
+		ok = err == nil
+	}
 	if ok && t.Sees(dom.ID) && ts.inventory.CheckName(ctx, ref, dom) == nil {
 		return dom.ID, nil
-	}
-	if !ts.inventory.Ready() {
-		return "", fault.Disconnected() // it may be the name of one that t is bound to
 	}
 	return "", fault.NoVPS()
 }

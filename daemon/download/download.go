@@ -95,7 +95,7 @@ const (
 func (d *Downloads) MakeDownload(
 	ctx context.Context, ref string, r vps.DownloadRequest, actor vps.Actor,
 ) (vps.Download, error) {
-	id, err := d.inventory.IDOf(ctx, ref)
+	id, err := d.inventory.IDNow(ctx, ref)
 	if err != nil {
 		return vps.Download{}, err
 	}
@@ -201,7 +201,7 @@ func (d *Downloads) Download(ctx context.Context, id string) (vps.Download, erro
 
 // RevokeDownload ends a link, and cuts off who downloads with it. Codes: not_found.
 func (d *Downloads) RevokeDownload(ctx context.Context, ref, id string, actor vps.Actor) error {
-	vpsID, err := d.inventory.IDOf(ctx, ref)
+	vpsID, err := d.inventory.IDNow(ctx, ref)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@
 package inventory
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"sync"
 
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/work"
 	"vpssnapd/hypervisor"
 )
@@ -110,7 +112,7 @@ func (v *Inventory) Each(see func(*hypervisor.Domain)) {
 func (v *Inventory) Find(ref string) (hypervisor.Domain, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	found, known := v.domains[strings.ToLower(ref)]
+	found, known := v.domains[cmp.Or(vps.ReadID(ref), ref)]
 	if known {
 		return v.lastKnown(found), true
 	}

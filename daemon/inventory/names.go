@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"strings"
 	"sync"
 
 	"vpssnapd/daemon/failpoint"
@@ -165,7 +164,7 @@ func (v *Inventory) Saw(domains ...hypervisor.Domain) { v.names.note(domains...)
 // CheckName refuses a name that belonged to another VPS with a record here, which is
 // gone: the caller may mean that one. Codes: vps_changed.
 func (v *Inventory) CheckName(ctx context.Context, ref string, now hypervisor.Domain) error {
-	if strings.EqualFold(ref, now.ID) {
+	if vps.ReadID(ref) == now.ID {
 		return nil
 	}
 	for _, id := range v.names.bearers(ref) {

@@ -32,11 +32,7 @@ func (o *Operations) Begin(ctx context.Context, ref string, actor vps.Actor) (*C
 	if !o.inventory.Ready() {
 		return nil, fault.Disconnected()
 	}
-	id, err := o.inventory.IDOf(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	release, dom, err := o.inventory.LockAndRead(ctx, id)
+	release, dom, err := o.inventory.LockAndRead(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -335,7 +335,7 @@ func (opts *Options) ordered(have vps.Option, vpsID string, order vps.OptionOrde
 //
 // Codes: not_found, precondition_failed, hypervisor_unavailable.
 func (opts *Options) CancelOption(ctx context.Context, ref string, atOnce bool, actor vps.Actor) (vps.Option, error) {
-	id, err := opts.inventory.IDOf(ctx, ref)
+	id, err := opts.inventory.IDNow(ctx, ref)
 	if err != nil {
 		return vps.Option{}, err
 	}

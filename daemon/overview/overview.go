@@ -86,18 +86,15 @@ func (o *Overview) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	return o.view(ctx, dom, rec), nil
 }
 
-// KnownVPS returns one VPS as last known, without asking libvirt.
+// KnownVPS returns one VPS as last known; libvirt is asked only when it is not known.
 // Codes: not_found, hypervisor_unavailable.
 func (o *Overview) KnownVPS(ctx context.Context, ref string) (vps.VPS, error) {
-	dom, ok := o.inventory.Find(ref)
-	switch {
 	// Not "no such VPS" while nothing is known of any.
-	case !o.inventory.Ready():
+	if !o.inventory.Ready() {
 		return vps.VPS{}, fault.Disconnected()
-	case !ok:
-		return vps.VPS{}, fault.NoVPS()
 	}
-	if err := o.inventory.CheckName(ctx, ref, dom); err != nil {
+	dom, err := o.inventory.Look(ctx, ref)
+	if err != nil {
 		return vps.VPS{}, err
 	}
 	rec, err := o.store.Record(ctx, dom.ID)

@@ -189,7 +189,7 @@ func (s *Snapshots) DescribeSnapshot(ctx context.Context, ref, description strin
 	if err := vps.CheckDescription(description); err != nil {
 		return vps.Snapshot{}, err
 	}
-	id, err := s.inventory.IDOf(ctx, ref)
+	id, err := s.inventory.IDNow(ctx, ref)
 	if err != nil {
 		return vps.Snapshot{}, err
 	}

@@ -4,9 +4,24 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
+
+// idForm is a VPS's id as people and programs write it, by its five parts.
+var idForm = regexp.MustCompile(`^(?i)([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})$`)
+
+// ReadID returns the id of a VPS as it is kept, in lower case and with dashes, of one that
+// is written in upper case or without dashes; "" when ref is no id.
+func ReadID(ref string) string {
+	p := idForm.FindStringSubmatch(ref)
+	if p == nil {
+		return ""
+	}
+	return strings.ToLower(strings.Join(p[1:], "-"))
+}
 
 // NewSnapshotID makes the id of a snapshot: 12 hex digits.
 func NewSnapshotID() string { return randomHex(6) }

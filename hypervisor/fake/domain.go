@@ -334,6 +334,29 @@ func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error)
 	return shown, nil
 }
 
+// Named returns the id of the domain that has a name.
+func (h *Host) Named(ctx context.Context, name string) (id string, err error) {
+	err = h.reach(ctx, "Domain.before", name)
+	if err == nil {
+		err = h.locked(func() error {
+			all, err := h.loadAll()
+			for _, d := range all {
+				if d.Name == name {
+					id = d.ID
+				}
+			}
+			if err == nil && id == "" {
+				return hypervisor.ErrNotFound
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot look for a domain called %q: %w", name, err)
+	}
+	return id, nil
+}
+
 // shown is the domain as a caller sees it. Copies of all slices: callers keep what they
 // get.
 func (d *domain) shown() hypervisor.Domain {

@@ -16,6 +16,7 @@ var reading = []test{
 	{"Domain tells disks that cannot have a snapshot", domainTellsKinds},
 	{"Domain reads the chain of a linked clone", domainReadsChain},
 	{"List names every domain", listNamesAll},
+	{"A name leads to the domain that has it", namedFindsOne},
 	{"An unknown domain or disk is not found", unknownIsNotFound},
 	{"A guest without an agent says so", noAgent},
 }
@@ -130,6 +131,19 @@ func listNamesAll(s *suite) {
 			got.Disks[0].Path != want.Disks[0].Path {
 			s.Errorf("listed as %+v, want %+v", got, want)
 		}
+	}
+}
+
+func namedFindsOne(s *suite) {
+	g := s.written("qcow2")
+	id, err := s.host().Named(s.ctx, g.name)
+	s.must(err)
+	if id != g.id {
+		s.Errorf("%s leads to %s instead of %s", g.name, id, g.id)
+	}
+	for _, none := range []string{"", g.name + "x", g.name + "\x00", g.name + "\x00x", g.id, strings.ToUpper(g.name), "../" + g.name} {
+		_, err := s.host().Named(s.ctx, none)
+		s.is(err, hypervisor.ErrNotFound)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,25 @@ func (h *Host) Domain(ctx context.Context, id string) (hypervisor.Domain, error)
 // Glance does so without the sizes.
 func (h *Host) Glance(ctx context.Context, id string) (hypervisor.Domain, error) {
 	return h.domain(ctx, id, func(*libvirt.Domain, *hypervisor.Domain) error { return nil })
+}
+
+// Named returns the id of the domain that has a name.
+func (h *Host) Named(ctx context.Context, name string) (string, error) {
+	if strings.ContainsRune(name, 0) { // where C would end it
+		return "", fmt.Errorf("%w: no domain is called %q", hypervisor.ErrNotFound, name)
+	}
+	id, err := call(ctx, h, reading, "", func(c *libvirt.Connect) (string, error) {
+		d, err := c.LookupDomainByName(name)
+		if err != nil {
+			return "", err
+		}
+		defer d.Free()
+		return d.GetUUIDString()
+	})
+	if err != nil {
+		return "", fmt.Errorf("cannot look for a domain called %q: %w", name, err)
+	}
+	return id, nil
 }
 
 // domain reads a domain, and what more there is to be read.
