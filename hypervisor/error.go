@@ -13,6 +13,9 @@ var (
 	// ErrUnavailable: libvirt does not answer, or a file system (StorageError). Of a
 	// changing call the outcome is unknown.
 	ErrUnavailable = errors.New("the hypervisor does not answer")
+	// ErrQueued: the call was not made, because others took all places for it until its
+	// caller gave up. It says nothing of the domain. Always with ErrUnavailable.
+	ErrQueued = errors.New("too many calls wait")
 	// ErrNotFound: no such domain or disk.
 	ErrNotFound = errors.New("no such domain or disk")
 	// ErrOff: the domain is not active.

@@ -50,10 +50,10 @@ type Domains interface {
 	Events() <-chan Event
 
 	// Freeze freezes the guest's file systems through its agent. It returns
-	// after at most limit. After an error the guest may be frozen, now or
-	// later: Thaw until Thaw succeeds. ErrAgent when there is no agent, or it refused;
-	// ErrAgentLate when it did not answer in time, ErrAgentDisabled when it may not, and
-	// ErrNothingFrozen when by its answer there was nothing to freeze.
+	// after at most limit, and as long again if it must wait for a place. After an error
+	// the guest may be frozen, now or later: Thaw until Thaw succeeds. ErrAgent when there
+	// is no agent, or it refused; ErrAgentLate when it did not answer in time,
+	// ErrAgentDisabled when it may not, and ErrNothingFrozen when by its answer there was nothing to freeze.
 	Freeze(ctx context.Context, id string, limit time.Duration) error
 	// Thaw thaws the guest's file systems; not being frozen is no error. It
 	// uses a connection of its own and waits at most limit. May be repeated.

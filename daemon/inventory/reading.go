@@ -175,7 +175,8 @@ func (v *Inventory) keep(number uint64, id string, d hypervisor.Domain, err erro
 		delete(v.resumed, id)
 		v.wakeLocked(id) // there will be no event of it
 		v.kept[id], v.gone = number, append(v.gone, id)
-	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled):
+	case v.connected && errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, context.Canceled) &&
+		!errors.Is(err, hypervisor.ErrQueued):
 		v.silent[id] = true
 	}
 	return err == nil

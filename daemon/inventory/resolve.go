@@ -128,23 +128,22 @@ func (v *Inventory) Lock(ctx context.Context, id string) (release func(), err er
 // LockUsers counts who holds the lock of a VPS or waits for it.
 func (v *Inventory) LockUsers(id string) int { return v.locks.Users(id) }
 
-// LockAndRead takes the lock of a VPS and reads it, within AnswerWithin.
+// LockAndRead takes the lock of a VPS and reads it. Each may take AnswerWithin: who was
+// far behind in the queue for the lock has the whole time for the host.
 // Codes: not_found, vps_changed, hypervisor_unavailable.
 func (v *Inventory) LockAndRead(ctx context.Context, ref string) (release func(), dom hypervisor.Domain, err error) {
-	ctx, cancel := context.WithTimeout(ctx, AnswerWithin)
-	defer cancel()
 	for {
 		id, err := v.IDOf(ctx, ref)
 		if err != nil {
 			return nil, dom, err
 		}
-		release, err = v.Lock(ctx, id)
+		release, err = v.lockWithin(ctx, id, AnswerWithin)
 		if err != nil {
 			return nil, dom, vps.Errorf(
 				vps.CodeHypervisorUnavailable, "another request for %s waits for its host", v.Name(id),
 			).WithRemedy("try again in a while").Because(err)
 		}
-		dom, err = v.Resolve(ctx, ref)
+		dom, err = v.resolveWithin(ctx, ref, AnswerWithin)
 		if err == nil && dom.ID == id {
 			return release, dom, nil
 		}
@@ -154,4 +153,16 @@ func (v *Inventory) LockAndRead(ctx context.Context, ref string) (release func()
 		}
 		// Its name went to another VPS while the lock was waited for.
 	}
+}
+
+func (v *Inventory) lockWithin(ctx context.Context, id string, limit time.Duration) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return v.Lock(ctx, id)
+}
+
+func (v *Inventory) resolveWithin(ctx context.Context, ref string, limit time.Duration) (hypervisor.Domain, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return v.Resolve(ctx, ref)
 }

@@ -40,13 +40,14 @@ func (h *Host) PingAgent(ctx context.Context, id string, limit time.Duration) er
 // askAgent runs a call that the guest's agent must answer. libvirt would wait
 // for ever by default. With its own time-out it can still take that time
 // several times over (another call before ours, the synchronisation), so the
-// limit is kept here too.
+// limit is kept here too. Nobody blames a guest for the time that its call queued for
+// a place: that is ErrQueued.
 func (h *Host) askAgent(
 	ctx context.Context, which line, what, id string, limit time.Duration, f func(*libvirt.Domain) error,
 ) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, limit, errLate)
+	ctx, cancel := context.WithTimeout(ctx, 2*limit) // as long again for a place
 	defer cancel()
-	err := do(bounded, h, which, what, id, func(d *libvirt.Domain) error {
+	err := doWithin(ctx, h, which, what, id, limit, func(d *libvirt.Domain) error {
 		// Whole seconds are all that libvirt takes, and 0 would mean not to wait at all.
 		if err := d.AgentSetResponseTimeout(max(1, int(limit/time.Second)), 0); err != nil {
 			return err
@@ -63,7 +64,7 @@ func (h *Host) askAgent(
 		errors.Is(err, hypervisor.ErrOff),
 		errors.Is(err, hypervisor.ErrAgent):
 		return err
-	case errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, errLate):
+	case errors.Is(err, hypervisor.ErrUnavailable) && !errors.Is(err, errLate), errors.Is(err, hypervisor.ErrQueued):
 		return err
 	case errors.Is(err, errLate):
 		// Not ErrUnavailable, which the error says too: libvirt did answer.

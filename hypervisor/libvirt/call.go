@@ -39,7 +39,8 @@ const (
 var places = [...]int{ordinary: 8, agent: 3, thawing: 4, processors: 4, reading: 2}
 
 // callLimit is how long a call is waited for when the caller sets no limit of
-// its own. libvirt itself waits up to 30 s for another call to the same domain.
+// its own, and how long it may queue before. libvirt itself waits up to 30 s for
+// another call to the same domain.
 const callLimit = 40 * time.Second
 
 var errLate = errors.New("no answer in time")
@@ -111,9 +112,10 @@ func gateOf(which line, id string) gate {
 	return gate{which, id}
 }
 
-// pass waits until the gate is open and closes it behind the caller.
+// pass waits until the gate is open and closes it behind the caller. Who waits in vain
+// while others came through has met a queue, and no call that hangs.
 func (g *gates) pass(ctx context.Context, at gate) error {
-	for {
+	for others := 0; ; others++ {
 		g.mu.Lock()
 		opens, busy := g.busy[at]
 		if !busy {
@@ -129,6 +131,9 @@ func (g *gates) pass(ctx context.Context, at gate) error {
 		select {
 		case <-opens:
 		case <-ctx.Done():
+			if others > 0 {
+				return fmt.Errorf("%w for the domain: %w", hypervisor.ErrQueued, context.Cause(ctx))
+			}
 			return fmt.Errorf("an earlier call to the domain hangs in libvirt: %w", context.Cause(ctx))
 		}
 	}
@@ -143,13 +148,19 @@ func (g *gates) open(at gate) {
 	delete(g.busy, at)
 }
 
-// call runs f on a connection of its own. A call of libvirt cannot be called
-// off: when ctx ends, or the session, the caller goes on and f ends by itself,
-// its outcome unknown. With an id it waits for the domain's gate first.
+// call is callWithin with the limit of calls that have none of their own.
 func call[T any](ctx context.Context, h *Host, which line, id string, f func(*libvirt.Connect) (T, error)) (T, error) {
 	// Bounded in any case: a call into a QEMU that hangs has no end of its own.
-	ctx, cancel := context.WithTimeoutCause(ctx, callLimit, errLate)
-	defer cancel()
+	return callWithin(ctx, h, which, id, callLimit, f)
+}
+
+// callWithin runs f on a connection of its own. A call of libvirt cannot be called
+// off: when ctx ends, or the session, the caller goes on and f ends by itself,
+// its outcome unknown. With an id it waits for the domain's gate first. The limit is
+// for f: it begins when f has its place, however long that took.
+func callWithin[T any](
+	ctx context.Context, h *Host, which line, id string, limit time.Duration, f func(*libvirt.Connect) (T, error),
+) (T, error) {
 	s, err := h.enter()
 	if err != nil {
 		var none T
@@ -163,6 +174,8 @@ func call[T any](ctx context.Context, h *Host, which line, id string, f func(*li
 		var none T
 		return none, fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
+	defer cancel()
 	// The place and the gate go back when f has ended, not when the caller has stopped
 	// waiting.
 	return await(ctx, func() (T, error) {
@@ -212,6 +225,8 @@ func (s *session) within(ctx context.Context) (context.Context, func()) {
 // admit waits for the domain's gate and for a place on the line, in this order:
 // waiters for a domain that hangs take up no place.
 func (s *session) admit(ctx context.Context, which line, id string) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -230,18 +245,25 @@ func (s *session) admit(ctx context.Context, which line, id string) (leave func(
 		return func() { <-room; shut() }, nil
 	case <-ctx.Done():
 		shut()
-		return nil, fmt.Errorf("too many calls hang in libvirt: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("%w, since so many hang: %w", hypervisor.ErrQueued, context.Cause(ctx))
 	}
 }
 
 // on runs f on a domain.
 func on[T any](ctx context.Context, h *Host, which line, id string, f func(*libvirt.Domain) (T, error)) (T, error) {
+	return onWithin(ctx, h, which, id, callLimit, f)
+}
+
+// onWithin is on with a limit of its own for f.
+func onWithin[T any](
+	ctx context.Context, h *Host, which line, id string, limit time.Duration, f func(*libvirt.Domain) (T, error),
+) (T, error) {
 	// Anything else could be a name, and names are given away.
 	if !isUUID(id) {
 		var none T
 		return none, fmt.Errorf("%w: %q is no UUID", hypervisor.ErrNotFound, id)
 	}
-	return call(ctx, h, which, id, func(c *libvirt.Connect) (T, error) {
+	return callWithin(ctx, h, which, id, limit, func(c *libvirt.Connect) (T, error) {
 		d, err := c.LookupDomainByUUIDString(id)
 		if err != nil {
 			var none T
@@ -255,7 +277,15 @@ func on[T any](ctx context.Context, h *Host, which line, id string, f func(*libv
 
 // do is on without a value, and says what failed.
 func do(ctx context.Context, h *Host, which line, what, id string, f func(*libvirt.Domain) error) error {
-	_, err := on(ctx, h, which, id, func(d *libvirt.Domain) (struct{}, error) { return struct{}{}, f(d) })
+	return doWithin(ctx, h, which, what, id, callLimit, f)
+}
+
+// doWithin is do with a limit of its own for f.
+func doWithin(
+	ctx context.Context, h *Host, which line, what, id string, limit time.Duration, f func(*libvirt.Domain) error,
+) error {
+	run := func(d *libvirt.Domain) (struct{}, error) { return struct{}{}, f(d) }
+	_, err := onWithin(ctx, h, which, id, limit, run)
 	if err != nil {
 		return fmt.Errorf("cannot %s domain %s: %w", what, id, err)
 	}
