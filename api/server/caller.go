@@ -11,6 +11,8 @@ type caller struct {
 	actor vps.Actor
 	// id tells callers apart, whatever they are called.
 	id string
+	// root is root on the Unix socket, who could do worse than to call often.
+	root bool
 	// token says what the caller may do. On the Unix socket it is one that nobody holds.
 	token vps.Token
 }

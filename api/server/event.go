@@ -56,6 +56,9 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 		return nil, err
 	}
 	s.first = page
+	if s.leave, err = h.lasting.enter(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -80,6 +83,7 @@ type eventStream struct {
 	ctx   context.Context
 	after int64
 	first vps.EventPage
+	leave func()
 	vps   string // "" for all
 	types []api.EventType
 
@@ -101,6 +105,7 @@ func (s *eventStream) look() {
 // VisitListenEventsResponse sends events until the listener goes away, is too
 // slow or may listen no more, or the server shuts down.
 func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
+	defer s.leave()
 	s.w = w
 	w.Header().Set("Content-Type", "text/event-stream")
 	// A proxy that collects answers would hold the news back.

@@ -16,7 +16,7 @@ func (s *Server) SetPace(heartbeat, slowReader time.Duration) {
 
 // SetClock lets budgets fill up by a clock of the test.
 func (s *Server) SetClock(now func() time.Time) {
-	for _, l := range []*limiter{s.failures, s.origins, s.tokens} {
+	for _, l := range []*limiter{s.failures, s.strangers, s.origins, s.tokens} {
 		l.mu.Lock()
 		l.now = now
 		l.mu.Unlock()
@@ -25,3 +25,27 @@ func (s *Server) SetClock(now func() time.Time) {
 
 // SetDownloadPace lets who downloads take no longer than limit for a part.
 func (s *Server) SetDownloadPace(limit time.Duration) { s.handlers.slowDownload = limit }
+
+// Connections counts the connections over TCP that have a place.
+func (s *Server) Connections() (n int) {
+	s.drain.mu.Lock()
+	defer s.drain.mu.Unlock()
+	for _, l := range s.drain.listeners {
+		if limit, ok := l.(*connLimit); ok && limit.Addr().Network() == "tcp" {
+			limit.mu.Lock()
+			n += limit.all
+			limit.mu.Unlock()
+		}
+	}
+	return n
+}
+
+// Lasting counts the calls that stay open.
+func (s *Server) Lasting() (n int) {
+	s.handlers.lasting.mu.Lock()
+	defer s.handlers.lasting.mu.Unlock()
+	for _, of := range s.handlers.lasting.of {
+		n += of
+	}
+	return n
+}

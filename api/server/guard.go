@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"math"
 	"net/http"
 	"strconv"
@@ -31,7 +32,7 @@ func (s *Server) guard(need vps.Scope, next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		r := c.Request()
 		ctx := withCaller(r.Context(), who)
-		c.SetRequest(r.WithContext(withRecheck(ctx, func() (*caller, error) { return s.admit(c, need) })))
+		c.SetRequest(r.WithContext(withRecheck(ctx, func() (*caller, error) { return s.again(c, need) })))
 		return next(c)
 	}
 }
@@ -43,52 +44,107 @@ func (s *Server) admit(c echo.Context, need vps.Scope) (*caller, error) {
 		return nil, err
 	}
 	c.Set(actorKey, who.actor.Name)
-	if !who.may(need) {
-		return nil, vps.Errorf(vps.CodeForbidden, "the token %q lacks the scope %q", who.actor.Name, need)
+	return who, who.needs(need)
+}
+
+// needs refuses a caller without a scope. Codes: forbidden.
+func (c *caller) needs(s vps.Scope) error {
+	if c.may(s) {
+		return nil
 	}
-	return who, nil
+	return vps.Errorf(vps.CodeForbidden, "the token %q lacks the scope %q", c.actor.Name, s)
 }
 
 // identify tells who calls: on the Unix socket the kernel says so and tokens
-// mean nothing, everywhere else a token does.
+// mean nothing, everywhere else a token does. Only a wrong token is held to the limit of
+// wrong ones: somebody else's guesses must not lock out a valid one.
 func (s *Server) identify(c echo.Context) (*caller, error) {
 	if p, ok := c.Request().Context().Value(peerKey{}).(peer); ok {
 		return operatorOf(p, s.operatorGroup)
 	}
-	secret, err := bearer(c.Request())
-	if err != nil {
+	who, err := s.shown(c)
+	switch {
+	case errors.Is(err, errNotShown):
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd"`)
 		return nil, err
-	}
-	addr := network(c.RealIP())
-	// Before the token is looked at: guessing must cost the guesser, not the database.
-	if err := tooMany(c, s.failures.wait(addr), vps.Say("too many wrong tokens came from this address")); err != nil {
-		return nil, err
-	}
-	token, err := s.services.Tokens.Authenticate(c.Request().Context(), secret)
-	if vps.CodeOf(err) == vps.CodeUnauthenticated {
-		// Only wrong tokens count, so a panel behind the same address is not locked out
-		// by its own calls.
+	case vps.CodeOf(err) == vps.CodeUnauthenticated:
+		addr := network(c.RealIP())
+		why := vps.Say("too many wrong tokens came from this address")
+		if err := tooMany(c, s.failures.wait(addr), why); err != nil {
+			return nil, err
+		}
 		s.failures.spend(addr)
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Bearer realm="vpssnapd", error="invalid_token"`)
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
+	return who, tooMany(c, s.tokens.spend(who.token.ID), vps.Say("the token makes too many calls"))
+}
+
+// again tells who calls now, for an answer that outlasts a token. That is our own
+// question, and is not counted against anybody's limit.
+func (s *Server) again(c echo.Context, need vps.Scope) (who *caller, err error) {
+	if p, ok := c.Request().Context().Value(peerKey{}).(peer); ok {
+		who, err = operatorOf(p, s.operatorGroup)
+	} else {
+		who, err = s.authenticate(c.Request())
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := tooMany(c, s.tokens.spend(token.ID), vps.Say("the token makes too many calls")); err != nil {
+	return who, who.needs(need)
+}
+
+// shownKey is where the outcome of authenticate is kept for the rest of a request.
+const shownKey = "shown"
+
+type shown struct {
+	who *caller
+	err error
+}
+
+// shown is authenticate, once for each request.
+func (s *Server) shown(c echo.Context) (*caller, error) {
+	if done, ok := c.Get(shownKey).(shown); ok {
+		return done.who, done.err
+	}
+	who, err := s.authenticate(c.Request())
+	c.Set(shownKey, shown{who, err})
+	return who, err
+}
+
+// authenticate tells whose token a request shows.
+func (s *Server) authenticate(r *http.Request) (*caller, error) {
+	secret, err := bearer(r)
+	if err != nil {
+		return nil, errors.Join(err, errNotShown)
+	}
+	token, err := s.services.Tokens.Authenticate(r.Context(), secret)
+	if err != nil {
 		return nil, err
 	}
 	return &caller{actor: vps.Actor{Name: token.Name, Way: token.Way}, id: "token:" + token.ID, token: token}, nil
 }
 
+// errNotShown: there is no token that could be wrong.
+var errNotShown = errors.New("no token was shown")
+
 // limitOrigin holds every address on TCP, and every user on the Unix socket, to its
-// number of calls, whatever it asks for. Root could do worse than to call often.
+// number of calls, whatever it asks for. Without a valid token an address may make half
+// of them: so the other half is left for who has one. Root could do worse than to call
+// often.
 func (s *Server) limitOrigin(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		origin, why := "", vps.Say("too many calls come from this address")
 		if p, ok := c.Request().Context().Value(peerKey{}).(peer); !ok {
 			origin = network(c.RealIP())
-		} else if p.uid != 0 || p.err != nil {
+			if _, err := s.shown(c); err == nil {
+				proveConn(c.Request().Context())
+			} else if err := tooMany(c, s.strangers.spend(origin), why); err != nil {
+				return err
+			}
+		} else if !p.root() {
 			origin, why = p.owner(), vps.Say("this user makes too many calls")
 		}
 		if origin != "" {

@@ -29,6 +29,7 @@ type handlers struct {
 	slowReader time.Duration
 	// slowDownload is how long who downloads may take for slowBytes.
 	slowDownload time.Duration
+	lasting      lasting
 	// docs is openapi.yaml as a page.
 	docs func() []byte
 }

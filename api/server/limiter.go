@@ -89,13 +89,17 @@ func (l *limiter) forget() {
 	}
 }
 
-// network is the address, or for IPv6 its /64, since one host has all of that.
+// network is the address, or for IPv6 its /64, since one host has all of that. All
+// addresses of the host itself are one: every user there has them all.
 func network(addr string) string {
 	ip, err := netip.ParseAddr(addr)
 	if err != nil {
 		return addr
 	}
 	ip = ip.Unmap().WithZone("")
+	if ip.IsLoopback() {
+		return "loopback"
+	}
 	if ip.Is4() {
 		return ip.String()
 	}

@@ -16,6 +16,7 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/server"
+	"vpssnapd/daemon/daemontest"
 )
 
 // pipeline sends a request n times over one connection, and counts the answers by status.
@@ -57,8 +58,11 @@ func TestHundredThousandGuesses(t *testing.T) {
 	if count[401] != 20 || count[401]+count[429] != 100_000 {
 		t.Errorf("%v: not 20 were looked at", count)
 	}
-	if got := s.call("read", "GET", "/v1/vps", ""); got.StatusCode != 429 || got.Header.Get("Retry-After") == "" {
+	if got := s.call("guess", "GET", "/v1/vps", ""); got.StatusCode != 429 || got.Header.Get("Retry-After") == "" {
 		t.Errorf("the next guess: %s", got.Status)
+	}
+	if got := s.call("read", "GET", "/v1/vps", ""); got.StatusCode != 200 {
+		t.Errorf("a valid token of the guesser's address: %s", got.Status)
 	}
 }
 
@@ -223,5 +227,197 @@ func TestLargeHeader(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("1 MiB of header: %s", resp.Status)
+	}
+}
+
+// What somebody without a token does at an address does not use up what tokens have there:
+// whatever he calls, half of the address's calls are left.
+func TestStrangersLeaveCallsForTokens(t *testing.T) {
+	for what, of := range map[string]struct{ role, path string }{
+		"open pages":    {"", "/healthz"},
+		"unknown paths": {"", "/nothing/here"},
+		"no token":      {"", "/v1/vps"},
+		"wrong tokens":  {"guess", "/v1/vps"},
+		"links":         {"", "/v1/downloads/dl-000000000000.AAAA"},
+		"a token there": {"guess", "/healthz"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := newSiteWith(t, server.Config{OperatorGroup: ownGroup(t), PerSecond: 2})
+			s.stopClock()
+			for range 50 {
+				s.call(of.role, "GET", of.path, "")
+			}
+			if got := s.call(of.role, "GET", of.path, ""); got.StatusCode != 429 {
+				t.Errorf("50 calls more: %s", got.Status)
+			}
+			for range 4 {
+				if got := s.call("read", "GET", "/v1/offers", ""); got.StatusCode != 200 {
+					t.Fatalf("a valid token: %s %s", got.Status, got.body)
+				}
+			}
+		})
+	}
+}
+
+// hold opens n connections from an address and calls an open page on each, so that it is
+// one that stays.
+func (s *site) hold(n int, local string, to string) (held []net.Conn, refused int) {
+	s.t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	for range n {
+		conn, err := d.Dial("tcp", to)
+		check(s.t, err)
+		s.t.Cleanup(func() { conn.Close() })
+		fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			refused++
+			continue
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		check(s.t, err)
+		held = append(held, conn)
+	}
+	return held, refused
+}
+
+// All loopback addresses are one owner's: whatever of them a user of the host calls from, he
+// takes no more than one address may have, and who has a token finds a place.
+func TestLoopbackIsOneOwner(t *testing.T) {
+	s := newSite(t)
+	for i := 2; i <= 10; i++ {
+		s.hold(256, fmt.Sprintf("127.0.0.%d", i), s.tcp)
+	}
+	if n := s.server.Connections(); n > 256 {
+		t.Errorf("one user has %d connections by nine addresses", n)
+	}
+	if got := s.call("read", "GET", "/v1/vps", ""); got.StatusCode != 200 {
+		t.Errorf("who has a token meanwhile: %s", got.Status)
+	}
+}
+
+// A connection on which a valid token was shown is never given up for another.
+func TestProvenConnectionsStay(t *testing.T) {
+	s := newSite(t)
+	conn, err := net.Dial("tcp", s.tcp)
+	check(t, err)
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	ask := func() {
+		t.Helper()
+		fmt.Fprintf(conn, "GET /v1/vps HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", s.secret("read"))
+		resp, err := http.ReadResponse(in, nil)
+		check(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		check(t, err)
+		if resp.StatusCode != 200 {
+			t.Fatalf("on the connection of a token: %s", resp.Status)
+		}
+	}
+	ask()
+	s.hold(600, "127.0.0.1", s.tcp)
+	ask()
+}
+
+// Root is let in on the Unix socket, however many connections other users hold.
+func TestRootIsNeverKeptOut(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be other users")
+	}
+	s := newSite(t)
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			c.Close()
+		}
+	}()
+	for uid := range 9 { // more of them than have all places
+		for range 256 {
+			conn, err := dialAs(20_000+uid, s.socket)
+			check(t, err)
+			held = append(held, conn)
+		}
+	}
+	if got := s.operator("GET", "/v1/vps", ""); got.StatusCode != 200 {
+		t.Errorf("root: %s", got.Status)
+	}
+}
+
+// Trusted proxies have the addresses of everybody on their hosts: they cannot take all
+// places either.
+func TestProxiesLeavePlaces(t *testing.T) {
+	s := newSiteWith(t, server.Config{
+		OperatorGroup: ownGroup(t), PerSecond: noLimit, Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
+	})
+	for range 2048 {
+		conn, err := net.Dial("tcp", s.tcp)
+		check(t, err)
+		defer conn.Close()
+	}
+	if held, refused := s.hold(1, "127.0.0.2", s.tcp); len(held) != 1 || refused != 0 {
+		t.Error("the trusted proxies keep everybody else out")
+	}
+}
+
+// A token cannot take all places of its address by calls that stay open.
+func TestLastingCallsOfOneToken(t *testing.T) {
+	s := newSite(t)
+	reached, _ := s.host.Hold(daemontest.InTake)
+	s.ended(s.call("admin", http.MethodDelete, "/v1/vps/web3/snapshot", ""))
+	op := decode[api.Operation](t, s.call("panel", http.MethodPost, "/v1/vps/web3/snapshot", ""))
+	<-reached
+	for i := range 192 {
+		if i%2 == 0 {
+			s.listen("read", "").frame()
+			continue
+		}
+		conn, err := net.Dial("tcp", s.tcp)
+		check(t, err)
+		t.Cleanup(func() { conn.Close() })
+		fmt.Fprintf(conn, "GET /v1/operations/%s?wait=4m HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n",
+			op.ID, s.secret("read"))
+	}
+	for until := time.Now().Add(time.Minute); s.server.Lasting() < 192; {
+		if time.Now().After(until) {
+			t.Fatalf("%d calls stay open", s.server.Lasting())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, path := range []string{"/v1/events", "/v1/operations/" + op.ID + "?wait=1m"} {
+		retryAfter(t, s.call("read", http.MethodGet, path, ""))
+		if got := s.call("panel", http.MethodGet, "/v1/events", ""); got.StatusCode != 200 {
+			t.Errorf("another token of that address: %s %s", got.Status, got.body)
+		}
+	}
+	if got := s.call("read", http.MethodGet, "/v1/vps", ""); got.StatusCode != 200 {
+		t.Errorf("a call that ends: %s", got.Status)
+	}
+}
+
+// What the daemon asks by itself for a stream costs its token no calls, and a token without
+// calls left, or an address of which wrong ones came, keeps its stream.
+func TestAStreamCostsNoCalls(t *testing.T) {
+	s := newSiteWith(t, server.Config{OperatorGroup: ownGroup(t), PerSecond: 2})
+	s.stopClock()
+	s.server.SetPace(5*time.Millisecond, 10*time.Second)
+	l := s.listen("read", "")
+	for range 20 {
+		if _, _, _, ok := l.frame(); !ok {
+			t.Fatal("the stream has ended by itself")
+		}
+	}
+	for range 3 { // of 4 at once the stream was one
+		if got := s.call("read", "GET", "/v1/offers", ""); got.StatusCode != 200 {
+			t.Fatalf("the stream used up the calls: %s", got.Status)
+		}
+	}
+	for range 40 {
+		s.call("guess", "GET", "/v1/offers", "")
+		s.call("read", "GET", "/v1/offers", "")
+	}
+	for range 20 {
+		if _, _, _, ok := l.frame(); !ok {
+			t.Fatal("the calls of others ended the stream")
+		}
 	}
 }

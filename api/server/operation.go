@@ -88,10 +88,15 @@ func (h *handlers) await(ctx context.Context, id string, limit time.Duration) er
 	if _, err := h.operation(ctx, id); err != nil {
 		return err
 	}
+	leave, err := h.lasting.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.closing, cancel)()
-	_, err := h.services.Operations.WaitOperation(waiting, id, limit)
+	_, err = h.services.Operations.WaitOperation(waiting, id, limit)
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		return nil
 	}

@@ -18,6 +18,9 @@ type peer struct {
 	err      error
 }
 
+// root reports whether it is surely root.
+func (p peer) root() bool { return p.uid == 0 && p.err == nil }
+
 // owner names the user for limits.
 func (p peer) owner() string { return "uid " + strconv.FormatUint(uint64(p.uid), 10) }
 
@@ -75,6 +78,7 @@ func operatorOf(p peer, group string) (*caller, error) {
 	return &caller{
 		actor: vps.Actor{Name: name, Way: vps.WayOperator},
 		id:    "uid:" + uid,
+		root:  p.root(),
 		token: vps.Token{Scopes: []vps.Scope{vps.ScopeAdmin}},
 	}, nil
 }

@@ -47,13 +47,14 @@ type Server struct {
 	services      Services
 	operatorGroup string
 	log           *slog.Logger
-	// failures counts the wrong tokens of each address, the other two all calls.
-	failures, origins, tokens *limiter
-	calls                     inProgress
-	proxies                   []netip.Prefix
-	unix, tcp                 *http.Server
-	handlers                  *handlers
-	drain                     *drain
+	// failures counts the wrong tokens of each address, strangers its calls without a
+	// valid one, the other two all calls.
+	failures, strangers, origins, tokens *limiter
+	calls                                inProgress
+	proxies                              []netip.Prefix
+	unix, tcp                            *http.Server
+	handlers                             *handlers
+	drain                                *drain
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -69,6 +70,7 @@ func New(cfg Config) *Server {
 		operatorGroup: cfg.OperatorGroup,
 		log:           cfg.Logger,
 		failures:      newLimiter(failuresPerSecond, failureBurst),
+		strangers:     newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
 		origins:       newLimiter(2*cfg.PerSecond, 4*cfg.PerSecond),
 		tokens:        newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
 		calls:         inProgress{ended: map[string]chan struct{}{}},
@@ -85,7 +87,7 @@ func New(cfg Config) *Server {
 	}
 	router := s.router(s.handlers, cfg.Version)
 	s.unix, s.tcp = s.httpServer(router), s.httpServer(router)
-	s.unix.ConnContext = withPeer
+	s.unix.ConnContext, s.tcp.ConnContext = withPeer, withConn
 	return s
 }
 
@@ -133,13 +135,21 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ConnState:         s.drain.note,
+		ConnState:         s.noteConn,
 		ReadHeaderTimeout: 5 * time.Second,
 		// No ReadTimeout: it would cut a long wait. See limitReading.
 		WriteTimeout:   maxWait + time.Minute,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// noteConn is told what becomes of each connection.
+func (s *Server) noteConn(c net.Conn, state http.ConnState) {
+	s.drain.note(c, state)
+	if counted := countedOf(c); counted != nil {
+		counted.note(state)
 	}
 }
 
