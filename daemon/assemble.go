@@ -71,6 +71,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	inv.Subscribe(inventory.Watcher{Connected: func(context.Context) { deadline() }})
 
 	d.Tokens = access.New(db, inv, log)
+	d.Tokens.OnRevoked(d.Downloads.CutRevoked)
 	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
 	d.Metrics.Count(overview.State{
 		Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,

@@ -50,9 +50,11 @@ func (h *handlers) MakeDownload(ctx context.Context, r MakeDownloadRequestObject
 	if err != nil {
 		return nil, err
 	}
-	d, err := h.services.Downloads.MakeDownload(
-		ctx, id, vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}, callerOf(ctx).actor,
-	)
+	who, wish := callerOf(ctx), vps.DownloadRequest{Disk: b.Disk, Format: vps.ImageFormat(b.Format)}
+	if who.token.ID != "" {
+		wish.By = &who.token
+	}
+	d, err := h.services.Downloads.MakeDownload(ctx, id, wish, who.actor)
 	if err != nil {
 		return nil, err
 	}

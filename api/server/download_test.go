@@ -25,7 +25,7 @@ func TestDownloadOverHTTP(t *testing.T) {
 	check(t, w.host.Write(w.web1, "vda", 512<<10, 'x', 100_000))
 	w.ended(w.call(w.panel, "POST", "/v1/vps/web1/snapshot", ""))
 	browser := w.token(
-		vps.TokenRequest{Name: "browser", Scopes: []vps.Scope{vps.ScopeSnapshot}, VPS: []string{"web1"}, Expire: time.Minute},
+		vps.TokenRequest{Name: "browser", Scopes: []vps.Scope{vps.ScopeSnapshot}, VPS: []string{"web1"}, Expire: 48 * time.Hour},
 	)
 	d := decode[api.Download](t, w.call(browser, "POST", "/v1/vps/web1/snapshot/download", `{"disk":"vda","format":"raw"}`))
 	want, err := w.host.Read(w.web1, "vda", 0, 1<<20)

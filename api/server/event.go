@@ -48,7 +48,9 @@ func (h *handlers) ListenEvents(ctx context.Context, r ListenEventsRequestObject
 		s.vps = id
 	}
 	s.types = value(r.Params.Type)
-	s.look()
+	if err := s.lookAgain(); err != nil { // it may have been revoked before that
+		return nil, err
+	}
 	// The first page is read before the answer, so that a database that fails is a 500
 	// and not an empty stream.
 	page, err := h.services.Journal.Events(ctx, s.after)
@@ -84,9 +86,12 @@ type eventStream struct {
 	after int64
 	first vps.EventPage
 	leave func()
-	vps   string // "" for all
-	types []api.EventType
+	// revoked is closed when a token was revoked since the caller was looked at.
+	revoked <-chan struct{}
+	vps     string // "" for all
+	types   []api.EventType
 
+	until  *time.Time // when its token is over
 	mine   func(id string) bool
 	bound  bool
 	reader reader
@@ -96,10 +101,28 @@ type eventStream struct {
 
 var _ ListenEventsResponseObject = (*eventStream)(nil)
 
-// look finds out what the caller may see now.
-func (s *eventStream) look() {
-	who := callerOf(s.ctx)
-	s.bound, s.mine, s.reader = who.bound(), who.sees, readerOf(s.ctx)
+// lookAgain finds out whether the caller may still listen, and what it may see now.
+func (s *eventStream) lookAgain() error {
+	s.revoked = s.h.services.Tokens.Revoked()
+	ctx, err := recheck(s.ctx)
+	if err != nil {
+		return err
+	}
+	s.ctx = ctx
+	who := callerOf(ctx)
+	s.bound, s.mine, s.reader, s.until = who.bound(), who.sees, readerOf(ctx), who.token.ExpiresAt
+	return nil
+}
+
+// stale reports whether the caller must be looked at before it is sent anything: a token
+// was revoked, or its own may be over.
+func (s *eventStream) stale() bool {
+	select {
+	case <-s.revoked:
+		return true
+	default:
+		return s.until != nil && !time.Now().Before(*s.until)
+	}
 }
 
 // VisitListenEventsResponse sends events until the listener goes away, is too
@@ -120,6 +143,10 @@ func (s *eventStream) VisitListenEventsResponse(w http.ResponseWriter) error {
 	// So does how far it has come, when it has caught up: who wants no more knows it then.
 	catching := true
 	for err == nil {
+		if s.stale() && s.lookAgain() != nil {
+			err = errEnd
+			break
+		}
 		err = s.pass(page)
 		if err == nil && len(page.Events) == 0 {
 			if catching && s.told != s.after {
@@ -147,6 +174,10 @@ func (s *eventStream) await(changed <-chan struct{}, beat *time.Ticker) error {
 		select {
 		case <-changed:
 			return nil
+		case <-s.revoked:
+			if s.lookAgain() != nil {
+				return errEnd
+			}
 		case <-s.ctx.Done():
 			return errEnd
 		case <-s.h.closing.Done():
@@ -163,12 +194,9 @@ func (s *eventStream) await(changed <-chan struct{}, beat *time.Ticker) error {
 // id that the listener may begin behind, if it has moved on, else a comment.
 func (s *eventStream) beat() error {
 	// A token that was revoked ends its streams within one heartbeat.
-	ctx, err := recheck(s.ctx)
-	if err != nil {
+	if s.lookAgain() != nil {
 		return errEnd
 	}
-	s.ctx = ctx
-	s.look()
 	if s.told == s.after {
 		return s.send([]byte(":\n\n"))
 	}

@@ -69,6 +69,9 @@ func (h *handlers) ShowOperation(ctx context.Context, r ShowOperationRequestObje
 		if err := h.await(ctx, r.ID, min(wait, maxWait)); err != nil {
 			return nil, err
 		}
+		if ctx, err = recheck(ctx); err != nil { // its token may be over by now
+			return nil, err
+		}
 	}
 	return h.showOperation(ctx, r.ID)
 }

@@ -15,6 +15,8 @@ type Tokens interface {
 	CreateToken(ctx context.Context, r vps.TokenRequest, a vps.Actor) (t vps.Token, secret string, err error)
 	RenewSecret(ctx context.Context, id string) (secret string, err error)
 	RevokeToken(ctx context.Context, id string, a vps.Actor) error
+	// Revoked is closed when the next token is revoked.
+	Revoked() <-chan struct{}
 	// FindVPS returns the id of a VPS that t is bound to. Of all others it tells
 	// nothing, not even whether they exist.
 	FindVPS(ctx context.Context, ref string, t vps.Token) (string, error)

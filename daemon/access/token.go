@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"vpssnapd/daemon/fault"
@@ -38,11 +39,38 @@ type Tokens struct {
 	inventory *inventory.Inventory
 	logger    *slog.Logger
 	used      chan string // ids of tokens whose use is to be noted
+	onRevoked []func(context.Context)
+	mu        sync.Mutex
+	revoked   chan struct{} // closed when the next token is revoked
 }
 
 // New makes the keeper of tokens.
 func New(db *store.Store, inv *inventory.Inventory, logger *slog.Logger) *Tokens {
-	return &Tokens{store: db, inventory: inv, logger: logger, used: make(chan string, 64)}
+	return &Tokens{
+		store: db, inventory: inv, logger: logger, used: make(chan string, 64), revoked: make(chan struct{}),
+	}
+}
+
+// OnRevoked has f called after a token was revoked; not once the daemon serves.
+func (ts *Tokens) OnRevoked(f func(context.Context)) { ts.onRevoked = append(ts.onRevoked, f) }
+
+// Revoked is closed when the next token is revoked: whoever serves something that lasts
+// asks then whether its caller may still have it.
+func (ts *Tokens) Revoked() <-chan struct{} {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.revoked
+}
+
+// tellRevoked tells that a token was revoked, and returns when what it had begun has ended.
+func (ts *Tokens) tellRevoked(ctx context.Context) {
+	ts.mu.Lock()
+	close(ts.revoked)
+	ts.revoked = make(chan struct{})
+	ts.mu.Unlock()
+	for _, told := range ts.onRevoked {
+		told(context.WithoutCancel(ctx))
+	}
 }
 
 // secretForm is vpssnap_, the id's digits, _ and 130 random bits. The prefix lets
@@ -276,7 +304,7 @@ func checkToken(t vps.Token) error {
 	return nil
 }
 
-// RenewSecret gives a token another secret: for the repetition of the call that
+// RenewSecret gives a token another secret, and the first one is void: for the repetition of the call that
 // made it, since the first secret was not kept. Codes: not_found.
 func (ts *Tokens) RenewSecret(ctx context.Context, id string) (string, error) {
 	secret, hash := newSecret(id)
@@ -287,7 +315,8 @@ func (ts *Tokens) RenewSecret(ctx context.Context, id string) (string, error) {
 	return secret, err
 }
 
-// RevokeToken ends a token and those that it has made. Codes: not_found.
+// RevokeToken ends a token and those that it has made, with their links and streams.
+// Codes: not_found.
 func (ts *Tokens) RevokeToken(ctx context.Context, id string, actor vps.Actor) error {
 	// With its children in the same transaction: a stolen token must not live on in what
 	// it made.
@@ -303,6 +332,7 @@ func (ts *Tokens) RevokeToken(ctx context.Context, id string, actor vps.Actor) e
 	if err != nil {
 		return fmt.Errorf("cannot revoke token %s: %w", id, err)
 	}
+	ts.tellRevoked(ctx)
 	ts.logger.Info("token revoked", "token", id, "by", actor.Name)
 	return nil
 }

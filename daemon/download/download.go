@@ -88,9 +88,10 @@ const (
 	mapWithin = 2 * time.Minute
 )
 
-// MakeDownload makes a link to a disk of the snapshot.
+// MakeDownload makes a link to a disk of the snapshot. It ends with the token that asks
+// for it.
 //
-// Codes: not_found, invalid, operation_in_progress, vps_changed, rate_limited,
+// Codes: unauthenticated, not_found, invalid, operation_in_progress, vps_changed, rate_limited,
 // hypervisor_unavailable.
 func (d *Downloads) MakeDownload(
 	ctx context.Context, ref string, r vps.DownloadRequest, actor vps.Actor,
@@ -117,12 +118,21 @@ func (d *Downloads) MakeDownload(
 		ID: vps.NewDownloadID(), VPS: id, SnapshotID: snap.ID, Disk: disk.Target, Format: r.Format,
 		CreatedAt: now, ExpiresAt: now.Add(downloadValid), FileName: fileName(name, snap, disk.Target, r.Format),
 	}
+	if r.By != nil {
+		link.Token = r.By.ID
+		if end := r.By.ExpiresAt; end != nil && end.Before(link.ExpiresAt) {
+			link.ExpiresAt = *end
+		}
+	}
 	if link.Image, err = d.imageOf(reading.ctx, name, snap, disk, r.Format); err != nil {
 		return link, err
 	}
 	// The image was laid out before: that takes up to mapWithin and must not hold the
 	// database.
 	err = d.store.Write(ctx, func(tx *store.Tx) error { return d.add(ctx, tx, &link, name, actor) })
+	if store.IsForeignKey(err) {
+		return link, vps.Errorf(vps.CodeUnauthenticated, "the token was revoked meanwhile")
+	}
 	if err == nil {
 		d.logger.Info(
 			"download link made", "vps", name, "link", link.ID, "disk", link.Disk, "format", link.Format, "by",
@@ -271,6 +281,16 @@ func (d *Downloads) stillLeads(ctx context.Context, link vps.Download) error {
 		return errNoLink()
 	}
 	return err
+}
+
+// CutRevoked cuts off who downloads with a link that is there no more, as when its token
+// was revoked.
+func (d *Downloads) CutRevoked(ctx context.Context) {
+	for _, id := range d.sessions.links() {
+		if _, err := d.store.Download(ctx, id); errors.Is(err, sql.ErrNoRows) {
+			d.sessions.cut(func(r *session) bool { return r.link == id }, "the token of the link was revoked")
+		}
+	}
 }
 
 // errNoLink is the same whatever is wrong with a link.

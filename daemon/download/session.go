@@ -3,6 +3,7 @@ package download
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"vpssnapd/daemon/vps"
@@ -75,6 +76,18 @@ func (s *sessions) running() (n int) {
 		}
 	}
 	return n
+}
+
+// links are those by which somebody downloads.
+func (s *sessions) links() (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.all {
+		if r.link != "" && !slices.Contains(ids, r.link) {
+			ids = append(ids, r.link)
+		}
+	}
+	return ids
 }
 
 // end records that nothing of the reader has the disk open any more.

@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	downloadColumns = `SELECT d.id, d.vps, d.snapshot, d.disk, d.format, d.file_name, d.created_at, d.expires_at, i.size_bytes, i.map_name, i.sha256, `
+	downloadColumns = `SELECT d.id, d.vps, d.snapshot, d.disk, d.format, d.file_name, coalesce(d.token, ''), d.created_at, d.expires_at, i.size_bytes, i.map_name, i.sha256, `
 	downloadTables  = ` FROM download d JOIN image i ON i.snapshot = d.snapshot AND i.disk = d.disk AND i.format = d.format `
 )
 
 func scanDownload(row scanner) (vps.Download, error) {
 	var d vps.Download
-	err := row.Scan(&d.ID, &d.VPS, &d.SnapshotID, &d.Disk, &d.Format, &d.FileName, moment{&d.CreatedAt}, moment{&d.ExpiresAt},
+	err := row.Scan(&d.ID, &d.VPS, &d.SnapshotID, &d.Disk, &d.Format, &d.FileName, &d.Token, moment{&d.CreatedAt}, moment{&d.ExpiresAt},
 		&d.Image.SizeBytes, &d.Image.MapName, &d.Image.SHA256, &d.Image.Map)
 	return d, err
 }
@@ -74,8 +74,9 @@ func (t *Tx) AddDownload(ctx context.Context, d vps.Download) error {
 	}
 	return t.exec(
 		ctx,
-		`INSERT INTO download (id, vps, snapshot, disk, format, file_name, created_at, expires_at) VALUES (?,?,?,?,?,?,?,?)`,
-		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, micros(d.CreatedAt), micros(d.ExpiresAt),
+		`INSERT INTO download (id, vps, snapshot, disk, format, file_name, token, created_at, expires_at)
+		VALUES (?,?,?,?,?,?,nullif(?, ''),?,?)`,
+		d.ID, d.VPS, d.SnapshotID, d.Disk, d.Format, d.FileName, d.Token, micros(d.CreatedAt), micros(d.ExpiresAt),
 	)
 }
 

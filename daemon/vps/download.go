@@ -19,6 +19,9 @@ const (
 type DownloadRequest struct {
 	Disk   string      // "": the only one
 	Format ImageFormat // "": FormatQcow2
+	// By is the token that asks, which the link does not outlive; nil for operators on
+	// the host.
+	By *Token
 }
 
 // Download is a link to a disk of a snapshot as one image.
@@ -28,6 +31,7 @@ type Download struct {
 	SnapshotID string
 	Disk       string
 	Format     ImageFormat
+	Token      string // the id of the token that made it; "": an operator on the host
 	CreatedAt  time.Time
 	ExpiresAt  time.Time
 	// Link is the id with its signature: who has it may read the disk.
