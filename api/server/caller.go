@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 
 	"vpssnapd/daemon/vps"
@@ -22,6 +23,10 @@ func (c *caller) may(s vps.Scope) bool { return s == vps.ScopeNone || c.token.Ma
 
 // operator reports whether the caller may see what concerns the host only, as file names.
 func (c *caller) operator() bool { return c.may(vps.ScopeAdmin) }
+
+// owner names the caller for what is bounded together: a token that another one has made
+// counts for that one.
+func (c *caller) owner() string { return cmp.Or(c.token.Parent, c.token.ID, c.id) }
 
 // bound reports whether the caller has VPSes of its own, and must not learn of others.
 func (c *caller) bound() bool { return c.token.VPS != nil }

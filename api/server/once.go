@@ -100,6 +100,7 @@ func (s *Server) once(op *openapi3.Operation, next echo.HandlerFunc) echo.Handle
 		call := vps.Call{
 			Match:  match,
 			Client: callerOf(r.Context()).id,
+			Owner:  callerOf(r.Context()).owner(),
 			Key:    r.Header.Get(headerKey),
 			Record: readerOf(r.Context()).keep,
 		}

@@ -11,6 +11,9 @@ const (
 	// mostWaiting is how many deliveries wait for one target at most; what comes on
 	// top is dropped, and counted.
 	mostWaiting = 10_000
+	// mostWaitingOfOne is how many of them may be about one VPS, so that what is done to
+	// one does not push out the news of the others.
+	mostWaitingOfOne = 1_000
 	// endedKept is how long a delivery is kept that has ended.
 	endedKept = 3 * 24 * time.Hour
 	// farthestTry is later than any delivery's next try is set: one that is still
@@ -31,14 +34,16 @@ func scanDelivery(row scanner) (vps.Delivery, error) {
 // first tried as soon as the transaction is committed. With the transaction of what it
 // tells of, so that nothing is told that did not happen, and nothing forgotten.
 func (t *Tx) AddDelivery(ctx context.Context, d vps.Delivery) error {
-	var waiting int
-	err := t.q.QueryRowContext(ctx, `SELECT count(*) FROM delivery WHERE kind = ? AND target = ? AND ended_at IS NULL`, d.Kind, d.Target).
-		Scan(&waiting)
+	var waiting, ofOne int
+	err := t.q.QueryRowContext(ctx, `SELECT
+		(SELECT count(*) FROM delivery WHERE kind = ?1 AND target = ?2 AND ended_at IS NULL),
+		(SELECT count(*) FROM delivery WHERE vps = ?3 AND kind = ?1 AND target = ?2 AND ended_at IS NULL)`,
+		d.Kind, d.Target, d.VPS).Scan(&waiting, &ofOne)
 	if err != nil {
 		return err
 	}
 	// A receiver that is down for weeks must not fill the database.
-	if waiting >= mostWaiting {
+	if waiting >= mostWaiting || d.VPS != "" && ofOne >= mostWaitingOfOne {
 		t.dropped = append(t.dropped, d.Kind)
 		return nil
 	}

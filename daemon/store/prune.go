@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -21,6 +22,60 @@ type Retention struct {
 	Messages time.Duration
 	// Events, of which the newest 50,000 are kept at most.
 	Events time.Duration
+}
+
+// ofOneVPS is how much of the history of one VPS is kept at most, whatever the times say: the
+// calls of one customer must not fill the record. With one take a day, of some 7 messages,
+// it is that of years.
+var ofOneVPS = []struct {
+	table string
+	only  string // which of its rows count
+	most  int
+	prune func(vpsID string, most int) pruning
+}{
+	{"message", "", 20_000, oldestOf("message", "")},
+	{"operation", "", 5_000, oldestOf("operation", "AND +status IN ('succeeded', 'failed', 'cancelled')")},
+	{"option_change", "", 5_000, oldestOf("option_change",
+		"AND id < (SELECT max(id) FROM option_change l WHERE l.option = option_change.option)")},
+	{"option", "", 1_000, func(vpsID string, most int) pruning {
+		return removeOptions(`SELECT id FROM (SELECT id FROM option WHERE vps = ? AND state = 'released'
+			ORDER BY updated_at DESC LIMIT -1 OFFSET ?) LIMIT ?`, vpsID, most)
+	}},
+	{"snapshot", " AND state = 'gone'", 1_000, func(vpsID string, most int) pruning {
+		return removeSnapshots(`SELECT id FROM (SELECT * FROM snapshot WHERE vps = ? AND state = 'gone'
+			ORDER BY updated_at DESC LIMIT -1 OFFSET ?) snapshot WHERE `+mergedAway, vpsID, most)
+	}},
+}
+
+// oldestOf is the pruning of the oldest rows of a VPS, as far as they may go.
+func oldestOf(table, over string) func(vpsID string, most int) pruning {
+	return func(vpsID string, most int) pruning {
+		return remove(`DELETE FROM `+table+` WHERE id IN (SELECT id FROM `+table+` WHERE vps = ?1 AND id <=
+			(SELECT id FROM `+table+` WHERE vps = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2) `+over+` ORDER BY id LIMIT ?3)`,
+			vpsID, most)
+	}
+}
+
+// pruneAbove prunes each VPS that has more than it may. That is found out before anything
+// is written.
+func (s *Store) pruneAbove(ctx context.Context) error {
+	known, err := s.KnownVPSes(ctx)
+	if err != nil {
+		return err
+	}
+	for id := range known {
+		for _, of := range ofOneVPS {
+			var n int
+			err := s.q.QueryRowContext(ctx, `SELECT count(*) FROM `+of.table+` WHERE vps = ?`+of.only, id).Scan(&n)
+			if err == nil && n > of.most {
+				err = s.pruneAll(ctx, of.prune(id, of.most))
+			}
+			if err != nil {
+				return fmt.Errorf("cannot prune the %ss of VPS %s: %w", of.table, id, err)
+			}
+		}
+	}
+	return nil
 }
 
 // pruneBatch is how many rows a transaction prunes, so that the others who write wait
@@ -60,6 +115,9 @@ func (s *Store) Prune(ctx context.Context, r Retention, now time.Time) error {
 	if err := s.pruneAll(ctx, pruneEventsAbove(eventsKept)); err != nil {
 		return fmt.Errorf("cannot prune the events of the record: %w", err)
 	}
+	if err := s.pruneAbove(ctx); err != nil {
+		return err
+	}
 	err := s.Write(ctx, func(tx *Tx) error { return tx.forgetDownloads(ctx, now) })
 	if err != nil {
 		return fmt.Errorf("cannot prune the downloads of the record: %w", err)
@@ -98,11 +156,16 @@ func pruneOperations(before int64) pruning {
 // no operation works on any more. The record is what tells that such an overlay is stale,
 // when it is there all the same: without it nobody says so of the file.
 func pruneSnapshots(before int64) pruning {
-	return removeWith(`SELECT id FROM snapshot WHERE state = 'gone' AND updated_at < ?
-			AND EXISTS (SELECT 1 FROM snapshot_disk d WHERE d.snapshot = snapshot.id)
-			AND NOT EXISTS (SELECT 1 FROM snapshot_disk d WHERE d.snapshot = snapshot.id AND NOT d.pivoted)
-			AND NOT EXISTS (SELECT 1 FROM operation o WHERE o.vps = snapshot.vps AND o.status IN ('pending', 'running', 'needs_attention'))
-			LIMIT ?`, before,
+	return removeSnapshots(`SELECT id FROM snapshot WHERE state = 'gone' AND updated_at < ? AND `+mergedAway, before)
+}
+
+const mergedAway = `EXISTS (SELECT 1 FROM snapshot_disk d WHERE d.snapshot = snapshot.id)
+	AND NOT EXISTS (SELECT 1 FROM snapshot_disk d WHERE d.snapshot = snapshot.id AND NOT d.pivoted)
+	AND NOT EXISTS (SELECT 1 FROM operation o WHERE o.vps = snapshot.vps AND o.status IN ('pending', 'running', 'needs_attention'))
+	LIMIT ?`
+
+func removeSnapshots(find string, args ...any) pruning {
+	return removeWith(find, args,
 		`DELETE FROM snapshot_disk WHERE snapshot IN (SELECT value FROM json_each(?))`,
 		`DELETE FROM snapshot WHERE id IN (SELECT value FROM json_each(?))`)
 }
@@ -115,7 +178,11 @@ func pruneOptionChanges(before int64) pruning {
 
 // pruneOptions removes options that are released, with what hangs on them.
 func pruneOptions(before int64) pruning {
-	return removeWith(`SELECT id FROM option WHERE state = 'released' AND updated_at < ? LIMIT ?`, before,
+	return removeOptions(`SELECT id FROM option WHERE state = 'released' AND updated_at < ? LIMIT ?`, before)
+}
+
+func removeOptions(find string, args ...any) pruning {
+	return removeWith(find, args,
 		`DELETE FROM reminder WHERE option IN (SELECT value FROM json_each(?))`,
 		`DELETE FROM option_change WHERE option IN (SELECT value FROM json_each(?))`,
 		`DELETE FROM option WHERE id IN (SELECT value FROM json_each(?))`)
@@ -157,9 +224,9 @@ func pruneNames(before int64) pruning {
 
 // removeWith is the pruning of rows that others hang on: their ids are found first, and
 // handed to each statement as a JSON array.
-func removeWith(find string, before int64, statements ...string) pruning {
+func removeWith(find string, args []any, statements ...string) pruning {
 	return func(ctx context.Context, t *Tx) (int64, error) {
-		rows, err := t.q.QueryContext(ctx, find, before, pruneBatch)
+		rows, err := t.q.QueryContext(ctx, find, append(slices.Clone(args), pruneBatch)...)
 		ids, err := collect(rows, err, func(row scanner) (id string, err error) { return id, row.Scan(&id) })
 		if err != nil || len(ids) == 0 {
 			return 0, err

@@ -15,6 +15,8 @@ type Call struct {
 	// Client and Key name the call; Key "": it is not to be remembered.
 	Client string
 	Key    string
+	// Owner is whose answers are counted together: the client, or who made its token.
+	Owner string
 	// Sum tells the call from another one with the same key.
 	Sum [sha256.Size]byte
 	// Record turns what came of the call into what is kept for its repetition.

@@ -12,5 +12,8 @@ ALTER TABLE answer ADD COLUMN operation TEXT    NOT NULL DEFAULT '';
 ALTER TABLE answer ADD COLUMN bytes     INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX answer_owner ON answer (owner, vps, at, operation, bytes);
 
+-- The records of deleted snapshots of one VPS, by age.
+CREATE INDEX snapshot_gone_vps ON snapshot (vps, updated_at) WHERE state = 'gone';
+
 -- What waits for a target of one VPS.
 CREATE INDEX delivery_vps ON delivery (vps, kind, target) WHERE ended_at IS NULL;
