@@ -16,7 +16,7 @@ func (s *Server) SetPace(heartbeat, slowReader time.Duration) {
 
 // SetClock lets budgets fill up by a clock of the test.
 func (s *Server) SetClock(now func() time.Time) {
-	for _, l := range []*limiter{s.failures, s.strangers, s.origins, s.tokens} {
+	for _, l := range []*limiter{s.failures, s.strangers, s.origins, s.tokens, s.changes} {
 		l.mu.Lock()
 		l.now = now
 		l.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -154,6 +155,47 @@ func (s *Server) limitOrigin(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		return next(c)
 	}
+}
+
+// limitChanges holds the tokens of a VPS to its number of changes. Only what was changed is
+// counted: a refusal leaves nothing behind, and an answer that is sent again neither.
+func (s *Server) limitChanges(method string, next echo.HandlerFunc) echo.HandlerFunc {
+	if method == http.MethodGet || method == http.MethodHead {
+		return next
+	}
+	return func(c echo.Context) error {
+		id := s.changed(c)
+		if id == "" {
+			return next(c)
+		}
+		if err := tooMany(c, s.changes.wait(id), vps.Say("the VPS was changed too often")); err != nil {
+			return err
+		}
+		err := next(c)
+		if err == nil && c.Response().Status < http.StatusBadRequest {
+			s.changes.spend(id)
+		}
+		return err
+	}
+}
+
+// changed is the id of the VPS that a token's call is about; "" when it is about none, or is
+// an operator's on the host, who is not held to the limit.
+func (s *Server) changed(c echo.Context) string {
+	ctx := c.Request().Context()
+	who := callerOf(ctx)
+	if who.token.ID == "" {
+		return ""
+	}
+	if ref, err := url.PathUnescape(c.Param("vps")); ref != "" && err == nil {
+		id, _ := s.services.Tokens.FindVPS(ctx, ref, who.token) // the call itself says what is wrong
+		return id
+	}
+	if strings.HasPrefix(c.Path(), "/v1/operations/") {
+		op, _ := s.services.Operations.Operation(ctx, c.Param("id"))
+		return op.VPS
+	}
+	return ""
 }
 
 // tooMany is the answer to who must wait; nil when wait is 0.

@@ -17,6 +17,10 @@ const (
 	// DefaultPerSecond is how many calls per second a token may make: a panel that
 	// lists 500 VPSes does so in five seconds, one by one.
 	DefaultPerSecond = 100
+	// A VPS may be changed this many times at once by tokens, and once more each
+	// changeEvery: each change leaves messages, events and operations in the record.
+	changeBurst = 120
+	changeEvery = 10 * time.Second
 	// What is remembered. More is only seen under attack; then the fullest budget
 	// is forgotten first.
 	budgetsKept = 8192
@@ -32,8 +36,8 @@ type limiter struct {
 	budget map[string]*rate.Limiter
 }
 
-func newLimiter(perSecond, burst int) *limiter {
-	return &limiter{perSecond: rate.Limit(perSecond), burst: burst, now: time.Now, budget: map[string]*rate.Limiter{}}
+func newLimiter(perSecond rate.Limit, burst int) *limiter {
+	return &limiter{perSecond: perSecond, burst: burst, now: time.Now, budget: map[string]*rate.Limiter{}}
 }
 
 // wait is how long who must wait until something is left of the budget; 0: not at all.

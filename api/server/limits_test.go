@@ -421,3 +421,51 @@ func TestAStreamCostsNoCalls(t *testing.T) {
 		}
 	}
 }
+
+// A VPS can be changed only so often by tokens, however its name is written, with whatever
+// tokens and by whatever call: the others, and the operator on the host, are not held up.
+func TestChangesOfOneVPS(t *testing.T) {
+	s := newSite(t)
+	s.stopClock()
+	id := strings.ReplaceAll(strings.ToUpper(daemontest.Web3), "-", "")
+	refs := []string{"web3", daemontest.Web3, strings.ToUpper(daemontest.Web3), id, "%77eb3"}
+	describe := func(role, ref string, i int) answer {
+		return s.call(role, "PATCH", "/v1/vps/"+ref+"/snapshot", fmt.Sprintf(`{"description":"%d"}`, i))
+	}
+	for i := range 119 {
+		role := []string{"panel", "bound-to-3", "admin"}[i%3]
+		if got := describe(role, refs[i%len(refs)], i); got.StatusCode != 200 {
+			t.Fatalf("change %d: %s %s", i, got.Status, got.body)
+		}
+	}
+	key := []string{"Idempotency-Key", "last"}
+	last := s.with("panel", "PATCH", "/v1/vps/web3/snapshot", `{"description":"last"}`, key...)
+	if last.StatusCode != 200 {
+		t.Fatalf("the last change: %s", last.Status)
+	}
+	for _, ref := range refs {
+		wait := retryAfter(t, describe("panel", ref, 0))
+		if wait > 11*time.Second {
+			t.Errorf("Retry-After is %s", wait)
+		}
+	}
+	retryAfter(t, s.call("panel", "POST", "/v1/vps/web3/snapshot/download", ""))
+	retryAfter(t, s.call("bound-to-3", "PUT", "/v1/vps/web3/option", `{"state":"active"}`))
+	if again := s.with("panel", "PATCH", "/v1/vps/web3/snapshot", `{"description":"last"}`, key...); again.body != last.body {
+		t.Errorf("the last change, sent again: %s %s", again.Status, again.body)
+	}
+	if got := s.call("admin", "PUT", "/v1/vps/web2/option", `{"state":"active"}`); got.StatusCode != 200 {
+		t.Errorf("another VPS: %s %s", got.Status, got.body)
+	}
+	if got := s.call("panel", "GET", "/v1/vps/web3", ""); got.StatusCode != 200 {
+		t.Errorf("reading it: %s", got.Status)
+	}
+	if got := s.operator("PATCH", "/v1/vps/web3/snapshot", `{"description":"operator"}`); got.StatusCode != 200 {
+		t.Errorf("the operator: %s %s", got.Status, got.body)
+	}
+	s.passTime(11 * time.Second)
+	if got := describe("panel", "web3", 1); got.StatusCode != 200 {
+		t.Errorf("later: %s", got.Status)
+	}
+	retryAfter(t, describe("panel", "web3", 2))
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
+	"golang.org/x/time/rate"
 
 	"vpssnapd/api"
 )
@@ -50,11 +51,13 @@ type Server struct {
 	// failures counts the wrong tokens of each address, strangers its calls without a
 	// valid one, the other two all calls.
 	failures, strangers, origins, tokens *limiter
-	calls                                inProgress
-	proxies                              []netip.Prefix
-	unix, tcp                            *http.Server
-	handlers                             *handlers
-	drain                                *drain
+	// changes counts what tokens have changed of each VPS.
+	changes   *limiter
+	calls     inProgress
+	proxies   []netip.Prefix
+	unix, tcp *http.Server
+	handlers  *handlers
+	drain     *drain
 	// stopWaiting ends long waits, so that a shutdown does not last as long as they do.
 	stopWaiting context.CancelFunc
 }
@@ -70,9 +73,10 @@ func New(cfg Config) *Server {
 		operatorGroup: cfg.OperatorGroup,
 		log:           cfg.Logger,
 		failures:      newLimiter(failuresPerSecond, failureBurst),
-		strangers:     newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
-		origins:       newLimiter(2*cfg.PerSecond, 4*cfg.PerSecond),
-		tokens:        newLimiter(cfg.PerSecond, 2*cfg.PerSecond),
+		strangers:     newLimiter(rate.Limit(cfg.PerSecond), 2*cfg.PerSecond),
+		origins:       newLimiter(rate.Limit(2*cfg.PerSecond), 4*cfg.PerSecond),
+		changes:       newLimiter(rate.Every(changeEvery), changeBurst),
+		tokens:        newLimiter(rate.Limit(cfg.PerSecond), 2*cfg.PerSecond),
 		calls:         inProgress{ended: map[string]chan struct{}{}},
 		proxies:       cfg.Proxies,
 		stopWaiting:   stop,
@@ -169,7 +173,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 		op := item.GetOperation(r.method)
 		call := &routers.Route{Spec: spec, Path: r.path, PathItem: item, Method: r.method, Operation: op}
 		e.Add(r.method, colons.Replace(r.path),
-			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(call, s.once(op, r.handle))))))
+			s.guard(r.need, checkQuery(op, item.Parameters, readBody(op, validate(call, s.once(op, s.limitChanges(r.method, r.handle)))))))
 	}
 	return e
 }
