@@ -1,8 +1,8 @@
 package server
 
 import (
+	"cmp"
 	"context"
-	"strconv"
 
 	"vpssnapd/api"
 	"vpssnapd/daemon/vps"
@@ -38,55 +38,30 @@ func (h *handlers) ListMessages(ctx context.Context, r ListMessagesRequestObject
 // messages reads one page, of all VPS when id is "". It reads on until it has something
 // for the caller, for a bounded number of pages; Next goes on from there.
 func (h *handlers) messages(ctx context.Context, id string, p api.ListMessagesParams) (api.MessageList, error) {
-	before, err := numbered(p.Cursor)
+	before, err := numbered(cursorMessage, p.Cursor)
 	if err != nil {
 		return api.MessageList{}, err
 	}
 	q := vps.MessageQuery{
-		VPS:    id,
 		Kind:   vps.MessageKind(value(p.Kind)),
 		Since:  value(p.Since),
 		Until:  value(p.Until),
 		Before: before,
 		Limit:  limit(p.Limit),
 	}
-	mine := callerOf(ctx).sees
-	reader := readerOf(ctx)
-	list := api.MessageList{Messages: []api.Message{}}
-	for range mostPages {
+	newer := func(a, b vps.Message) int { return cmp.Compare(b.ID, a.ID) }
+	all, more, err := merged(callerOf(ctx), id, q.Limit, newer, func(id string) ([]vps.Message, bool, error) {
+		q.VPS = id
 		page, err := h.services.Journal.Messages(ctx, q)
-		if err != nil {
-			return api.MessageList{}, err
-		}
-		for _, m := range page.Messages {
-			if mine(m.VPS) {
-				list.Messages = append(list.Messages, wireMessage(m, reader))
-			}
-		}
-		list.Next, q.Before = numberOf(page.Next), page.Next
-		if len(list.Messages) > 0 || page.Next == 0 {
-			break
-		}
+		return page.Messages, page.Next != 0, err
+	})
+	if err != nil {
+		return api.MessageList{}, err
+	}
+	reader := readerOf(ctx)
+	list := api.MessageList{Messages: each(all, func(m vps.Message) api.Message { return wireMessage(m, reader) })}
+	if more && len(all) > 0 {
+		list.Next = numberOf(cursorMessage, all[len(all)-1].ID)
 	}
 	return list, nil
-}
-
-// numbered reads a cursor that is a number; 0 for the first page.
-func numbered(cursor *string) (int64, error) {
-	if value(cursor) == "" {
-		return 0, nil
-	}
-	before, err := strconv.ParseInt(*cursor, 10, 64)
-	if err != nil || before < 1 {
-		return 0, invalid("the parameter cursor is not one that was given out")
-	}
-	return before, nil
-}
-
-// numberOf is the cursor of the next page; "" when there is none.
-func numberOf(next int64) string {
-	if next == 0 {
-		return ""
-	}
-	return strconv.FormatInt(next, 10)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -204,25 +205,33 @@ func sumOf(r *http.Request) (sum [sha256.Size]byte, err error) {
 // etag puts a version in the quotes of a strong tag (RFC 9110).
 func etag(version string) string { return `"` + version + `"` }
 
-// matches reads If-Match; nil when there is none. A weak tag (W/) never matches.
+// matches reads If-Match; nil when there is none. A weak tag (W/) never matches. A tag may
+// hold commas itself.
 func matches(r *http.Request) ([]string, error) {
 	values := r.Header.Values(headerMatch)
 	if len(values) == 0 {
 		return nil, nil
 	}
 	list := []string{}
-	for one := range strings.SplitSeq(strings.Join(values, ","), ",") {
-		one = strings.TrimSpace(one)
-		tag := strings.TrimPrefix(one, "W/")
-		if one != "*" && (len(tag) < 2 || tag[0] != '"' || tag[len(tag)-1] != '"') {
+	for rest := strings.Join(values, ","); ; {
+		found := matchForm.FindStringSubmatch(rest)
+		if found == nil {
 			return nil, invalid("If-Match must hold an ETag in its quotes, or *")
 		}
-		if tag == one && tag != `"*"` {
-			list = append(list, strings.Trim(one, `"`))
+		switch any, weak, tag := found[1], found[2], found[3]; {
+		case any != "":
+			list = append(list, any)
+		case weak == "" && tag != "*": // which would mean any
+			list = append(list, tag)
+		}
+		if rest = rest[len(found[0]):]; rest == "" {
+			return list, nil
 		}
 	}
-	return list, nil
 }
+
+// matchForm is one entry of If-Match with the comma behind it.
+var matchForm = regexp.MustCompile(`^[ \t]*(?:(\*)|(W/)?"([\x21\x23-\x7E\x80-\xFF]*)")[ \t]*(?:$|,)`)
 
 // inProgress holds the calls with an Idempotency-Key that are being carried out.
 type inProgress struct {

@@ -3,9 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
-	"vpssnapd/api"
 	"vpssnapd/daemon/vps"
 )
 
@@ -18,42 +18,33 @@ type Operations interface {
 	ResumeOperation(ctx context.Context, id string, a vps.Actor) (vps.Operation, error)
 }
 
-const (
-	defaultLimit = 50
-	// mostPages bounds the reading for a bound caller who owns little of it.
-	mostPages = 20
-)
+const defaultLimit = 50
 
 // Like messages it reads on for a bound caller who owns little of a page.
 func (h *handlers) ListOperations(ctx context.Context, r ListOperationsRequestObject) (ListOperationsResponseObject, error) {
-	q := vps.OperationQuery{
-		Status: vps.Status(value(r.Params.Status)),
-		Before: value(r.Params.Cursor),
-		Limit:  limit(r.Params.Limit),
+	before, err := readCursor(cursorOperation, r.Params.Cursor)
+	if err != nil {
+		return nil, err
 	}
-	if ref := value(r.Params.VPS); ref != "" {
-		id, err := h.find(ctx, ref)
-		if err != nil {
+	q := vps.OperationQuery{Status: vps.Status(value(r.Params.Status)), Before: before, Limit: limit(r.Params.Limit)}
+	asked := value(r.Params.VPS)
+	if asked != "" {
+		if asked, err = h.find(ctx, asked); err != nil {
 			return nil, err
 		}
+	}
+	newer := func(a, b vps.Operation) int { return strings.Compare(b.ID, a.ID) }
+	all, more, err := merged(callerOf(ctx), asked, q.Limit, newer, func(id string) ([]vps.Operation, bool, error) {
 		q.VPS = id
-	}
-	who, reader := callerOf(ctx), readerOf(ctx)
-	list := ListOperations200JSONResponse{Operations: []api.Operation{}}
-	for range mostPages {
 		page, err := h.services.Operations.Operations(ctx, q)
-		if err != nil {
-			return nil, err
-		}
-		for _, op := range page.Operations {
-			if who.sees(op.VPS) {
-				list.Operations = append(list.Operations, reader.operation(op))
-			}
-		}
-		list.Next, q.Before = page.Next, page.Next
-		if len(list.Operations) > 0 || page.Next == "" {
-			break
-		}
+		return page.Operations, page.Next != "", err
+	})
+	if err != nil {
+		return nil, err
+	}
+	list := ListOperations200JSONResponse{Operations: each(all, readerOf(ctx).operation)}
+	if more && len(all) > 0 {
+		list.Next = cursorOf(cursorOperation, all[len(all)-1].ID)
 	}
 	return list, nil
 }

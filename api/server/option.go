@@ -79,7 +79,7 @@ func (h *handlers) ListOptionHistory(
 	if err != nil {
 		return nil, err
 	}
-	before, err := numbered(r.Params.Cursor)
+	before, err := numbered(cursorChange, r.Params.Cursor)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (h *handlers) ListOptionHistory(
 	if err != nil {
 		return nil, err
 	}
-	return ListOptionHistory200JSONResponse{Changes: each(page.Changes, wireChange), Next: numberOf(page.Next)}, nil
+	return ListOptionHistory200JSONResponse{Changes: each(page.Changes, wireChange), Next: numberOf(cursorChange, page.Next)}, nil
 }
 
 func wireChange(c vps.OptionChange) api.OptionChange {

@@ -162,6 +162,7 @@ func (s *Server) router(h *handlers, version string) *echo.Echo {
 	e.HideBanner, e.HidePort = true, true
 	e.IPExtractor = addressOf(s.proxies)
 	e.HTTPErrorHandler = s.fail
+	e.Pre(decodeOnce)
 	e.Use(stamp(version), s.logRequests(), s.recover, limitReading, s.limitOrigin, refuseOptions,
 		middleware.SecureWithConfig(middleware.SecureConfig{ContentTypeNosniff: "nosniff", XFrameOptions: "DENY"}))
 
@@ -208,6 +209,16 @@ const (
 	codeKey  = "code"
 )
 
+// lists are the headers that may come several times, each with a part of a list.
+var lists = []string{headerLanguage, headerMatch, "If-None-Match"}
+
+// doubtful reports whether a proxy may take another place than we for the end of a request:
+// it has chunks, beside which net/http ignores a Content-Length, or is of HTTP/1.0, in which
+// it ignores the chunks. What follows on its connection must not be taken for a request.
+func doubtful(r *http.Request) bool {
+	return len(r.TransferEncoding) > 0 || r.ProtoMajor == 1 && r.ProtoMinor == 0
+}
+
 // stamp gives every request an id of our own. A caller's is not taken over: it
 // could be anything, and goes into the log.
 func stamp(version string) echo.MiddlewareFunc {
@@ -218,10 +229,15 @@ func stamp(version string) echo.MiddlewareFunc {
 			h.Set(echo.HeaderServer, "vpssnapd/"+version)
 			h.Set(echo.HeaderCacheControl, "no-store")
 			r := c.Request()
-			wanted := strings.Join(r.Header.Values(headerLanguage), ", ") // a list may come in several headers
-			if wanted != "" {
-				r.Header.Set(headerLanguage, wanted)
+			for _, list := range lists {
+				if values := r.Header.Values(list); len(values) > 1 {
+					r.Header.Set(list, strings.Join(values, ", "))
+				}
 			}
+			if doubtful(r) {
+				h.Set(echo.HeaderConnection, "close")
+			}
+			wanted := r.Header.Get(headerLanguage)
 			ctx := context.WithValue(r.Context(), noteKey{}, &note{})
 			c.SetRequest(r.WithContext(context.WithValue(ctx, languageKey{}, wanted)))
 			return next(c)
@@ -244,6 +260,17 @@ func noteOf(ctx context.Context) *note {
 
 func requestID(c echo.Context) string {
 	return c.Response().Header().Get(echo.HeaderXRequestID)
+}
+
+// decodeOnce has Echo choose the route by the path as it was sent, whose parameters are
+// decoded later: else it hands out those of a path without odd characters decoded already,
+// and a name with a % would be decoded twice.
+func decodeOnce(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		r.URL.RawPath = r.URL.EscapedPath()
+		return next(c)
+	}
 }
 
 // limitReading bounds the time a caller may take to send the rest of its
