@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/coreos/go-systemd/v22/journal"
 	slogjournal "github.com/systemd/slog-journal"
@@ -104,8 +105,16 @@ func field(groups []string, a slog.Attr) slog.Attr {
 }
 
 // oneLine keeps lines together: slog-journal v0.1.0 leaves out the end of a field with
-// several (seen), and journald then drops all that comes after it.
-func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+// several (seen), and journald then drops all that comes after it. What could steer the
+// terminal of who reads the journal, or turn its text round, is left out.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, strings.ReplaceAll(text, "\n", "; "))
+}
 
 const fieldPrefix = "VPSSNAP_"
 

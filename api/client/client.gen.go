@@ -429,8 +429,10 @@ type ClientInterface interface {
 	// MakeDownloadWithBody Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
-	// the disk. It ends before that when it is revoked, and when the snapshot is
-	// deleted or replaced. It can be used several times.
+	// the disk. It ends before that when it is revoked, when the token that asked for
+	// it, or the one that made that token, is revoked or over, and when the snapshot
+	// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+	// of all that is known before. It can be used several times.
 	//
 	// The image holds the disk as it was when the snapshot was taken, in one file
 	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -448,8 +450,10 @@ type ClientInterface interface {
 	// MakeDownload Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
-	// the disk. It ends before that when it is revoked, and when the snapshot is
-	// deleted or replaced. It can be used several times.
+	// the disk. It ends before that when it is revoked, when the token that asked for
+	// it, or the one that made that token, is revoked or over, and when the snapshot
+	// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+	// of all that is known before. It can be used several times.
 	//
 	// The image holds the disk as it was when the snapshot was taken, in one file
 	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -1264,8 +1268,10 @@ func (c *rest) ListDownloads(ctx context.Context, vps VPSRef, params *ListDownlo
 // MakeDownloadWithBody Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
-// the disk. It ends before that when it is revoked, and when the snapshot is
-// deleted or replaced. It can be used several times.
+// the disk. It ends before that when it is revoked, when the token that asked for
+// it, or the one that made that token, is revoked or over, and when the snapshot
+// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+// of all that is known before. It can be used several times.
 //
 // The image holds the disk as it was when the snapshot was taken, in one file
 // that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -1293,8 +1299,10 @@ func (c *rest) MakeDownloadWithBody(ctx context.Context, vps VPSRef, params *Mak
 // MakeDownload Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
-// the disk. It ends before that when it is revoked, and when the snapshot is
-// deleted or replaced. It can be used several times.
+// the disk. It ends before that when it is revoked, when the token that asked for
+// it, or the one that made that token, is revoked or over, and when the snapshot
+// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+// of all that is known before. It can be used several times.
 //
 // The image holds the disk as it was when the snapshot was taken, in one file
 // that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -4354,8 +4362,10 @@ type ClientWithResponsesInterface interface {
 	// MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
-	// the disk. It ends before that when it is revoked, and when the snapshot is
-	// deleted or replaced. It can be used several times.
+	// the disk. It ends before that when it is revoked, when the token that asked for
+	// it, or the one that made that token, is revoked or over, and when the snapshot
+	// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+	// of all that is known before. It can be used several times.
 	//
 	// The image holds the disk as it was when the snapshot was taken, in one file
 	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -4373,8 +4383,10 @@ type ClientWithResponsesInterface interface {
 	// MakeDownloadWithResponse Make a link to download a disk of the snapshot
 	//
 	// The link is valid for 24 hours, and needs no token: whoever has it can read
-	// the disk. It ends before that when it is revoked, and when the snapshot is
-	// deleted or replaced. It can be used several times.
+	// the disk. It ends before that when it is revoked, when the token that asked for
+	// it, or the one that made that token, is revoked or over, and when the snapshot
+	// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+	// of all that is known before. It can be used several times.
 	//
 	// The image holds the disk as it was when the snapshot was taken, in one file
 	// that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -7366,8 +7378,10 @@ func (c *ClientWithResponses) ListDownloadsWithResponse(ctx context.Context, vps
 // MakeDownloadWithBodyWithResponse Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
-// the disk. It ends before that when it is revoked, and when the snapshot is
-// deleted or replaced. It can be used several times.
+// the disk. It ends before that when it is revoked, when the token that asked for
+// it, or the one that made that token, is revoked or over, and when the snapshot
+// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+// of all that is known before. It can be used several times.
 //
 // The image holds the disk as it was when the snapshot was taken, in one file
 // that needs no other. `qcow2` leaves out what was never written; `raw` is as
@@ -7391,8 +7405,10 @@ func (c *ClientWithResponses) MakeDownloadWithBodyWithResponse(ctx context.Conte
 // MakeDownloadWithResponse Make a link to download a disk of the snapshot
 //
 // The link is valid for 24 hours, and needs no token: whoever has it can read
-// the disk. It ends before that when it is revoked, and when the snapshot is
-// deleted or replaced. It can be used several times.
+// the disk. It ends before that when it is revoked, when the token that asked for
+// it, or the one that made that token, is revoked or over, and when the snapshot
+// is deleted or replaced; so do downloads that are under way. `expires_at` tells
+// of all that is known before. It can be used several times.
 //
 // The image holds the disk as it was when the snapshot was taken, in one file
 // that needs no other. `qcow2` leaves out what was never written; `raw` is as

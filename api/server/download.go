@@ -221,7 +221,8 @@ func (r *watched) Read(p []byte) (int, error) {
 type pacedWriter struct {
 	http.ResponseWriter
 	limit time.Duration
-	left  int // to be taken until the limit is set anew
+	left  int           // to be taken before the time begins again
+	spent time.Duration // by who downloads; not what we took to read the disk
 	err   error
 }
 
@@ -229,12 +230,15 @@ type pacedWriter struct {
 // length.
 func (w *pacedWriter) Write(p []byte) (int, error) {
 	if w.left <= 0 {
-		w.left = slowBytes
-		if w.err = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.limit)); w.err != nil {
-			return 0, w.err
-		}
+		w.left, w.spent = slowBytes, 0
+	}
+	began := time.Now()
+	deadline := began.Add(w.limit - w.spent)
+	if w.err = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(deadline); w.err != nil {
+		return 0, w.err
 	}
 	n, err := w.ResponseWriter.Write(p)
+	w.spent += time.Since(began)
 	w.left -= n
 	w.err = err
 	return n, err

@@ -223,8 +223,16 @@ func (a *app) action(
 // isDumb reports whether the terminal knows no colours, and cannot draw over a line.
 func isDumb() bool { return os.Getenv("TERM") == "dumb" }
 
-// isTerminal reports whether a person may be at the other end.
-func isTerminal(f any) bool {
+// fileOf is the file that is printed on, if it is one.
+func fileOf(f any) (*os.File, bool) {
+	if p, ok := f.(*paper); ok {
+		f = p.to
+	}
 	file, ok := f.(*os.File)
+	return file, ok
+}
+
+func isTerminal(f any) bool {
+	file, ok := fileOf(f)
 	return ok && term.IsTerminal(int(file.Fd()))
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -138,15 +137,13 @@ func (a *app) printFrame(f client.Frame) error {
 func (a *app) printOne(v any, human func()) error {
 	switch a.output.value {
 	case "json":
-		enc := json.NewEncoder(a.stdout)
-		enc.SetEscapeHTML(false)
-		return enc.Encode(v)
+		return a.printJSON(v, "")
 	case "yaml":
 		a.say("---")
 		return a.printYAML(v)
 	}
 	human()
-	return nil
+	return a.written()
 }
 
 // eventLine says in words what has happened.

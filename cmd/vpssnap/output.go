@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -14,15 +15,23 @@ import (
 func (a *app) print(v any, human func()) error {
 	switch a.output.value {
 	case "json":
-		enc := json.NewEncoder(a.stdout)
-		enc.SetEscapeHTML(false)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
+		return a.printJSON(v, "  ")
 	case "yaml":
 		return a.printYAML(v)
 	}
 	human()
-	return nil
+	return a.written()
+}
+
+func (a *app) printJSON(v any, indent string) error {
+	defer a.escaping(escapeJSON)()
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", indent)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	return a.written()
 }
 
 // printYAML goes through JSON, so that the field names are the same.
@@ -32,10 +41,12 @@ func (a *app) printYAML(v any) error {
 		return err
 	}
 	var doc yaml.Node
+	b = (&paper{escape: escapeYAML}).safe(b) // YAML takes fewer characters as they are than JSON
 	if err := yaml.Unmarshal(b, &doc); err != nil {
 		return err
 	}
 	plain(&doc)
+	defer a.escaping(escapeYAML)()
 	enc := yaml.NewEncoder(a.stdout)
 	enc.SetIndent(2)
 	if err := enc.Encode(&doc); err != nil {
@@ -44,9 +55,12 @@ func (a *app) printYAML(v any) error {
 	return enc.Close()
 }
 
-// plain drops the flow style and the quotes that the JSON had.
+// plain drops the flow style and the quotes that the JSON had, but for what must be escaped.
 func plain(n *yaml.Node) {
 	n.Style = 0
+	if n.Kind == yaml.ScalarNode && strings.ContainsFunc(n.Value, steers) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
 	for _, c := range n.Content {
 		plain(c)
 	}

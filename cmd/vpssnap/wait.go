@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/progress"
@@ -197,7 +196,7 @@ func width(f any) int {
 
 // screenSize is that of a terminal, or a usual one.
 func screenSize(f any) (columns, rows int) {
-	if file, ok := f.(*os.File); ok {
+	if file, ok := fileOf(f); ok {
 		if columns, rows, err := term.GetSize(int(file.Fd())); err == nil && columns > 0 && rows > 0 {
 			return columns, rows
 		}

@@ -270,7 +270,7 @@ func (c config) checkListen() error {
 	if c.CallsPerSecond < 1 || c.CallsPerSecond > mostCallsPerSecond {
 		return fmt.Errorf("calls_per_second must be 1 to %d", mostCallsPerSecond)
 	}
-	if err := c.TLS.check(); err != nil {
+	if err := errors.Join(c.checkProxies(), c.TLS.check()); err != nil {
 		return err
 	}
 	if c.Listen == "" {
@@ -286,6 +286,25 @@ func (c config) checkListen() error {
 			"listen = %q is not a loopback address: it needs tls.cert and tls.key, or a TLS proxy in front of a loopback address",
 			c.Listen,
 		)
+	}
+	return nil
+}
+
+// checkProxies refuses to believe half the world: everybody there could say that he asks for
+// somebody else, and nobody would be held to a limit. 10.0.0.0/8 and fc00::/7 are the largest
+// networks that can be one's own.
+func (c config) checkProxies() error {
+	for _, p := range c.TrustedProxies {
+		bits, fewest := p.Bits(), 7
+		if p.Addr().Is4In6() {
+			bits -= 96
+		}
+		if p.Addr().Unmap().Is4() {
+			fewest = 8
+		}
+		if bits < fewest {
+			return fmt.Errorf("trusted_proxies has %s: anybody there could pretend to be any address; name the proxies' own", p)
+		}
 	}
 	return nil
 }

@@ -43,6 +43,14 @@ func (f tlsFiles) load(ctx context.Context) (*certificates, error) {
 	return c, c.use(ctx, f)
 }
 
+// suites are what TLS 1.2 may be spoken with: none with CBC, nor without forward secrecy.
+// TLS 1.3 has no others.
+var suites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
 // certificates are the TLS configuration as the files were when last read.
 type certificates struct {
 	present atomic.Pointer[tls.Config]
@@ -63,7 +71,7 @@ func (c *certificates) use(ctx context.Context, f tlsFiles) error {
 		return fmt.Errorf("cannot use the TLS certificate %s with the key %s: %w", f.Cert, f.Key, err)
 	}
 	fresh := &tls.Config{
-		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
+		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, CipherSuites: suites,
 		// HTTP/1.1 only: the limits of time and connections are made for it.
 		NextProtos: []string{"http/1.1"},
 	}

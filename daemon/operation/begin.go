@@ -80,11 +80,14 @@ func (c *Claim) Commit(
 	ctx context.Context, kind vps.Kind, request, plan any, also func(*store.Tx) error,
 ) (vps.Operation, error) {
 	o, now := c.operations, c.operations.store.Now()
+	id, err := o.store.NewOperationID(ctx, now)
+	if err != nil {
+		return vps.Operation{}, err
+	}
 	op := vps.Operation{
-		ID: vps.NewOperationID(now), VPS: c.Domain.ID, VPSName: c.Domain.Name, Kind: kind, Status: vps.StatusPending,
+		ID: id, VPS: c.Domain.ID, VPSName: c.Domain.Name, Kind: kind, Status: vps.StatusPending,
 		Actor: c.actor, SnapshotID: c.SnapshotID, CreatedAt: now,
 	}
-	var err error
 	if op.Request, err = json.Marshal(request); err != nil {
 		return op, fmt.Errorf("cannot record the request: %w", err)
 	}

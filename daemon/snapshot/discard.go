@@ -102,8 +102,12 @@ func (s *Snapshots) discardGone(
 		return vps.Operation{}, fault.InProgress(s.inventory.Name(id))
 	}
 	now := s.store.Now()
+	opID, err := s.store.NewOperationID(ctx, now)
+	if err != nil {
+		return vps.Operation{}, err
+	}
 	op := vps.Operation{
-		ID:          vps.NewOperationID(now),
+		ID:          opID,
 		VPS:         id,
 		VPSName:     s.inventory.Name(id),
 		Kind:        vps.KindDelete,

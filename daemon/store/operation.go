@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"vpssnapd/daemon/vps"
 )
@@ -24,6 +25,13 @@ func scanOperation(row scanner) (vps.Operation, error) {
 // Operation returns one operation; sql.ErrNoRows when there is none.
 func (s queries) Operation(ctx context.Context, id string) (vps.Operation, error) {
 	return scanOperation(s.q.QueryRowContext(ctx, `SELECT `+operationColumns+` FROM operation WHERE id = ?`, id))
+}
+
+// NewOperationID makes an id that sorts behind those of all operations on record.
+func (s queries) NewOperationID(ctx context.Context, now time.Time) (string, error) {
+	var last string
+	err := s.q.QueryRowContext(ctx, `SELECT coalesce(max(id), '') FROM operation`).Scan(&last)
+	return vps.NewOperationID(now, last), err
 }
 
 // ActiveOperation returns the operation of a VPS that is not final; sql.ErrNoRows when

@@ -26,9 +26,15 @@ func ReadID(ref string) string {
 // NewSnapshotID makes the id of a snapshot: 12 hex digits.
 func NewSnapshotID() string { return randomHex(6) }
 
-// NewOperationID makes an id that sorts by time.
-func NewOperationID(now time.Time) string {
-	return fmt.Sprintf("op-%012x%s", now.UnixMilli(), randomHex(4))
+// NewOperationID makes an id that sorts behind last, the newest so far, whatever the clock
+// was set to since; "" when there is none. Else it begins with the time.
+func NewOperationID(now time.Time, last string) string {
+	ms := now.UnixMilli()
+	var before int64
+	if _, err := fmt.Sscanf(last, "op-%12x", &before); err == nil && before >= ms {
+		ms = before + 1
+	}
+	return fmt.Sprintf("op-%012x%s", ms, randomHex(4))
 }
 
 // NewOptionID makes the id of an option.

@@ -106,7 +106,17 @@ var sentences = map[string]map[Language]string{
 		French: "cet utilisateur fait trop d'appels",
 	},
 	"the token makes too many calls": {French: "le jeton fait trop d'appels"},
-	"wait %d s":                      {French: "attendez %d s"},
+	"the VPS was changed too often":  {French: "le VPS a été modifié trop souvent"},
+	"%d streams and waits of %s are open already": {
+		French: "%d flux et attentes de %s sont déjà ouverts"},
+	"end some of them: one stream of events tells of all VPS that a token sees": {
+		French: "terminez-en : un seul flux d'événements suffit pour tous les VPS d'un jeton"},
+	"contact_email has characters beyond ASCII, which need SMTPUTF8": {
+		French: "contact_email contient des caractères hors ASCII, qui exigent SMTPUTF8"},
+	"write the domain as xn--..., and take an address whose name is in ASCII": {
+		French: "écrivez le domaine sous la forme xn--..., et prenez une adresse dont le nom est en ASCII"},
+	"the token was revoked meanwhile": {French: "le jeton a été révoqué entre-temps"},
+	"wait %d s":                       {French: "attendez %d s"},
 
 	// The form of a call.
 	"no such path":                       {French: "ce chemin n'existe pas"},
