@@ -41,7 +41,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	if d.Journal, err = journal.New(ctx, db, d.inventory, log); err != nil {
 		return nil, err
 	}
-	inv, images := d.inventory, image.New(host, d.inventory, log)
+	inv, images := d.inventory, image.New(host, d.inventory, db, d.imagePolicy, log)
 	deadline := func() { d.Options.Changed() }
 
 	d.Operations = operation.NewOperations(db, inv, c.Hold, log)
@@ -49,7 +49,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.guests = guest.New(host, inv, db, d.Operations, group, d.guestPolicy, log)
 	whole := integrity.New(host, inv, db, log)
 	d.merger = merge.New(host, inv, db, d.Operations, d.guests, whole, c.StateDir, d.mergePolicy, log)
-	d.Downloads = download.New(host, inv, db, whole, d.Operations.Kinds, group, d.downloadPolicy, log)
+	d.Downloads = download.New(host, inv, db, whole, images, d.Operations.Kinds, group, d.downloadPolicy, log)
 	d.Snapshots = snapshot.New(snapshot.Parts{
 		Host: host, Inventory: inv, Store: db, Operations: d.Operations, Images: images, Space: d.space,
 		Guests: d.guests, Integrity: whole, Merger: d.merger, Readers: d.Downloads, StateDir: c.StateDir,
@@ -57,7 +57,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	})
 	d.Operations.Add(c.Kinds...)
 	cutOff := func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }
-	d.adopter = adoption.New(host, inv, db, d.Operations, whole, cutOff, deadline, group, log)
+	d.adopter = adoption.New(host, inv, db, d.Operations, whole, images, cutOff, deadline, group, log)
 	d.Doctor = doctor.New(host, inv, db, images, d.guests, whole, d.adopter, c.Judge, log)
 
 	c.Webhook.Version = c.Version
@@ -72,7 +72,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 
 	d.Tokens = access.New(db, inv, log)
 	d.Tokens.OnRevoked(d.Downloads.CutRevoked)
-	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, d.space, c.Version)
+	d.Overview = overview.New(host, inv, db, d.Operations, d.Snapshots, images, d.space, c.Version)
 	d.Metrics.Count(overview.State{
 		Store: db, Operations: d.Operations, Merger: d.merger, Downloads: d.Downloads, Journal: d.Journal,
 		Group: group, StateDir: c.StateDir, Version: c.Version, Logger: log,

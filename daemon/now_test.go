@@ -37,8 +37,8 @@ func newDeafWorld(t *testing.T) (*world, *deafHost) {
 	return w, h
 }
 
-// spellings are how people and programs write an id.
-func spellings(id string) []string {
+// idSpellings are how people and programs write an id.
+func idSpellings(id string) []string {
 	bare := strings.ReplaceAll(id, "-", "")
 	return []string{id, strings.ToUpper(id), bare, strings.ToUpper(bare), strings.ToUpper(id[:10]) + id[10:]}
 }
@@ -71,7 +71,7 @@ func TestTheHostIsAskedBeforeNoSuchVPS(t *testing.T) {
 			host.deaf.Store(true)
 			id, err := w.host.Define("web1", hypervisor.Disk{Target: "vda", SizeBytes: mib, Format: "raw"})
 			w.must(err)
-			for _, ref := range append([]string{"web1"}, spellings(id)...) {
+			for _, ref := range append([]string{"web1"}, idSpellings(id)...) {
 				w.must(call(w, ref))
 			}
 			for _, other := range []string{"after", "0123456789abcdef0123456789abcdef"} {
@@ -166,12 +166,12 @@ func TestABoundTokenByAnySpelling(t *testing.T) {
 	token := vps.Token{VPS: []string{id}}
 	host.deaf.Store(true)
 	w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.Name = "renamed" }))
-	for _, ref := range append([]string{"renamed"}, spellings(id)...) {
+	for _, ref := range append([]string{"renamed"}, idSpellings(id)...) {
 		if found, err := w.daemon.Tokens.FindVPS(ctx, ref, token); err != nil || found != id {
 			t.Errorf("%s leads to %q (%v)", ref, found, err)
 		}
 	}
-	for _, ref := range append([]string{"web2", "web9"}, spellings(other)...) {
+	for _, ref := range append([]string{"web2", "web9"}, idSpellings(other)...) {
 		_, err := w.daemon.Tokens.FindVPS(ctx, ref, token)
 		w.refuses(vps.CodeNotFound, err)
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"vpssnapd/daemon/download"
 	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/option"
@@ -20,6 +21,8 @@ type Settings struct {
 	Guest    guest.Policy
 	Merge    merge.Policy
 	Space    space.Policy
+	// Images says what disks may lie on.
+	Images image.Policy
 	// Download limits downloads; its zero value: there are none.
 	Download download.Policy
 	// Notify says when customers are told, and how long a snapshot outlives its option.
@@ -45,5 +48,6 @@ func (d *Daemon) snapshotPolicy() snapshot.Policy { return d.settings.Load().Sna
 func (d *Daemon) guestPolicy() guest.Policy       { return d.settings.Load().Guest }
 func (d *Daemon) mergePolicy() merge.Policy       { return d.settings.Load().Merge }
 func (d *Daemon) spacePolicy() space.Policy       { return d.settings.Load().Space }
+func (d *Daemon) imagePolicy() image.Policy       { return d.settings.Load().Images }
 func (d *Daemon) downloadPolicy() download.Policy { return d.settings.Load().Download }
 func (d *Daemon) notifyPolicy() notify.Policy     { return d.settings.Load().Notify }

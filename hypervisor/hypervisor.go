@@ -1,6 +1,6 @@
 // Package hypervisor is what the daemon asks of a host, as intent: switch these
 // disks to overlays, merge that overlay, exchange these files. It has its own
-// types; nothing of libvirt or QEMU shows in it, and it imports nothing of ours.
+// types; nothing of libvirt or QEMU shows in it, and of ours it imports only pathname.
 //
 // Implementations: hypervisor/libvirt with hypervisor/qemuimg (the real host),
 // and hypervisor/fake. The suite in hypervisor/hypervisortest holds both to
@@ -42,6 +42,9 @@ type Domains interface {
 	// while it has other work, and it is most of the work of a reading. A QEMU that
 	// does not answer at all may pass unnoticed.
 	Glance(ctx context.Context, id string) (Domain, error)
+	// Pools are the directories of the host's storage pools, active or not. A host
+	// without storage pools has none.
+	Pools(ctx context.Context) ([]string, error)
 	// Named returns the id of the domain that has a name now; ErrNotFound when none has.
 	Named(ctx context.Context, name string) (id string, err error)
 	// Events delivers what happens on the host, from the first connection to
@@ -125,7 +128,10 @@ type Domains interface {
 // stated by the caller, never probed. Missing files give an error that
 // satisfies errors.Is(err, fs.ErrNotExist); a full file system ErrNoSpace; one that does
 // not answer a StorageError, after which the outcome of a change is unknown, and nothing
-// is told of its directory or changed in it until the change has really ended.
+// is told of its directory or changed in it until the change has really ended. An image may be read
+// by any of its names (//, /x/../); what is written is named without detours. What is
+// neither a file nor a block device is ErrUnsupported and is never opened: a named pipe
+// would keep whoever opens it waiting.
 type Images interface {
 	// Inspect reads an image's own header. Safe while a guest uses the image.
 	Inspect(ctx context.Context, path, format string) (Image, error)
@@ -169,6 +175,10 @@ type Images interface {
 	Stat(ctx context.Context, path string) (File, error)
 	// Files lists the regular files of a directory, by name.
 	Files(ctx context.Context, dir string) ([]NamedFile, error)
+	// CutShort reports whether a qcow2 image that CreateOverlay has made is shorter than
+	// its own tables say, or than any image: somebody has truncated it. Safe while a
+	// guest uses it.
+	CutShort(ctx context.Context, path string) (bool, error)
 	// Space reads the file system that holds dir.
 	Space(ctx context.Context, dir string) (Space, error)
 }
@@ -251,9 +261,13 @@ type Disk struct {
 	Target string // vda
 	Device string // disk, cdrom, floppy, lun
 	// Type of the source: file, block, network, volume, nvme, vhostuser, dir, vhostvdpa.
-	Type   string
-	Path   string // of a file source; "" when empty
-	Format string // qcow2, raw, ...; as stated by the definition
+	Type string
+	Path string // of a file source; "" when empty
+	// NotFile is what a file source leads to that is no regular file: a block device,
+	// named pipe, directory, socket or the like. "" for a regular file, and for one that
+	// is missing or could not be looked at.
+	NotFile string
+	Format  string // qcow2, raw, ...; as stated by the definition
 	// Chain is what lies below Path, nearest first, as the live definition
 	// states it. When the definition does not state it (ChainKnown is false)
 	// the image headers are the authority.

@@ -58,7 +58,7 @@ var mutants = []mutant{
 			},
 			{
 				"daemon/snapshot/pivot.go",
-				"if !ok || disk.Pivoted || now.Path != disk.Base ||",
+				"if !ok || disk.Pivoted || !now.Is(disk.Base) ||",
 				"if !ok || disk.Pivoted || now.Path != \"\" ||",
 			},
 		},

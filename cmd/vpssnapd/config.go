@@ -21,6 +21,7 @@ import (
 	"vpssnapd/daemon"
 	"vpssnapd/daemon/download"
 	"vpssnapd/daemon/guest"
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/mail"
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/notify"
@@ -58,6 +59,10 @@ type config struct {
 		MergeLimit  int      `toml:"merge_limit"`
 		Headroom    size     `toml:"headroom"`
 	} `toml:"snapshot"`
+	Images struct {
+		// Templates are the directories in which the files may lie that disks lie on.
+		Templates []string `toml:"templates"`
+	} `toml:"images"`
 	Merge struct {
 		Bandwidth    size     `toml:"bandwidth"`
 		Weight       uint64   `toml:"weight"`
@@ -211,6 +216,11 @@ func (c config) check() error {
 			return fmt.Errorf("%s = %q is no absolute path", key, path)
 		}
 	}
+	for _, dir := range c.Images.Templates {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("images.templates: %q is no absolute path", dir)
+		}
+	}
 	switch {
 	// The upper bounds are promises to guests, which no operator should break by a
 	// typing error.
@@ -318,7 +328,7 @@ func (c config) daemon(host hypervisor.Host, logger *slog.Logger) daemon.Config 
 		Webhook: webhook.Config{Allow: c.Webhook.Allow, AllowHTTP: c.Webhook.AllowHTTP}, WebhookBody: server.WebhookBody}
 }
 
-// settings are what [snapshot], [merge], [offer] and [retention] say, and when [mail] reminds.
+// settings are what [snapshot], [images], [merge], [offer] and [retention] say, and when [mail] reminds.
 func (c config) settings() daemon.Settings {
 	return daemon.Settings{
 		Offer: vps.Offer{
@@ -336,6 +346,7 @@ func (c config) settings() daemon.Settings {
 			Limit: c.Snapshot.MergeLimit, Bandwidth: int64(c.Merge.Bandwidth), StalledAfter: time.Duration(c.Merge.StalledAfter),
 			Help: c.Merge.Help, LongestStop: time.Duration(c.Merge.LongestStop),
 		},
+		Images:    image.Policy{Templates: c.Images.Templates},
 		Space:     space.Policy{Headroom: int64(c.Snapshot.Headroom)},
 		Download:  download.Policy{Rate: int64(c.Download.Rate), AtOnce: c.Download.AtOnce},
 		Notify:    notify.Policy{Grace: time.Duration(c.Snapshot.Grace), RemindBefore: time.Duration(c.Mail.RemindBefore)},

@@ -94,6 +94,7 @@ func (r *reloader) reload(ctx context.Context) error {
 		r.running.TLS = next.TLS
 	}
 	r.running.LogLevel, r.running.Snapshot, r.running.Merge, r.running.Offer = next.LogLevel, next.Snapshot, next.Merge, next.Offer
+	r.running.Images = next.Images
 	r.running.Mail.RemindBefore, r.running.Retention = next.Mail.RemindBefore, next.Retention
 	// The same for mail: the outbox knows at the start whether there is any.
 	if r.mailer != nil && mailer != nil {

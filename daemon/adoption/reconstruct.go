@@ -22,6 +22,7 @@ import (
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/work"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Adopter makes records for one host.
@@ -30,6 +31,7 @@ type Adopter struct {
 	inventory *inventory.Inventory
 	store     *store.Store
 	integrity *integrity.Integrity
+	images    *image.Images
 	logger    *slog.Logger
 	group     *work.Group
 	cutOff    func(vpsID, why string)
@@ -41,9 +43,9 @@ type Adopter struct {
 // VPS.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, in *integrity.Integrity,
-	cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger,
+	images *image.Images, cutOff func(vpsID, why string), onMoved func(), group *work.Group, logger *slog.Logger,
 ) *Adopter {
-	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, logger: logger, group: group,
+	a := &Adopter{host: host, inventory: inv, store: db, integrity: in, images: images, logger: logger, group: group,
 		cutOff: cutOff, onMoved: onMoved}
 	inv.Subscribe(
 		inventory.Watcher{
@@ -146,8 +148,9 @@ func (a *Adopter) fromFileNames(
 		}
 		img, err1 := a.host.Inspect(ctx, use.Path, "qcow2")
 		overlay, err2 := a.host.Stat(ctx, use.Path)
-		base, err3 := a.host.Stat(ctx, img.Backing)
-		if err := errors.Join(err1, err2, err3); err != nil {
+		basePath, err3 := baseOf(img)
+		base, err4 := a.host.Stat(ctx, basePath)
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
 			return Reconstruction{
 				Exists:   true,
 				Hopeless: true,
@@ -156,7 +159,7 @@ func (a *Adopter) fromFileNames(
 		}
 		// The name holds base and snapshot; one that does not fit its own disk was moved or
 		// copied.
-		if r.Snap.ID != "" && r.Snap.ID != id || !image.IsOverlay(use.Path, img.Backing, id) {
+		if r.Snap.ID != "" && r.Snap.ID != id || !image.IsOverlay(use.Path, basePath, id) {
 			return Reconstruction{
 				Exists:   true,
 				Hopeless: true,
@@ -172,9 +175,10 @@ func (a *Adopter) fromFileNames(
 		r.Snap.ID, r.Snap.SizeBytes = id, r.Snap.SizeBytes+img.VirtualSize
 		r.Snap.Disks = append(
 			r.Snap.Disks,
-			vps.SnapshotDisk{Target: use.Target, Base: img.Backing, BaseFormat: img.BackingFormat,
+			vps.SnapshotDisk{Target: use.Target, Base: basePath, BaseFormat: img.BackingFormat,
 				BaseInode: base.Inode,
-				SizeBytes: img.VirtualSize, Overlay: use.Path, OverlayInode: overlay.Inode},
+				SizeBytes: img.VirtualSize, Overlay: image.OverlayPath(basePath, id, use.Target),
+				OverlayInode: overlay.Inode},
 		)
 	}
 	if len(r.Snap.Disks) == 0 {
@@ -208,7 +212,16 @@ func (a *Adopter) look(ctx context.Context, path string) (file hypervisor.File, 
 // liesOn reports whether the header of an image of ours names that base.
 func (a *Adopter) liesOn(ctx context.Context, path, base, format string) (bool, error) {
 	img, err := a.host.Inspect(ctx, path, "qcow2")
-	return err == nil && img.Backing == base && img.BackingFormat == format, notAsked(ctx, err)
+	return err == nil && img.LiesOn(base, format), notAsked(ctx, err)
+}
+
+// baseOf is the file that an overlay lies on by its header, as it goes on record.
+func baseOf(overlay hypervisor.Image) (string, error) {
+	below, local := overlay.Below()
+	if !local || below == "" {
+		return "", errors.New("its header names no file of this host to lie on")
+	}
+	return pathname.Plain(below)
 }
 
 // fromMetadata makes a record from the copy in the definition, as far as the
@@ -363,7 +376,11 @@ func (a *Adopter) compareDisk(
 	if live, ok := image.Live(dom, *disk); ok && live.Job {
 		return "", "a block job runs on it", nil
 	}
-	return "", "", nil
+	err = a.images.CheckChain(ctx, dom.ID, disk.Target, disk.Base, disk.BaseFormat)
+	if why, ok := errors.AsType[*image.Unfit](err); ok {
+		return "", why.Why.String(), nil
+	}
+	return "", "", err
 }
 
 // HalfRestored begins the reason of a snapshot whose VPS may have half of its disks.
@@ -456,10 +473,10 @@ func (a *Adopter) interruptedDelete(
 				Hopeless: true,
 				Why:      fmt.Sprintf("a deletion was interrupted, and of disk %s: %v", disk.Target, err),
 			}, nil
-		case use.Path == disk.Base:
+		case use.Is(disk.Base):
 			disk.Pivoted = true
 			merged++
-		case use.Path != disk.Overlay || err2 != nil:
+		case !use.Is(disk.Overlay) || err2 != nil:
 			return Reconstruction{Exists: true, Hopeless: true,
 				Why: fmt.Sprintf(
 					"a deletion was interrupted, and disk %s uses %s (%v)", disk.Target, image.OrNone(use.Path), err2,

@@ -13,6 +13,7 @@ import (
 	"vpssnapd/daemon/metadata"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // checkSnapshot compares a snapshot that should be usable with its files and
@@ -118,13 +119,22 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 			remedyMode(disk, loginUser(file.UID)),
 		)
 	}
+	if cut, err := i.d.host.CutShort(ctx, disk.Overlay); err == nil && cut {
+		i.add(
+			vps.CheckReplacedOverlay, disk.Target, disk.Overlay,
+			fmt.Sprintf("the overlay was cut short (truncated) to %d bytes: %s", file.Size, disk.Overlay),
+			remedy("a part of what the VPS has written is lost: keep the VPS off, keep both files, and write the content "+
+				"of the overlay back into that same file from your backup"),
+		)
+		return
+	}
 	img, err := i.d.host.Inspect(ctx, disk.Overlay, "qcow2")
 	switch {
 	case err != nil:
 		i.add(vps.CheckUnreachable, disk.Target, disk.Overlay, "the overlay's header cannot be read: "+err.Error())
 	// What the header says decides at the next offline start: there libvirt drops the
 	// definition's backing store and trusts the header.
-	case img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat:
+	case !img.LiesOn(disk.Base, disk.BaseFormat):
 		i.add(
 			vps.CheckOverlayHeaderDiffers,
 			disk.Target,
@@ -260,7 +270,7 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 		uses = append(uses, live)
 	}
 	// Where both name the same image, one finding is enough.
-	if i.dom.Persistent && (!active || next.Path != live.Path) {
+	if i.dom.Persistent && (!active || !next.Is(live.Path)) {
 		uses = append(uses, next)
 	}
 	for n, use := range uses {
@@ -277,8 +287,8 @@ func (i *inspection) checkSource(
 		when = "the disk uses"
 	}
 	switch {
-	case use.Path == disk.Overlay:
-	case use.Path == disk.Base:
+	case use.Is(disk.Overlay):
+	case use.Is(disk.Base):
 		safe, err := i.d.integrity.OverlayIsAuthority(ctx, i.dom, disk)
 		detail := when + " the snapshot's data itself: " + disk.Base
 		// Repaired only while nobody can have written to the base since: then the overlay alone
@@ -315,17 +325,12 @@ func (i *inspection) checkSource(
 
 // liesOn reports whether an image lies on another, by the definition or by the headers.
 func (i *inspection) liesOn(ctx context.Context, use hypervisor.Disk, below string) bool {
-	for _, l := range use.Chain {
-		if l.Path == below {
-			return true
-		}
-	}
-	if use.ChainKnown {
-		return false
+	if use.LiesOn(below) || use.ChainKnown {
+		return use.LiesOn(below)
 	}
 	// By the headers, as libvirt states no chain for a VPS that is off.
 	chain, _ := i.d.images.Chain(ctx, use.Path, use.Format)
-	return slices.Contains(chain, below)
+	return slices.ContainsFunc(chain, func(path string) bool { return pathname.Same(path, below) })
 }
 
 // checkUnfinished finds snapshots that nothing works on. One that came after the record
@@ -441,7 +446,7 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 			continue
 		}
 		for _, disk := range gone.Disks {
-			if disk.Overlay == path {
+			if pathname.Same(disk.Overlay, path) {
 				// A boot would silently bring back data from before the deletion.
 				i.add(
 					vps.CheckStaleOverlay,

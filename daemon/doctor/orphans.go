@@ -13,6 +13,7 @@ import (
 	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // checkFiles finds files that are named as ours and that no record names, in all
@@ -50,9 +51,10 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 		return findings, err
 	}
 	who := &users{d: d, domains: domains}
+	told := map[pathname.ID]bool{} // a directory may be listed by two names
 	for _, path := range slices.Sorted(maps.Keys(listed)) {
 		id := image.SnapshotOf(path)
-		if named.paths[path] || named.busy[id] {
+		if named.has(path, listed[path].Inode) || named.busy[id] {
 			continue
 		}
 		// Seen under the same inode twice, with the record read in between: it is not
@@ -66,6 +68,11 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 		if err != nil || now.Inode != listed[path].Inode {
 			continue // an operation that ended meanwhile has removed it
 		}
+		file, ok := pathname.Of(path)
+		if ok && told[file] {
+			continue
+		}
+		told[file] = true
 		orphan, err := d.orphan(ctx, path, id, now.Inode, who)
 		if err != nil {
 			return findings, err
@@ -103,17 +110,43 @@ func imageDirs(domains []hypervisor.Domain, snapshots []vps.Snapshot, others []s
 	return slices.Sorted(maps.Keys(dirs))
 }
 
-// named is which files the record accounts for: by their path, or because an
-// operation of their snapshot is not finished.
+// named is which files the record accounts for: by whatever name they have, by their
+// inode, or because an operation of their snapshot is not finished.
 type named struct {
-	paths map[string]bool
-	busy  map[string]bool // snapshot ids
+	paths  map[string]bool
+	files  map[pathname.ID]bool
+	inodes map[uint64]bool
+	busy   map[string]bool // snapshot ids
 }
 
-// namedFiles collects every path that a record names, and which snapshots an operation
+// has reports whether a record names a file. An inode that one names is enough, although
+// other file systems have it too: who moved a directory has moved what its VPSes write to,
+// and nobody must be told to remove that (FAULTS row 33).
+func (n named) has(path string, inode uint64) bool {
+	if n.paths[path] || n.inodes[inode] {
+		return true
+	}
+	file, ok := pathname.Of(path)
+	return ok && n.files[file]
+}
+
+// add notes a file of a record; inode 0 is not known.
+func (n named) add(path string, inode uint64) {
+	n.paths[path] = true
+	if inode != 0 {
+		n.inodes[inode] = true
+	}
+	if file, ok := pathname.Of(path); ok {
+		n.files[file] = true
+	}
+}
+
+// namedFiles collects every file that a record names, and which snapshots an operation
 // works on at present: their files come and go.
 func (d *Doctor) namedFiles(ctx context.Context) (named, error) {
-	n := named{paths: map[string]bool{}, busy: map[string]bool{}}
+	n := named{
+		paths: map[string]bool{}, files: map[pathname.ID]bool{}, inodes: map[uint64]bool{}, busy: map[string]bool{},
+	}
 	operations, err1 := d.store.ActiveOperations(ctx)
 	snapshots, err2 := d.store.Snapshots(ctx)
 	if err := errors.Join(err1, err2); err != nil {
@@ -126,12 +159,16 @@ func (d *Doctor) namedFiles(ctx context.Context) (named, error) {
 	for _, s := range snapshots {
 		n.busy[s.ID] = working[s.VPS]
 		for _, path := range image.Files(s) {
-			n.paths[path] = true
+			n.add(path, 0)
 		}
 		// A base can have our name when a snapshot was given up: the VPS then runs on an
 		// old overlay.
 		for _, disk := range s.Disks {
-			n.paths[disk.Base] = true
+			n.add(disk.Base, disk.BaseInode)
+			n.add(disk.Overlay, disk.OverlayInode)
+			if disk.Undo != "" {
+				n.add(disk.Undo, disk.UndoInode)
+			}
 		}
 	}
 	return n, nil
@@ -183,10 +220,10 @@ func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, user
 // recordedInode is the inode that a snapshot's record gives a file, 0 for none.
 func recordedInode(s vps.Snapshot, path string) uint64 {
 	for _, disk := range s.Disks {
-		switch path {
-		case disk.Overlay:
+		switch {
+		case pathname.Same(path, disk.Overlay):
 			return disk.OverlayInode
-		case disk.Undo:
+		case pathname.Same(path, disk.Undo):
 			return disk.UndoInode
 		}
 	}
@@ -197,31 +234,40 @@ func recordedInode(s vps.Snapshot, path string) uint64 {
 type users struct {
 	d       *Doctor
 	domains []hypervisor.Domain
+	// stated are the files that definitions name; read when it is first needed.
+	stated map[pathname.ID]bool
 	// below is who lies on a file by the headers of images whose chain no
 	// definition states; read when it is first needed. sure is set when all were read.
-	below map[string]*hypervisor.Domain
+	below map[pathname.ID]*hypervisor.Domain
 	sure  bool
 }
 
-// direct reports whether a definition names the file.
+// direct reports whether a definition names the file, by whatever name.
 func (u *users) direct(path string) bool {
-	for _, dom := range u.domains {
-		if dom.Uses(path) {
-			return true
+	if u.stated == nil {
+		u.stated = map[pathname.ID]bool{}
+		for _, dom := range u.domains {
+			for _, name := range dom.Files() {
+				if file, ok := pathname.Of(name); ok {
+					u.stated[file] = true
+				}
+			}
 		}
 	}
-	return false
+	file, ok := pathname.Of(path)
+	return ok && u.stated[file]
 }
 
 // above finds a VPS with an image that lies on the file by its header.
 func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain, sure bool) {
 	if u.below == nil {
-		u.below, u.sure = map[string]*hypervisor.Domain{}, true
+		u.below, u.sure = map[pathname.ID]*hypervisor.Domain{}, true
 		for i := range u.domains {
 			u.readHeaders(ctx, &u.domains[i])
 		}
 	}
-	return u.below[path], u.sure
+	file, ok := pathname.Of(path)
+	return u.below[file], u.sure && ok
 }
 
 // readHeaders follows the backing chain in the files where libvirt gave none. A chain that
@@ -235,7 +281,9 @@ func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
 		u.sure = u.sure && complete
 		for _, path := range chain {
 			// The base of another VPS may carry our name, so every layer counts.
-			u.below[path] = dom
+			if file, ok := pathname.Of(path); ok {
+				u.below[file] = dom
+			}
 		}
 	}
 }

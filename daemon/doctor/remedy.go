@@ -134,7 +134,7 @@ func (i *inspection) giveUp(text string, s vps.Snapshot) vps.Remedy {
 	w := remedy(text + "; its files stay where they are, and doctor names them then")
 	for _, disk := range s.Disks {
 		switch use, ok := image.Live(i.dom, disk); {
-		case !ok || use.Path != disk.Overlay:
+		case !ok || !use.Is(disk.Overlay):
 		case i.dom.State != hypervisor.Off:
 			w.Commands = append(w.Commands, mergeByHand(i.id, disk))
 		default:
@@ -183,7 +183,7 @@ func (i *inspection) remediesMissing(ctx context.Context, disk, path string, ino
 	// A file that QEMU has open lives on without a name until QEMU ends; a power-off
 	// would lose it for good.
 	if live, ok := i.dom.Disk(disk); ok && i.present && i.dom.State != hypervisor.Off &&
-		(live.Path == path || live.LiesOn(path)) {
+		(live.Is(path) || live.LiesOn(path)) {
 		rescued := image.WithSuffix(path, ".rescued.qcow2")
 		ways = append(
 			ways,
@@ -251,7 +251,7 @@ func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 			"runs now, merge its disk by hand and give the snapshot up",
 	)
 	if live, ok := image.Live(i.dom, disk); ok && i.present && i.dom.State != hypervisor.Off &&
-		live.Path == disk.Overlay {
+		live.Is(disk.Overlay) {
 		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
 	}
 	return w

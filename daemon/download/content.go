@@ -76,8 +76,8 @@ func (d *Downloads) openImage(ctx context.Context, c *content, snap vps.Snapshot
 	if err != nil || snap.ID != c.of.SnapshotID {
 		return errNoLink()
 	}
-	if why, err := d.integrity.Damage(ctx, disk); why != "" || err != nil {
-		return errUnreadable(name, disk, why).Because(err)
+	if err := d.checkReadable(ctx, name, snap, disk); err != nil {
+		return err
 	}
 	if c.disk, err = d.host.Export(ctx, disk.Base, disk.BaseFormat); err != nil {
 		return errUnreadable(name, disk, "").Because(err)

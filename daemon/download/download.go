@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/integrity"
 	"vpssnapd/daemon/inventory"
 	"vpssnapd/daemon/operation"
@@ -41,6 +42,7 @@ type Downloads struct {
 	inventory *inventory.Inventory
 	store     *store.Store
 	integrity *integrity.Integrity
+	images    *image.Images
 	kinds     *operation.Kinds
 	group     *work.Group
 	policy    func() Policy
@@ -51,14 +53,15 @@ type Downloads struct {
 
 // New makes the downloads of a host. They are cut off when a snapshot turns out to be broken.
 func New(
-	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity, kinds *operation.Kinds,
-	group *work.Group, policy func() Policy, logger *slog.Logger,
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, in *integrity.Integrity, images *image.Images,
+	kinds *operation.Kinds, group *work.Group, policy func() Policy, logger *slog.Logger,
 ) *Downloads {
 	d := &Downloads{
 		host:      host,
 		inventory: inv,
 		store:     db,
 		integrity: in,
+		images:    images,
 		kinds:     kinds,
 		group:     group,
 		policy:    policy,
@@ -358,12 +361,12 @@ func fileName(name string, snap vps.Snapshot, target string, f vps.ImageFormat) 
 func (d *Downloads) imageOf(
 	ctx context.Context, name string, snap vps.Snapshot, disk vps.SnapshotDisk, f vps.ImageFormat,
 ) (vps.Image, error) {
+	if err := d.checkReadable(ctx, name, snap, disk); err != nil {
+		return vps.Image{}, err
+	}
 	known, err := d.store.Image(ctx, snap.ID, disk.Target, f)
 	if err == nil || !errors.Is(err, sql.ErrNoRows) {
 		return known, err
-	}
-	if why, err := d.integrity.Damage(ctx, disk); why != "" || err != nil {
-		return known, errUnreadable(name, disk, why).Because(err)
 	}
 	if f == vps.FormatRaw {
 		return vps.Image{SizeBytes: disk.SizeBytes}, nil
@@ -381,6 +384,24 @@ func (d *Downloads) imageOf(
 		return known, errUnreadable(name, disk, "").Because(err)
 	}
 	return vps.Image{SizeBytes: qcow2.NewImage(m).Size(), Map: m.Pack(), MapName: m.Name()}, nil
+}
+
+// checkReadable makes sure that a disk's files are those on record, and that the disk lies on
+// nothing that its customer must not read. It is asked again each time that the disk is
+// opened: what lies below may have changed since.
+func (d *Downloads) checkReadable(ctx context.Context, name string, snap vps.Snapshot, disk vps.SnapshotDisk) error {
+	if why, err := d.integrity.Damage(ctx, disk); why != "" || err != nil {
+		return errUnreadable(name, disk, why).Because(err)
+	}
+	err := d.images.CheckChain(ctx, snap.VPS, disk.Target, disk.Base, disk.BaseFormat)
+	if why, ok := errors.AsType[*image.Unfit](err); ok {
+		detail := vps.Say("disk %s of the snapshot of %s cannot be read: %s", disk.Target, name, why.Why)
+		return vps.Refuse(vps.CodeVPSChanged, detail, why.Remedy).Because(why)
+	}
+	if err != nil {
+		return errUnreadable(name, disk, "").Because(err)
+	}
+	return nil
 }
 
 // errUnreadable tells a damaged image, of which the customer is to ask the provider, from a

@@ -253,7 +253,7 @@ func (g *Guests) mayRun(ctx context.Context, id string) error {
 	}
 	var bases []hypervisor.DiskSource
 	for _, disk := range snap.Disks {
-		if now, ok := image.Live(dom, disk); ok && now.Path == disk.Base && !disk.Pivoted {
+		if now, ok := image.Live(dom, disk); ok && now.Is(disk.Base) && !disk.Pivoted {
 			bases = append(bases, image.OnBase(dom, disk))
 		}
 	}
@@ -266,7 +266,7 @@ func (g *Guests) mayRun(ctx context.Context, id string) error {
 // nextBootIsTheSame reports whether the next boot will use the images that QEMU uses now.
 func nextBootIsTheSame(dom hypervisor.Domain) bool {
 	for _, disk := range dom.Disks {
-		if !slices.ContainsFunc(dom.PersistentDisks, func(next hypervisor.Disk) bool { return next.Path == disk.Path }) {
+		if !slices.ContainsFunc(dom.PersistentDisks, func(next hypervisor.Disk) bool { return next.Is(disk.Path) }) {
 			return false
 		}
 	}

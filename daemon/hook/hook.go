@@ -8,16 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/startlock"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hostfile"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // BeforeStart says why a VPS must not be started on these images now, nil when it
@@ -83,12 +85,10 @@ func refuseStartOn(snap vps.Snapshot, name string, images []string) error {
 	for _, image := range images {
 		for _, disk := range snap.Disks {
 			switch {
-			case image == disk.Base && !isFile(image, disk.BaseInode):
-				// Another disk under the same name, as when the VPS was installed again.
-			case switched(snap) && !disk.Pivoted && image == disk.Base:
+			case switched(snap) && !disk.Pivoted && isBase(image, disk):
 				return vps.Errorf(vps.CodeVPSChanged, "%s would write to %s, which is the frozen base of its snapshot; its data is in %s", name, image, disk.Overlay).
 					WithRemedy("define that disk with %s (qcow2), or let vpssnapd put the definition right and start it again", disk.Overlay)
-			case disk.Pivoted && image == disk.Overlay:
+			case disk.Pivoted && isOverlay(image, disk):
 				return vps.Errorf(vps.CodeVPSChanged, "%s would use %s, a merged overlay with old data; its data is in %s", name, image, disk.Base).
 					WithRemedy("define that disk with %s (%s)", disk.Base, disk.BaseFormat)
 			}
@@ -103,15 +103,32 @@ func switched(snap vps.Snapshot) bool {
 	return snap.State != vps.SnapshotCreating || snap.Consistency != ""
 }
 
-// isFile reports whether the file at path is the one with that number. When that
-// cannot be told, it is.
-func isFile(path string, inode uint64) bool {
-	info, err := os.Stat(path)
-	if err != nil {
+// isBase reports whether an image is the frozen base of a disk, by whatever name. Another
+// disk under the same name is not, as when the VPS was installed again. Where the base was
+// moved, with its directory for instance, its inode and the time of its last write tell.
+func isBase(image string, disk vps.SnapshotDisk) bool {
+	stat, err := look(image)
+	if pathname.Same(image, disk.Base) {
+		return err != nil || stat.Ino == disk.BaseInode // when that cannot be told, it is
+	}
+	return err == nil && stat.Ino == disk.BaseInode && !disk.BaseModified.IsZero() &&
+		time.Unix(stat.Mtim.Unix()).Equal(disk.BaseModified)
+}
+
+// isOverlay reports the same of an overlay, which is known by the snapshot's id in its name
+// where it was moved: the time of its last write is not on record.
+func isOverlay(image string, disk vps.SnapshotDisk) bool {
+	if pathname.Same(image, disk.Overlay) {
 		return true
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return !ok || stat.Ino == inode
+	stat, err := look(image)
+	return err == nil && stat.Ino == disk.OverlayInode && filepath.Base(image) == filepath.Base(disk.Overlay)
+}
+
+func look(path string) (unix.Stat_t, error) {
+	return pathname.Look(context.Background(), filepath.Dir(path), func() (stat unix.Stat_t, err error) {
+		return stat, unix.Stat(path, &stat)
+	})
 }
 
 // Merging are the kinds of operations that merge. The hook is a process of its own, in

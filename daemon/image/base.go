@@ -8,6 +8,7 @@ import (
 	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Base reads the image that is about to become a snapshot's base and
@@ -15,10 +16,7 @@ import (
 // can name any file of the host as its backing.
 func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk) (hypervisor.Image, error) {
 	refuse := func(format string, args ...any) *vps.Error {
-		return vps.Errorf(
-			vps.CodeUnsupportedDisk, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target,
-			vps.Say(format, args...),
-		)
+		return vps.Refuse(vps.CodeUnsupportedDisk, cannotTake(dom, disk, vps.Say(format, args...)), vps.Words{})
 	}
 	// With the format that the definition states, never probed: a guest can write any
 	// header into a raw disk (FAULTS.md, fact 8).
@@ -55,56 +53,52 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 		return img, refuse("its image was not closed by who last wrote to it (dirty flag)").
 			WithRemedy("start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)")
 	// An overlay has the size of the image; the guest must not see its disk shrink.
-	case disk.SizeBytes > 0 && img.VirtualSize != disk.SizeBytes:
+	case disk.SizeBytes > 0 && img.VirtualSize != wholeSectors(disk.SizeBytes):
 		return img, refuse("the image is %d bytes, the disk %d", img.VirtualSize, disk.SizeBytes)
 	}
-	return img, i.checkChain(ctx, dom, disk, img, refuse)
+	return img, i.checkLayers(ctx, dom, disk, img)
 }
 
-// checkChain follows the backing files of a linked clone header by header and holds
-// them against what libvirt runs with, as far as it states that.
-func (i *Images) checkChain(
+// wholeSectors is a size as a guest has it. A raw image may end within a sector: QEMU shows
+// the guest the whole of it, and libvirt tells the length of the file while the VPS is off.
+func wholeSectors(size int64) int64 { return (size + sector - 1) / sector * sector }
+
+const sector = 512
+
+// checkLayers follows the backing files of a linked clone header by header and holds
+// them against what the definition states, as far as it does.
+func (i *Images) checkLayers(
 	ctx context.Context, dom hypervisor.Domain, disk hypervisor.Disk, top hypervisor.Image,
-	refuse func(string, ...any) *vps.Error,
 ) error {
-	stated := disk.Chain
-	read := func(path, format string) (hypervisor.Layer, error) {
-		img, err := top, error(nil)
-		if path != disk.Path {
-			img, err = i.host.Inspect(ctx, path, format)
+	read := func(path, format string) (hypervisor.Image, error) {
+		if path == disk.Path {
+			return top, nil
 		}
-		switch {
-		case fault.Unavailable(err):
-			return hypervisor.Layer{}, fault.Explain("cannot take a snapshot of "+dom.Name, err)
-		case err != nil:
-			return hypervisor.Layer{}, vps.Errorf(vps.CodeUnsupportedDisk,
-				"cannot take a snapshot of %s: disk %s: a backing file cannot be read", dom.Name, disk.Target).
-				Because(err)
-		// The top was looked at by Base.
-		case path != disk.Path && (img.Encrypted || img.DataFile):
-			return hypervisor.Layer{}, refuse("a backing file is encrypted or keeps its data in another file")
-		case img.Backing != "" && !isFile(img.Backing):
-			return hypervisor.Layer{}, refuse("its backing file is not a plain local file")
-		case img.Backing != "" && img.BackingFormat != "qcow2" && img.BackingFormat != "raw":
-			return hypervisor.Layer{}, refuse(
-				"its backing file has the format %s, only a stated qcow2 or raw is supported",
-				OrNone(img.BackingFormat),
-			)
-		}
-		return hypervisor.Layer{Path: img.Backing, Format: img.BackingFormat}, nil
+		return i.host.Inspect(ctx, path, format)
 	}
-	err := walk(disk.Path, disk.Format, read, func(layer hypervisor.Layer) error {
-		// libvirt may name a layer too many, that QEMU has merged away; never one too few.
-		for disk.ChainKnown && len(stated) > 0 && stated[0].Path != layer.Path {
-			stated = stated[1:]
-		}
-		if disk.ChainKnown && len(stated) == 0 {
-			return refuse("its image names another backing file than the definition of the VPS")
-		}
+	rest := disk.Chain
+	err := i.checkChain(disk.Path, disk.Format, read, i.placesFor(ctx, dom.ID, disk.Target, disk.Path),
+		func(layer hypervisor.Layer) error {
+			// libvirt may name a layer too many, that QEMU has merged away; never one too few.
+			for len(rest) > 0 && !pathname.Same(rest[0].Path, layer.Path) {
+				rest = rest[1:]
+			}
+			if len(rest) == 0 && disk.ChainKnown {
+				return unfit(nil, "its image names another backing file than the definition of the VPS")
+			}
+			return nil
+		})
+	if err == nil {
 		return nil
-	})
-	if errors.Is(err, errTooDeep) {
-		return refuse("its chain of backing files is longer than %d", maxChain)
 	}
-	return err
+	why, ok := errors.AsType[*Unfit](err)
+	if !ok {
+		return fault.Explain("cannot take a snapshot of "+dom.Name, err)
+	}
+	return vps.Refuse(vps.CodeUnsupportedDisk, cannotTake(dom, disk, why.Why), why.Remedy).Because(why)
+}
+
+// cannotTake is the sentence with which a take is refused because of a disk.
+func cannotTake(dom hypervisor.Domain, disk hypervisor.Disk, why vps.Words) vps.Words {
+	return vps.Say("cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, why)
 }

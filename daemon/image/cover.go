@@ -5,6 +5,7 @@ import (
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Cover says of one disk, by its definition alone, whether a snapshot covers
@@ -38,6 +39,8 @@ func refusal(d hypervisor.Disk) (why vps.Words, refused bool) {
 		return vps.Say("the disk is encrypted"), true
 	case d.Type != "file":
 		return vps.Say("the disk is of type %s, only image files are supported", d.Type), true
+	case d.NotFile != "":
+		return vps.Say("the disk is of type file, but there lies %s", lies(d.NotFile)), true
 	case d.Slice:
 		return vps.Say("the disk is a slice of a file"), true
 	case d.Format != "qcow2" && d.Format != "raw":
@@ -46,6 +49,23 @@ func refusal(d hypervisor.Disk) (why vps.Words, refused bool) {
 		return vps.Say("the disk has no image file"), true
 	}
 	return vps.Words{}, false
+}
+
+// lies says what lies under a name that should be a file's.
+func lies(kind string) vps.Words {
+	switch pathname.Kind(kind) {
+	case pathname.BlockDevice:
+		return vps.Say("a block device")
+	case pathname.CharacterDevice:
+		return vps.Say("a character device")
+	case pathname.Pipe:
+		return vps.Say("a named pipe")
+	case pathname.Socket:
+		return vps.Say("a socket")
+	case pathname.Directory:
+		return vps.Say("a directory")
+	}
+	return vps.Say("no file")
 }
 
 // OrNone writes what the definition may not state.

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // maxFileName is the longest name that Linux file systems take, in bytes.
@@ -61,7 +62,7 @@ var overlayName = regexp.MustCompile(`\.vpssnap-([0-9a-f]{12})\.([a-z0-9]+)\.qco
 // its disk is now.
 func IsOverlay(path, base, snapshot string) bool {
 	m := overlayName.FindStringSubmatch(filepath.Base(path))
-	return m != nil && m[1] == snapshot && path == OverlayPath(base, snapshot, m[2])
+	return m != nil && m[1] == snapshot && pathname.Same(path, OverlayPath(base, snapshot, m[2]))
 }
 
 // IsOurs reports whether a file lies beside another and is named as one of a snapshot's.

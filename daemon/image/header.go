@@ -23,7 +23,7 @@ type headerCache struct {
 // header is what an image lies on, and the file that said so.
 type header struct {
 	file  hypervisor.File
-	below hypervisor.Layer
+	image hypervisor.Image
 }
 
 // headerSettled is how old a file's last change must be for its header to be
@@ -34,34 +34,32 @@ const headerSettled = 2 * time.Second
 // mostHeaders is how many are remembered before all are forgotten: VPSes come and go.
 const mostHeaders = 10_000
 
-// backing is what the qcow2 image at path lies on, and the format of that; "" for
-// nothing, or for an image that cannot be read: it cannot be started either. An
-// image that was changed or replaced since it was asked is asked again. An error
-// means that it could not be asked now.
-func (i *Images) backing(ctx context.Context, path string) (below hypervisor.Layer, err error) {
+// header is what the qcow2 image at path says of itself; nothing for an image that cannot
+// be read: it cannot be started either. An image that was changed or replaced since it was
+// asked is asked again. An error means that it could not be asked now.
+func (i *Images) header(ctx context.Context, path string) (img hypervisor.Image, err error) {
 	release, err := i.headers.asking.Lock(ctx, path)
 	if err != nil {
-		return below, err
+		return img, err
 	}
 	defer release()
 	file, err := i.host.Stat(ctx, path)
 	if err != nil {
 		i.headers.forget(path)
-		return below, ifNotAsked(err)
+		return img, ifNotAsked(err)
 	}
-	if known, ok := i.headers.of(path); ok && sameFile(known.file, file) {
-		return known.below, nil
+	if known, ok := i.headers.of(path); ok && unchanged(known.file, file) {
+		return known.image, nil
 	}
-	img, err := i.host.Inspect(ctx, path, "qcow2")
+	img, err = i.host.Inspect(ctx, path, "qcow2")
 	if err != nil {
 		i.headers.forget(path)
-		return below, ifNotAsked(err)
+		return img, ifNotAsked(err)
 	}
-	below = hypervisor.Layer{Path: img.Backing, Format: img.BackingFormat}
 	if time.Since(file.Modified) > headerSettled {
-		i.headers.keep(path, header{file, below})
+		i.headers.keep(path, header{file, img})
 	}
-	return below, nil
+	return img, nil
 }
 
 // ifNotAsked is err when the host had no time or no room to ask an image, or its mount
@@ -78,9 +76,9 @@ func ifNotAsked(err error) error {
 	return nil
 }
 
-// sameFile reports whether a file was neither replaced nor written to, not even by somebody
+// unchanged reports whether a file was neither replaced nor written to, not even by somebody
 // who set its time of modification back, as rsync does.
-func sameFile(a, b hypervisor.File) bool {
+func unchanged(a, b hypervisor.File) bool {
 	return a.Inode == b.Inode && a.Size == b.Size && a.Modified.Equal(b.Modified) && a.Changed.Equal(b.Changed)
 }
 

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"vpssnapd/daemon/inventory"
+	"vpssnapd/daemon/store"
 	"vpssnapd/hypervisor"
 )
 
@@ -16,12 +17,19 @@ import (
 type Images struct {
 	host      hypervisor.Host
 	inventory *inventory.Inventory
+	store     *store.Store
+	policy    func() Policy
 	logger    *slog.Logger
 	headers   headerCache
 	comparing *semaphore.Weighted // see comparedAtOnce
 }
 
 // New makes the reader of a host's images.
-func New(host hypervisor.Host, inv *inventory.Inventory, logger *slog.Logger) *Images {
-	return &Images{host: host, inventory: inv, logger: logger, comparing: semaphore.NewWeighted(comparedAtOnce)}
+func New(
+	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, policy func() Policy, logger *slog.Logger,
+) *Images {
+	return &Images{
+		host: host, inventory: inv, store: db, policy: policy, logger: logger,
+		comparing: semaphore.NewWeighted(comparedAtOnce),
+	}
 }

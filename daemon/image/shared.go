@@ -3,13 +3,11 @@ package image
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // An image that two VPS use, one of them perhaps as what its linked clone lies
@@ -56,29 +54,18 @@ func (i *Images) sharedFile(ctx context.Context, images map[string]string, other
 
 // sharedName does so, and waits as long as it takes. images is by path.
 func sharedName(images map[string]string, others map[string]bool) string {
-	own := map[fileID]string{}
+	own := map[pathname.ID]string{}
 	for path, target := range images {
-		if id, ok := fileAt(path); ok {
+		if id, ok := pathname.Of(path); ok {
 			own[id] = target
 		}
 	}
 	for path := range others {
-		if id, ok := fileAt(path); ok && own[id] != "" {
+		if id, ok := pathname.Of(path); ok && own[id] != "" {
 			return own[id]
 		}
 	}
 	return ""
-}
-
-// fileID tells files apart, whatever their names.
-type fileID struct{ device, inode uint64 }
-
-func fileAt(path string) (id fileID, ok bool) {
-	var st unix.Stat_t
-	if !filepath.IsAbs(path) || unix.Stat(path, &st) != nil {
-		return id, false
-	}
-	return fileID{st.Dev, st.Ino}, true
 }
 
 // sharedBelow does the same for what libvirt does not state: the chains of VPS
@@ -108,8 +95,8 @@ func (i *Images) sharedBelow(ctx context.Context, dom hypervisor.Domain, images 
 		}
 	}
 	for path := range used {
-		if target := images[filepath.Clean(path)]; target != "" {
-			return target, nil
+		if target := images[path]; target != "" {
+			return target, nil // also where its file system does not answer
 		}
 	}
 	return sharedName(images, used), nil

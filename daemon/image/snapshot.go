@@ -52,9 +52,9 @@ func Next(dom hypervisor.Domain, disk vps.SnapshotDisk) (hypervisor.Disk, bool) 
 // another image, the name is what is left to go by.
 func known(disks []hypervisor.Disk, disk vps.SnapshotDisk) (hypervisor.Disk, bool) {
 	for _, is := range []func(hypervisor.Disk) bool{
-		func(d hypervisor.Disk) bool { return d.Path == disk.Overlay },
+		func(d hypervisor.Disk) bool { return d.Is(disk.Overlay) },
 		func(d hypervisor.Disk) bool { return d.LiesOn(disk.Overlay) },
-		func(d hypervisor.Disk) bool { return d.Path == disk.Base },
+		func(d hypervisor.Disk) bool { return d.Is(disk.Base) },
 		func(d hypervisor.Disk) bool { return d.LiesOn(disk.Base) },
 		func(d hypervisor.Disk) bool { return d.Target == disk.Target },
 	} {

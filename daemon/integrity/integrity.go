@@ -89,7 +89,7 @@ func (in *Integrity) WhatIsBroken(ctx context.Context, dom hypervisor.Domain, sn
 		switch {
 		case !ok:
 			return "the VPS has no disk " + disk.Target + " any more", nil
-		case now.Path != disk.Overlay:
+		case !now.Is(disk.Overlay):
 			return "disk " + disk.Target + " of the VPS uses another image than the snapshot knows of", nil
 		}
 		if why, err := in.Damage(ctx, disk); why != "" || err != nil {
@@ -109,6 +109,10 @@ func (in *Integrity) WhatIsBroken(ctx context.Context, dom hypervisor.Domain, sn
 // BaseWritten is damage too, unless a merge of ours did it.
 const BaseWritten = "its base was written to"
 
+// cutShort is damage that an operator did by hand: to be told before QEMU reads zeros, or
+// fails, where the tables of the overlay were.
+const cutShort = "its overlay was cut short (truncated): a part of what the VPS has written since is lost"
+
 // Damage says what has become of the files of one disk of a snapshot; "" when they are
 // as recorded. The reasons are stored and shown; an error means that the file could not
 // be asked, which proves nothing.
@@ -122,6 +126,13 @@ func (in *Integrity) Damage(ctx context.Context, disk vps.SnapshotDisk) (string,
 	// A copy has another inode, also one that holds the same bytes.
 	case overlay.Inode != disk.OverlayInode:
 		return "its overlay was replaced by another file", nil
+	}
+	cut, err := in.host.CutShort(ctx, disk.Overlay)
+	switch {
+	case err != nil:
+		return "", err
+	case cut:
+		return cutShort, nil
 	}
 	base, err := in.host.Stat(ctx, disk.Base)
 	switch {
@@ -235,7 +246,7 @@ func (in *Integrity) RepairDefinition(
 	for _, disk := range snap.Disks {
 		next, ok := image.Next(dom, disk)
 		// A disk that has pivoted belongs on its base.
-		if !ok || next.Path != disk.Base || disk.Pivoted {
+		if !ok || !next.Is(disk.Base) || disk.Pivoted {
 			continue
 		}
 		safe, err := in.OverlayIsAuthority(ctx, dom, disk)
@@ -278,7 +289,7 @@ func (in *Integrity) OverlayIsAuthority(
 	if dom.State != hypervisor.Off {
 		live, ok := image.Live(dom, disk)
 		overlay, err := in.host.Stat(ctx, disk.Overlay)
-		return ok && live.Path == disk.Overlay && overlay.Inode == disk.OverlayInode, err
+		return ok && live.Is(disk.Overlay) && overlay.Inode == disk.OverlayInode, err
 	}
 	why, err := in.Damage(ctx, disk)
 	return why == "", err

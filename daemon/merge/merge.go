@@ -191,7 +191,7 @@ func (m *Merger) push(ctx context.Context, dom hypervisor.Domain, set Set) (stat
 		if set.Merged(dom, disk) {
 			continue
 		}
-		if now, ok := image.Live(dom, disk); set.Active && (!ok || now.Path != disk.Overlay) {
+		if now, ok := image.Live(dom, disk); set.Active && (!ok || !now.Is(disk.Overlay)) {
 			return s, operation.Park(
 				vps.Errorf(vps.CodeVPSChanged, "disk %s of %s runs on another image than its overlay",
 					disk.Target, dom.Name).

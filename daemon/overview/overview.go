@@ -28,6 +28,7 @@ type Overview struct {
 	store      *store.Store
 	operations *operation.Operations
 	snapshots  *snapshot.Snapshots
+	images     *image.Images
 	space      *space.Space
 	version    string
 }
@@ -35,7 +36,7 @@ type Overview struct {
 // New makes the overview of a host.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations,
-	snapshots *snapshot.Snapshots, space *space.Space, version string,
+	snapshots *snapshot.Snapshots, images *image.Images, space *space.Space, version string,
 ) *Overview {
 	return &Overview{
 		host:       host,
@@ -43,6 +44,7 @@ func New(
 		store:      db,
 		operations: ops,
 		snapshots:  snapshots,
+		images:     images,
 		space:      space,
 		version:    version,
 	}
@@ -83,7 +85,13 @@ func (o *Overview) ShowVPS(ctx context.Context, ref string) (vps.VPS, error) {
 	if err != nil {
 		return vps.VPS{}, err
 	}
-	return o.view(ctx, dom, rec), nil
+	v := o.view(ctx, dom, rec)
+	if v.Actions.Take.Allowed {
+		if why := o.images.Fit(reading, dom); why != nil { // as a take would
+			v.Actions.Take = vps.Verdict{Code: vps.CodeUnsupportedDisk, Reason: *why}
+		}
+	}
+	return v, nil
 }
 
 // KnownVPS returns one VPS as last known; libvirt is asked only when it is not known.

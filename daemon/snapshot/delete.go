@@ -181,23 +181,13 @@ func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 			continue
 		case !ok:
 			return changed("the VPS has no such disk any more")
-		case now.Path != disk.Overlay:
+		case !now.Is(disk.Overlay):
 			return changed("it uses another image than the overlay that was recorded")
 		}
 		// A deletion that is taken up again finds its own job, which MergeJob tells from
 		// a foreign one.
 		if now.Job && snap.State != vps.SnapshotDeleting {
 			return changed("a block job runs on it already")
-		}
-		img, err := s.host.Inspect(ctx, disk.Overlay, "qcow2")
-		if err != nil {
-			return err
-		}
-		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
-			return changed("its overlay lies on another image than the base that was recorded")
-		}
-		if img.InternalSnapshots > 0 {
-			return changed("its overlay holds internal snapshots, which would be lost (qemu-img snapshot -l)")
 		}
 		why, err := s.integrity.Damage(ctx, disk)
 		if err != nil {
@@ -206,6 +196,16 @@ func (s deleter) checkMergeable(ctx context.Context, dom hypervisor.Domain, snap
 		// A resumed merge has itself written the base; that is then no damage.
 		if why != "" && (snap.State != vps.SnapshotDeleting || why != integrity.BaseWritten) {
 			return changed(why)
+		}
+		img, err := s.host.Inspect(ctx, disk.Overlay, "qcow2")
+		if err != nil {
+			return err
+		}
+		if !img.LiesOn(disk.Base, disk.BaseFormat) {
+			return changed("its overlay lies on another image than the base that was recorded")
+		}
+		if img.InternalSnapshots > 0 {
+			return changed("its overlay holds internal snapshots, which would be lost (qemu-img snapshot -l)")
 		}
 	}
 	return nil
@@ -324,11 +324,11 @@ func (s deleter) goBackIfWritten(ctx context.Context, r *operation.Run, snap vps
 			return err
 		}
 		now, ok := image.Live(dom, disk)
-		inUse := dom.State != hypervisor.Off && ok && now.Path == disk.Overlay
+		inUse := dom.State != hypervisor.Off && ok && now.Is(disk.Overlay)
 		written = written || inUse || !file.Modified.Equal(notes.Merged[disk.Target])
 		// The definition may name the base already, from the try before: the next boot
 		// must find the overlay.
-		if next, ok := image.Next(dom, disk); ok && next.Path != disk.Overlay {
+		if next, ok := image.Next(dom, disk); ok && !next.Is(disk.Overlay) {
 			overlays = append(overlays, image.OnOverlay(dom, disk))
 		}
 	}
@@ -431,7 +431,7 @@ func (s *Snapshots) removeSnapshotFiles(
 		// Only a person can tell what the guest wrote to the stale overlay since;
 		// unlinking it would lose that, and merging it would put old data over new
 		// (FAULTS.md, fact 3).
-		if now, ok := image.Live(dom, disk); ok && dom.State != hypervisor.Off && now.Path == disk.Overlay {
+		if now, ok := image.Live(dom, disk); ok && dom.State != hypervisor.Off && now.Is(disk.Overlay) {
 			return operation.Park(
 				vps.Errorf(vps.CodeVPSChanged, "%s was started on an old overlay of disk %s, which had been merged",
 					dom.Name, disk.Target).

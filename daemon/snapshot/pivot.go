@@ -142,11 +142,11 @@ func (s deleter) tryPivot(
 	switch {
 	case dom.State == hypervisor.Off:
 		return false, false, hypervisor.ErrOff
-	case ok && now.Path == disk.Base && !ours && redefined(dom):
+	case ok && now.Is(disk.Base) && !ours && redefined(dom):
 		return false, false, errRedefined
 	// The live definition is the witness, not the answer of the pivot call: libvirtd may
 	// die within it.
-	case ok && now.Path == disk.Base: // by this or an earlier try
+	case ok && now.Is(disk.Base): // by this or an earlier try
 		snap.Disks[i].Pivoted, snap.UpdatedAt = true, s.store.Now()
 		return true, false, r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	// Pivoted while it runs, it would write to the base alone, and a kill before the
@@ -194,7 +194,7 @@ func (s deleter) pivotedOff(ctx context.Context, r *operation.Run, dom hyperviso
 		now, ok := image.Next(dom, disk)
 		// Merged off, a disk that names its base was merged completely before; "settle"
 		// decides about it.
-		if !ok || disk.Pivoted || now.Path != disk.Base || !notes.Merged[disk.Target].IsZero() {
+		if !ok || disk.Pivoted || !now.Is(disk.Base) || !notes.Merged[disk.Target].IsZero() {
 			continue
 		}
 		if redefined(dom) {
@@ -276,7 +276,7 @@ func (s deleter) checkChoice(
 ) error {
 	next, ok := image.Next(dom, disk)
 	// The definition on disk names the base, so libvirt came to write the pivot down.
-	if ok && next.Path == disk.Base || !s.mayHaveRun(ctx, dom.ID, mark) {
+	if ok && next.Is(disk.Base) || !s.mayHaveRun(ctx, dom.ID, mark) {
 		return nil
 	}
 	base, err := s.host.Stat(ctx, disk.Base)

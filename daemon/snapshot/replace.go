@@ -12,6 +12,7 @@ import (
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // A replace lays the new overlay over the old one. From the switch on the new
@@ -109,12 +110,12 @@ func (s replacer) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snaps
 // the merged layer until the next boot (found by the kill campaign).
 func (s replacer) middleGone(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, old vps.SnapshotDisk) bool {
 	now, ok := image.Live(dom, old)
-	if !ok || dom.State == hypervisor.Off || now.Path != overlayOf(snap, old.Target) || now.Job {
+	if !ok || dom.State == hypervisor.Off || !now.Is(overlayOf(snap, old.Target)) || now.Job {
 		return false
 	}
 	// An overlay that cannot be read now is taken as not yet merged, and asked again.
 	img, err := s.host.Inspect(ctx, now.Path, "qcow2")
-	return err == nil && img.Backing == old.Base
+	return err == nil && img.LiesOn(old.Base, old.BaseFormat)
 }
 
 // withoutStaleLayers is the domain without the merged layers that libvirt alone
@@ -133,7 +134,7 @@ func (s replacer) withoutStaleLayers(
 		}
 		for i, now := range dom.Disks {
 			if now.Target == image.LiveName(dom, disk) {
-				stale := func(l hypervisor.Layer) bool { return l.Path == disk.Overlay }
+				stale := func(l hypervisor.Layer) bool { return pathname.Same(l.Path, disk.Overlay) }
 				dom.Disks[i].Chain = slices.DeleteFunc(slices.Clone(now.Chain), stale)
 			}
 		}
@@ -162,7 +163,7 @@ func (s replacer) mergeOldOff(
 		if err != nil {
 			return err
 		}
-		onBase[disk.Target] = img.Backing != disk.Base
+		onBase[disk.Target] = !img.LiesOn(disk.Base, disk.BaseFormat)
 	}
 	set.Merged = func(_ hypervisor.Domain, disk vps.SnapshotDisk) bool { return onBase[disk.Target] }
 	if err := s.merger.Off(ctx, r, dom, set); err != nil {
@@ -194,7 +195,7 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 		if err != nil {
 			return err
 		}
-		if img.Backing != disk.Base || img.BackingFormat != disk.BaseFormat {
+		if !img.LiesOn(disk.Base, disk.BaseFormat) {
 			return operation.Back(
 				"old_merge",
 				fmt.Errorf("the overlay of disk %s does not lie on the base yet: %w", disk.Target, hypervisor.ErrBusy),

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -137,13 +138,13 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 		if !ok {
 			return changed("the VPS has no such disk any more")
 		}
-		if now.Path != disk.Overlay {
+		if !now.Is(disk.Overlay) {
 			return changed("its next boot would use another image than the overlay that was recorded")
 		}
 		if live, ok := image.Live(dom, disk); ok && live.Job {
 			return changed("a block job runs on it")
 		}
-		if live, ok := image.Live(dom, disk); !ok || live.Path != disk.Overlay {
+		if live, ok := image.Live(dom, disk); !ok || !live.Is(disk.Overlay) {
 			return changed("it runs on another image than the overlay that was recorded")
 		}
 		why, err := s.integrity.Damage(ctx, disk)
@@ -153,6 +154,23 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 		if why != "" {
 			return changed(why)
 		}
+		if err := s.checkBaseLies(ctx, dom, disk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkBaseLies makes sure that the snapshot's data lies on nothing that the VPS must not
+// read: a snapshot may be older than the rule, and templates may have moved.
+func (s *Snapshots) checkBaseLies(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+	err := s.images.CheckChain(ctx, dom.ID, disk.Target, disk.Base, disk.BaseFormat)
+	if why, ok := errors.AsType[*image.Unfit](err); ok {
+		detail := vps.Say("cannot restore %s: disk %s: %s", dom.Name, disk.Target, why.Why)
+		return vps.Refuse(vps.CodeVPSChanged, detail, why.Remedy).Because(why)
+	}
+	if err != nil {
+		return fault.Explain("cannot restore "+dom.Name, err)
 	}
 	return nil
 }

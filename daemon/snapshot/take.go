@@ -15,6 +15,7 @@ import (
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Take begins to take the snapshot of a VPS: every disk gets an overlay that
@@ -134,13 +135,17 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 		if err != nil {
 			return snap, fault.Explain("cannot take a snapshot of "+dom.Name, err)
 		}
+		base, err := pathname.Plain(disk.Path)
+		if err != nil {
+			return snap, fault.Explain("cannot take a snapshot of "+dom.Name, err)
+		}
 		snap.SizeBytes += img.VirtualSize
 		snap.Disks = append(snap.Disks, vps.SnapshotDisk{
-			Target: disk.Target, Base: disk.Path, BaseFormat: disk.Format, BaseInode: file.Inode,
+			Target: disk.Target, Base: base, BaseFormat: disk.Format, BaseInode: file.Inode,
 			SizeBytes: img.VirtualSize,
 			// The path is recorded with the intent, before the file is made: a file that
 			// no record names is an orphan.
-			Overlay: image.OverlayPath(disk.Path, snap.ID, disk.Target),
+			Overlay: image.OverlayPath(base, snap.ID, disk.Target),
 		})
 	}
 	if rec.Snapshot != nil { // whose overlays a replace merges
@@ -171,7 +176,7 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 	next, ok := dom.NextDisk(disk.Target)
 	// A take would freeze an image that the next boot does not use, and the overlay
 	// would be lost with it.
-	if !ok || next.Path != disk.Path || next.Format != disk.Format {
+	if !ok || !next.Is(disk.Path) || next.Format != disk.Format {
 		return changed("it is not the disk that the next boot will use").WithRemedy(
 			"compare virsh dumpxml %s with virsh dumpxml --inactive %s", dom.Name, dom.Name,
 		)
@@ -185,7 +190,7 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 		return nil
 	}
 	for _, p := range previous.Disks {
-		if p.Overlay == disk.Path {
+		if disk.Is(p.Overlay) {
 			return nil
 		}
 	}
@@ -363,7 +368,7 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 	s.guests.Thaw(ctx, dom.ID)
 	switched := 0
 	for _, disk := range snap.Disks {
-		if now, ok := image.Live(dom, disk); ok && now.Path == disk.Overlay {
+		if now, ok := image.Live(dom, disk); ok && now.Is(disk.Overlay) {
 			switched++
 		}
 	}
@@ -505,7 +510,7 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 		if !ok || !okNext {
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s was removed", disk.Target, dom.Name)
 		}
-		if dom.State != hypervisor.Off && live.Path != disk.Overlay {
+		if dom.State != hypervisor.Off && !live.Is(disk.Overlay) {
 			return vps.Errorf(vps.CodeVPSChanged, "disk %s of %s does not use its overlay", disk.Target, dom.Name)
 		}
 		// An overlay of another size shows the guest a disk that shrank: libvirt's
@@ -516,7 +521,7 @@ func (s taker) pointAtOverlays(ctx context.Context, dom hypervisor.Domain, snap 
 				disk.SizeBytes,
 			)
 		}
-		if next.Path == disk.Overlay {
+		if next.Is(disk.Overlay) {
 			continue
 		}
 		safe, err := s.integrity.OverlayIsAuthority(ctx, dom, disk)
@@ -558,7 +563,7 @@ func sameBases(dom hypervisor.Domain, snap vps.Snapshot) error {
 			WithRemedy("take it again")
 	}
 	for _, disk := range snap.Disks {
-		if now, ok := image.Live(dom, disk); !ok || now.Path != disk.Base {
+		if now, ok := image.Live(dom, disk); !ok || !now.Is(disk.Base) {
 			return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s changed meanwhile", dom.Name,
 				disk.Target).
 				WithRemedy("take it again")

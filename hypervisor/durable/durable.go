@@ -20,5 +20,9 @@ func Sync(path string) error {
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// SyncEntry makes the name of path durable, or that the name is gone.
-func SyncEntry(path string) error { return Sync(filepath.Dir(path)) }
+// SyncEntry makes the name of path durable, or that the name is gone. The directory is
+// the text before the name: to clean it would take "link/.." away, which leads elsewhere.
+func SyncEntry(path string) error {
+	dir, _ := filepath.Split(path)
+	return Sync(dir + ".")
+}

@@ -95,6 +95,20 @@ func (d *domain) reopen() error {
 	return nil
 }
 
+// hasOpen reports whether the guest's QEMU has a file open, by whatever name.
+func (d *domain) hasOpen(path string) bool {
+	inode, err := inodeOf(path)
+	if err != nil {
+		return false
+	}
+	for _, open := range d.Open {
+		if open == inode {
+			return true
+		}
+	}
+	return false
+}
+
 // off is what remains when the QEMU process is gone. Jobs end with it and leave no
 // trace, as with a killed QEMU.
 func (d *domain) off() {
@@ -267,7 +281,7 @@ func (h *Host) unused(except string, paths ...string) error {
 	}
 	for _, d := range all {
 		for _, p := range paths {
-			if _, ok := d.Open[p]; ok && d.ID != except {
+			if d.ID != except && d.hasOpen(p) {
 				return fmt.Errorf("%w: %s has %s open", hypervisor.ErrBusy, d.Name, p)
 			}
 		}
@@ -283,6 +297,30 @@ func (h *Host) Info(ctx context.Context) (hypervisor.Info, error) {
 	// As Debian 12 has them, on which FAULTS.md was seen.
 	return hypervisor.Info{Hostname: "fake", LibvirtVersion: "9.0.0", HypervisorVersion: "7.2.0"}, nil
 }
+
+// Pools are the directories that AddPool named.
+func (h *Host) Pools(ctx context.Context) ([]string, error) {
+	if err := h.reach(ctx, "Pools.before", ""); err != nil {
+		return nil, fmt.Errorf("cannot list the storage pools: %w", err)
+	}
+	data, err := os.ReadFile(h.poolFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n"), err
+}
+
+// AddPool defines a storage pool of a directory.
+func (h *Host) AddPool(dir string) error {
+	f, err := os.OpenFile(h.poolFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, dir)
+	return errors.Join(err, f.Close())
+}
+
+func (h *Host) poolFile() string { return filepath.Join(h.dir, "pools") }
 
 // List returns every domain, without sizes.
 func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
@@ -366,6 +404,11 @@ func (d *domain) shown() hypervisor.Domain {
 		s.Disks = s.PersistentDisks
 	}
 	s.Disks, s.PersistentDisks = slices.Clone(s.Disks), slices.Clone(s.PersistentDisks)
+	for _, disks := range [][]hypervisor.Disk{s.Disks, s.PersistentDisks} {
+		for i := range disks {
+			disks[i].LookAt()
+		}
+	}
 	for i := range s.Disks {
 		_, s.Disks[i].Job = d.Jobs[s.Disks[i].Target]
 	}
@@ -378,6 +421,9 @@ func (d *domain) shown() hypervisor.Domain {
 func size(disks []hypervisor.Disk) {
 	for i := range disks {
 		disks[i].SizeBytes = 0
+		if disks[i].NotFile != "" {
+			continue
+		}
 		if l, err := readLayer(disks[i].Path, disks[i].Format); err == nil {
 			disks[i].SizeBytes = l.header.Size
 		}

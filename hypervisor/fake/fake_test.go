@@ -52,7 +52,7 @@ func (f *fixture) Define(t testing.TB, s hypervisortest.Spec) string {
 	for _, d := range s.Disks {
 		disk := hypervisor.Disk{
 			Target: d.Target, Device: d.Device, Type: d.Type, Format: d.Format,
-			SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly, Shareable: d.Shareable,
+			SizeBytes: d.SizeBytes, Path: d.Path, ReadOnly: d.ReadOnly, Shareable: d.Shareable,
 		}
 		if d.Backing != "" {
 			disk.Chain = []hypervisor.Layer{{Path: d.Backing, Format: d.BackingFormat}}
@@ -63,6 +63,8 @@ func (f *fixture) Define(t testing.TB, s hypervisortest.Spec) string {
 	must(t, err)
 	return id
 }
+
+func (f *fixture) AddPool(t testing.TB, dir string) { t.Helper(); must(t, f.host.AddPool(dir)) }
 
 func (f *fixture) Redefine(t testing.TB, id string)    { t.Helper(); must(t, f.host.Redefine(id)) }
 func (f *fixture) Undefine(t testing.TB, id string)    { t.Helper(); must(t, f.host.Undefine(id)) }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Inspect reads an image's own header.
@@ -47,7 +48,7 @@ func (h *Host) Unused(ctx context.Context, path, format string) error {
 		}
 		for _, d := range all {
 			// By what QEMU has open, not by what libvirt believes it has.
-			if _, open := d.Open[path]; open && (d.writes(path) || !d.reads(path)) {
+			if d.hasOpen(path) && (d.writes(path) || !d.reads(path)) {
 				return fmt.Errorf("%w: %s writes to it", hypervisor.ErrBusy, d.Name)
 			}
 		}
@@ -188,7 +189,7 @@ func (h *Host) mergeOffline(ctx context.Context, m hypervisor.OfflineMerge, prog
 		return err
 	}
 	// A merge into anything else would be silent damage.
-	if l.header.Backing != base.Path || l.header.BackingFormat != base.Format {
+	if !pathname.Same(l.header.Backing, base.Path) || l.header.BackingFormat != base.Format {
 		return fmt.Errorf("the overlay's header names %s as its base", l.header.Backing)
 	}
 	var held []*os.File
@@ -411,6 +412,22 @@ func statFile(path string) (hypervisor.File, error) {
 		}
 	}
 	return file, nil
+}
+
+// CutShort reports whether the header of an image is gone, or was never there.
+func (h *Host) CutShort(ctx context.Context, path string) (cut bool, err error) {
+	err = h.image(ctx, "CutShort", path, func() error {
+		if _, err := os.Stat(path); err != nil {
+			return err
+		}
+		_, err := readLayer(path, "qcow2")
+		cut = err != nil
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("cannot read the length of %s: %w", path, err)
+	}
+	return cut, nil
 }
 
 // Files lists the regular files of a directory.

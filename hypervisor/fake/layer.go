@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 const (
@@ -43,6 +44,13 @@ type layer struct {
 
 // readLayer reads an image and holds its header against the stated format.
 func readLayer(path, format string) (layer, error) {
+	kind, err := pathname.KindOf(path)
+	if err != nil {
+		return layer{}, err
+	}
+	if kind != pathname.Regular {
+		return layer{}, fmt.Errorf("%w: %s is a %s", hypervisor.ErrUnsupported, path, kind)
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return layer{}, err

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // mergeChunk is what a merge that is outrun copies, and the guest writes, from
@@ -90,8 +91,8 @@ func span(disk *hypervisor.Disk, m hypervisor.Merge) ([]hypervisor.Layer, error)
 	if err != nil {
 		return nil, err
 	}
-	top := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
-	base := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
+	top := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return pathname.Same(l.Path, m.Top) })
+	base := slices.IndexFunc(chain, func(l hypervisor.Layer) bool { return pathname.Same(l.Path, m.Base) })
 	if top < 0 || base <= top || m.Active != (top == 0) {
 		return nil, fmt.Errorf("%w: %s uses %v", hypervisor.ErrReplaced, m.Target, chain)
 	}
@@ -148,8 +149,8 @@ func (d *domain) finish(target string) error {
 // dropLayers takes what lies between the layer above Top and Base out of a
 // stated chain, and out of the header above when asked.
 func dropLayers(disk *hypervisor.Disk, m hypervisor.Merge, header bool) error {
-	top := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Top })
-	base := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == m.Base })
+	top := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return pathname.Same(l.Path, m.Top) })
+	base := slices.IndexFunc(disk.Chain, func(l hypervisor.Layer) bool { return pathname.Same(l.Path, m.Base) })
 	// A definition that states no chain has nothing to drop.
 	if top < 0 || base < top {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // Suspend stops the guest's processors.
@@ -123,19 +124,19 @@ func (h *Host) lockable(d *domain) error {
 // disks have no lock.
 func (d *domain) writes(path string) bool {
 	for _, j := range d.Jobs {
-		if j.Base == path {
+		if pathname.Same(j.Base, path) {
 			return true
 		}
 	}
 	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
-		return disk.Path == path && !disk.ReadOnly && !disk.Shareable
+		return disk.Is(path) && !disk.ReadOnly && !disk.Shareable
 	})
 }
 
 // reads reports whether an image lies below one that the guest writes to.
 func (d *domain) reads(path string) bool {
 	return slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool {
-		return slices.ContainsFunc(disk.Chain, func(l hypervisor.Layer) bool { return l.Path == path })
+		return slices.ContainsFunc(disk.Chain, func(l hypervisor.Layer) bool { return pathname.Same(l.Path, path) })
 	})
 }
 

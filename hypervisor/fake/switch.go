@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // SwitchToOverlays makes all named disks write to their overlays.
@@ -86,7 +87,7 @@ func (h *Host) switchable(d *domain, disks []hypervisor.Disk, s hypervisor.DiskS
 	if err != nil {
 		return err
 	}
-	if l.header.Backing != disk.Path || l.header.BackingFormat != disk.Format {
+	if !pathname.Same(l.header.Backing, disk.Path) || l.header.BackingFormat != disk.Format {
 		return fmt.Errorf("%s is not an overlay of %s", s.Overlay, disk.Path)
 	}
 	return h.unused("", s.Overlay)

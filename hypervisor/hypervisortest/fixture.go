@@ -41,6 +41,8 @@ type Fixture interface {
 	KillGuest(t testing.TB, id string)
 	// RestartHypervisor kills libvirtd and starts it again; guests live on.
 	RestartHypervisor(t testing.TB)
+	// AddPool defines a storage pool of a directory, which ends with the test.
+	AddPool(t testing.TB, dir string)
 	// HangDirectory makes a directory of images not answer, as a mount whose server is
 	// gone, until answer.
 	HangDirectory(t testing.TB, dir string) (answer func())
@@ -70,6 +72,8 @@ type DiskSpec struct {
 	BackingFormat string
 	ReadOnly      bool
 	Shareable     bool
+	// Path is what the source names, when nothing is to be made.
+	Path string
 }
 
 // Run runs the suite on the host that open returns. open registers what ends the host

@@ -27,7 +27,58 @@ var images = []test{
 	{"Files lists what lies in a directory", files},
 	{"Space tells the room", space},
 	{"A missing file is told", missing},
+	{"Images are read by any of their names", otherNames},
+	{"CutShort tells an overlay that was truncated", cutShort},
 	{"A directory that does not answer is told and named", hanging},
+}
+
+// otherNames: a definition or a header names an image with detours (FAULTS row 33).
+func otherNames(s *suite) {
+	g := s.written("qcow2")
+	path := g.disk("vda").Path
+	dir, name := filepath.Split(path)
+	link := filepath.Join(s.TempDir(), "link")
+	s.must(os.Symlink(dir, link))
+	for _, other := range []string{
+		dir + "/" + name, dir + "./" + name, dir + "../" + filepath.Base(filepath.Clean(dir)) + "/" + name,
+		filepath.Join(link, name), link + "/../" + filepath.Base(filepath.Clean(dir)) + "/" + name,
+	} {
+		image, err := s.host().Inspect(s.ctx, other, "qcow2")
+		if err != nil || image.VirtualSize != diskSize {
+			s.Errorf("%s: %+v, %v", other, image, err)
+		}
+		mine, err1 := s.host().Stat(s.ctx, path)
+		its, err2 := s.host().Stat(s.ctx, other)
+		if err1 != nil || err2 != nil || mine.Inode != its.Inode {
+			s.Errorf("%s is another file: %v, %v", other, err1, err2)
+		}
+		s.must(s.host().Unused(s.ctx, other, "qcow2"))
+		export, err := s.host().Export(s.ctx, other, "qcow2")
+		s.must(err)
+		s.must(export.Close())
+	}
+}
+
+func cutShort(s *suite) {
+	g := s.written("raw")
+	base, path := g.disk("vda"), g.path("over")
+	s.overlay(path, base.Path, base.Format, diskSize)
+	check := func(want bool) {
+		s.Helper()
+		if cut, err := s.host().CutShort(s.ctx, path); err != nil || cut != want {
+			s.Errorf("cut short: %v, %v; want %v", cut, err, want)
+		}
+	}
+	check(false)
+	s.must(s.host().SwitchToOverlays(s.ctx, g.id, []hypervisor.DiskSwitch{{Target: "vda", Overlay: path}}))
+	g.write("vda", 0, 0x31, mib)
+	check(false)
+	g.start()
+	g.write("vda", mib, 0x32, mib)
+	check(false)
+	g.off()
+	s.must(os.Truncate(path, 0))
+	check(true)
 }
 
 // createOverlay: 0600 and the owner of the base (libvirt 9.0 leaves what it makes

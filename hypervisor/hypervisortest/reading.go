@@ -1,9 +1,11 @@
 package hypervisortest
 
 import (
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +21,41 @@ var reading = []test{
 	{"A name leads to the domain that has it", namedFindsOne},
 	{"An unknown domain or disk is not found", unknownIsNotFound},
 	{"A guest without an agent says so", noAgent},
+	{"Domain tells what is no file, and opens nothing", tellsNoFile},
+	{"Pools are the directories of the storage pools", pools},
+}
+
+// tellsNoFile: the open of a named pipe would hold libvirt up for ever (FAULTS row 41).
+func tellsNoFile(s *suite) {
+	dir := s.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	s.must(syscall.Mkfifo(pipe, 0o600))
+	for path, want := range map[string]string{pipe: "named pipe", dir: "directory", "/dev/null": "character device"} {
+		g := s.guest(DiskSpec{Target: "vda", Path: path, Format: "raw"})
+		list, err := s.host().List(s.ctx)
+		s.must(err)
+		for _, d := range append(list, g.domain()) {
+			if d.ID == g.id && (d.Disks[0].NotFile != want || d.PersistentDisks[0].NotFile != want) {
+				s.Errorf("%s is told as %q", path, d.Disks[0].NotFile)
+			}
+		}
+		_, err = s.host().Inspect(s.ctx, path, "raw")
+		s.is(err, hypervisor.ErrUnsupported)
+		s.is(s.host().Unused(s.ctx, path, "raw"), hypervisor.ErrUnsupported)
+	}
+	if g := s.written("qcow2"); g.disk("vda").NotFile != "" {
+		s.Errorf("a file is told as %q", g.disk("vda").NotFile)
+	}
+}
+
+func pools(s *suite) {
+	before, err := s.host().Pools(s.ctx)
+	s.must(err)
+	dir := s.TempDir()
+	s.fixture.AddPool(s, dir)
+	if now, err := s.host().Pools(s.ctx); err != nil || !slices.Equal(now, append(before, dir)) {
+		s.Errorf("got %q, %v; before %q", now, err, before)
+	}
 }
 
 // infoTellsVersions: operators are shown them; doctor's advice depends on them.

@@ -86,7 +86,7 @@ func (f *fixture) Define(t testing.TB, s hypervisortest.Spec) string {
 		}
 		spec.Disks = append(spec.Disks, lab.DiskSpec{
 			Target: d.Target, Device: d.Device, Format: d.Format, SizeBytes: d.SizeBytes,
-			Backing: d.Backing, BackingFormat: d.BackingFormat, ReadOnly: d.ReadOnly, Shareable: d.Shareable,
+			Path: d.Path, Backing: d.Backing, BackingFormat: d.BackingFormat, ReadOnly: d.ReadOnly, Shareable: d.Shareable,
 		})
 	}
 	id, err := f.DefineDomain(t.Context(), spec)
@@ -95,6 +95,16 @@ func (f *fixture) Define(t testing.TB, s hypervisortest.Spec) string {
 	must(t, err)
 	f.guests[id] = guest{s.Name, xml}
 	return id
+}
+
+func (f *fixture) AddPool(t testing.TB, dir string) {
+	t.Helper()
+	_, err := f.Virsh(t.Context(), "pool-define-as", "templates", "dir", "--target", dir)
+	must(t, err)
+	t.Cleanup(func() {
+		_, err := f.Virsh(context.Background(), "pool-undefine", "templates")
+		must(t, err)
+	})
 }
 
 func (f *fixture) Redefine(t testing.TB, id string) {

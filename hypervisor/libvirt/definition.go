@@ -74,7 +74,9 @@ func (d *definition) disk(target string) *etree.Element {
 func (d *definition) disks() []hypervisor.Disk {
 	var disks []hypervisor.Disk
 	for _, e := range d.devices("disk") {
-		disks = append(disks, readDisk(e))
+		disk := readDisk(e)
+		disk.LookAt()
+		disks = append(disks, disk)
 	}
 	return disks
 }

@@ -2,11 +2,11 @@ package libvirt
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/beevik/etree"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // A <disk> says how the guest sees it, which stays whatever its image, and some things of
@@ -90,7 +90,7 @@ func (d *definition) pointDisk(s hypervisor.DiskSource, below string) error {
 	case s.Path != "" && back != nil:
 		trimmingsOf(back).putOn(driver, source)
 		stated = back.SelectElement("backingStore")
-	case sameFile(filePath(e), s.Path):
+	case pathname.Same(filePath(e), s.Path):
 		stated = find(stated, below)
 	case below == "":
 		stated = nil
@@ -123,21 +123,11 @@ func driverOf(e, source *etree.Element) *etree.Element {
 func find(layer *etree.Element, path string) *etree.Element {
 	for ; layer != nil; layer = layer.SelectElement("backingStore") {
 		switch end := len(layer.ChildElements()) == 0; {
-		case path == "" && end, path != "" && sameFile(filePath(layer), path):
+		case path == "" && end, path != "" && pathname.Same(filePath(layer), path):
 			return layer
 		}
 	}
 	return nil
-}
-
-// sameFile reports whether two names are of the same file, as far as can be told.
-func sameFile(a, b string) bool {
-	if a == b {
-		return true
-	}
-	one, err1 := os.Stat(a)
-	other, err2 := os.Stat(b)
-	return err1 == nil && err2 == nil && os.SameFile(one, other)
 }
 
 // asLayer is a disk's present image, with the chain below it, as what another lies on.

@@ -11,6 +11,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // facts is what libvirt tells of a domain outside its XML. Each is a call of its own,
@@ -117,8 +118,8 @@ func findJob(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) e
 func readSizes(d *libvirt.Domain, domain *hypervisor.Domain) error {
 	for i := range domain.Disks {
 		disk := &domain.Disks[i]
-		if disk.Path == "" {
-			continue
+		if disk.Path == "" || disk.NotFile != "" && disk.NotFile != string(pathname.BlockDevice) {
+			continue // libvirt would open it, and the open of a named pipe never returns
 		}
 		info, err := d.GetBlockInfo(disk.Target, 0)
 		if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
@@ -130,7 +131,7 @@ func readSizes(d *libvirt.Domain, domain *hypervisor.Domain) error {
 		disk.SizeBytes = int64(info.Capacity)
 		// The next boot's disk has no QEMU to ask; the same file has the same size.
 		for j := range domain.PersistentDisks {
-			if p := &domain.PersistentDisks[j]; p.Path == disk.Path {
+			if p := &domain.PersistentDisks[j]; p.Is(disk.Path) {
 				p.SizeBytes = disk.SizeBytes
 			}
 		}

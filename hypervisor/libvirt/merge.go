@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // StartMerge begins a block commit. Never with the DELETE flag: libvirt then
@@ -70,7 +71,7 @@ func commitArguments(
 		return "", "", 0, err
 	}
 	find := func(path string) int {
-		return slices.IndexFunc(layers, func(l layer) bool { return path != "" && l.path == path })
+		return slices.IndexFunc(layers, func(l layer) bool { return pathname.Same(l.path, path) })
 	}
 	from, to := find(m.Top), find(m.Base)
 	// The image that the guest writes to is merged as active, and no other is.

@@ -11,6 +11,7 @@ import (
 
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/durable"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // switchFlags: QUIESCE is missing on purpose (see Freeze). NO_METADATA leaves no
@@ -97,7 +98,7 @@ func (h *Host) unlessSwitched(d *libvirt.Domain, disks []hypervisor.DiskSwitch, 
 	}
 	// One disk that did not switch means that none did.
 	for _, s := range disks {
-		if disk := live.disk(s.Target); disk == nil || filePath(disk) != s.Overlay {
+		if disk := live.disk(s.Target); disk == nil || !pathname.Same(filePath(disk), s.Overlay) {
 			return failure
 		}
 	}

@@ -105,7 +105,7 @@ func measure(dir string) (hypervisor.Space, error) {
 // Exchange swaps two files of one directory in one atomic act.
 func (i *Images) Exchange(ctx context.Context, a, b string) error {
 	what := fmt.Sprintf("cannot exchange %q and %q", a, b)
-	if err := errors.Join(checkPath(a), checkPath(b)); err != nil {
+	if err := errors.Join(checkPlain(a), checkPlain(b)); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if filepath.Dir(a) != filepath.Dir(b) {
@@ -146,7 +146,7 @@ func (i *Images) act(ctx context.Context, what string, paths []string, f func() 
 // work. Should this process end first, the kernel closes it then.
 func (i *Images) Remove(ctx context.Context, path string, inode uint64) error {
 	what := fmt.Sprintf("cannot remove %q", path)
-	if err := checkPath(path); err != nil {
+	if err := checkPlain(path); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return i.act(ctx, what, []string{path}, func() error { return i.remove(path, inode) })
@@ -177,7 +177,7 @@ func (i *Images) remove(path string, inode uint64) error {
 // Copy makes dst an exact copy of src. It is meant for small files (UEFI variables).
 func (i *Images) Copy(ctx context.Context, src, dst string) (hypervisor.File, error) {
 	what := fmt.Sprintf("cannot copy %q to %q", src, dst)
-	if err := errors.Join(checkPath(src), checkPath(dst)); err != nil {
+	if err := errors.Join(checkPlain(src), checkPlain(dst)); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
 	file, err := change(ctx, &i.storage, []string{src, dst}, func(ctx context.Context) (hypervisor.File, error) {

@@ -7,10 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/pathname"
 )
 
 // maxChain bounds how far a chain of backing files is followed; libvirt's own bound is 200.
@@ -42,15 +41,8 @@ func (i *Images) Inspect(ctx context.Context, path, format string) (hypervisor.I
 	if err := checkNames(path, format); err != nil {
 		return hypervisor.Image{}, fmt.Errorf("%s: %w", what, err)
 	}
-	file, err := look(ctx, &i.storage, path, func() (fs.FileInfo, error) { return os.Stat(path) })
-	if err != nil {
+	if err := i.checkKind(ctx, path); err != nil {
 		return hypervisor.Image{}, fileError(what, err)
-	}
-	// Opening a named pipe would wait for its other end.
-	if kind := file.Mode().Type(); kind != 0 && kind != fs.ModeDevice {
-		return hypervisor.Image{}, fmt.Errorf(
-			"%s: %w: it is neither a file nor a block device", what, hypervisor.ErrUnsupported,
-		)
 	}
 	out := &limitedBuffer{limit: infoLimit}
 	if err := i.short(ctx, []string{path}, out, "info", "--output=json", "-U", "-f", format, path); err != nil {
@@ -73,8 +65,8 @@ func (i *Images) Unused(ctx context.Context, path, format string) error {
 	if err := checkNames(path, format); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if _, err := i.Stat(ctx, path); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+	if err := i.checkKind(ctx, path); err != nil {
+		return fileError(what, err)
 	}
 	if err := i.short(ctx, []string{path}, &limitedBuffer{}, "info", "-f", format, path); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -90,6 +82,19 @@ func (i *Images) short(ctx context.Context, paths []string, read io.Writer, args
 		return struct{}{}, i.run(ctx, read, args...)
 	})
 	return err
+}
+
+// checkKind looks before anything opens: the open of a named pipe would wait for its
+// other end (FAULTS row 41).
+func (i *Images) checkKind(ctx context.Context, path string) error {
+	file, err := look(ctx, &i.storage, path, func() (fs.FileInfo, error) { return os.Stat(path) })
+	if err != nil {
+		return err
+	}
+	if kind := pathname.KindOfMode(file.Mode()); kind != pathname.Regular && kind != pathname.BlockDevice {
+		return fmt.Errorf("%w: it is a %s", hypervisor.ErrUnsupported, kind)
+	}
+	return nil
 }
 
 // parseInfo reads the answer of qemu-img info, and refuses one of another format than was
@@ -148,21 +153,13 @@ func (i *Images) checkChain(ctx context.Context, path, format string) ([]hypervi
 		if image.BackingFormat == "" {
 			return chain, fmt.Errorf("%w: %q does not state the format of its backing file", hypervisor.ErrUnsupported, path)
 		}
-		if path, err = backingPath(path, image.Backing); err != nil {
-			return chain, err
+		below, local := image.Below()
+		if !local {
+			return chain, fmt.Errorf(
+				"%w: the backing of %q is no local file: %q", hypervisor.ErrUnsupported, path, image.Backing,
+			)
 		}
-		format = image.BackingFormat
+		path, format = below, image.BackingFormat
 	}
 	return chain, fmt.Errorf("%w: more than %d layers", hypervisor.ErrUnsupported, maxChain)
-}
-
-// backingPath resolves a header's backing name against the image's own directory, as QEMU does.
-func backingPath(path, backing string) (string, error) {
-	if filepath.IsAbs(backing) {
-		return filepath.Clean(backing), nil
-	}
-	if first, _, _ := strings.Cut(backing, "/"); strings.Contains(first, ":") {
-		return "", fmt.Errorf("%w: the backing of %q is no local file: %q", hypervisor.ErrUnsupported, path, backing)
-	}
-	return filepath.Join(filepath.Dir(path), backing), nil
 }

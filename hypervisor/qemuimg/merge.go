@@ -75,11 +75,11 @@ func (i *Images) copyIntoBase(
 
 // checkMerge makes sure that the overlay lies on the base, and on nothing strange.
 func (i *Images) checkMerge(ctx context.Context, m hypervisor.OfflineMerge) (overlay, base hypervisor.Image, err error) {
-	if err := errors.Join(checkPath(m.Overlay), checkNames(m.Base, m.BaseFormat)); err != nil {
+	if err := errors.Join(checkPlain(m.Overlay), checkPlain(m.Base), checkFormat(m.BaseFormat)); err != nil {
 		return overlay, base, err
 	}
 	chain, err := i.checkChain(ctx, m.Overlay, "qcow2")
-	if len(chain) > 0 && (chain[0].Backing != m.Base || chain[0].BackingFormat != m.BaseFormat) {
+	if len(chain) > 0 && !chain[0].LiesOn(m.Base, m.BaseFormat) {
 		return overlay, base, fmt.Errorf(
 			"%w: its header names %q (%s)", hypervisor.ErrReplaced, chain[0].Backing, chain[0].BackingFormat,
 		)

@@ -95,10 +95,10 @@ func (i *Images) createOverlay(ctx context.Context, o hypervisor.Overlay) (hyper
 // checkOverlay refuses an overlay that qemu-img could take for something else, or round to
 // another size.
 func checkOverlay(o hypervisor.Overlay) error {
-	if err := checkPath(o.Path); err != nil {
+	if err := checkPlain(o.Path); err != nil {
 		return err
 	}
-	if err := checkNames(o.Base, o.BaseFormat); err != nil {
+	if err := errors.Join(checkPlain(o.Base), checkFormat(o.BaseFormat)); err != nil {
 		return err
 	}
 	if o.SizeBytes <= 0 || o.SizeBytes%512 != 0 {
@@ -162,7 +162,7 @@ func (i *Images) verifyOverlay(ctx context.Context, file *os.File, o hypervisor.
 // Rebase makes overlay's header name a new backing file, without copying.
 func (i *Images) Rebase(ctx context.Context, overlay, backing, backingFormat string) error {
 	what := fmt.Sprintf("cannot make %q name %q as its backing file", overlay, backing)
-	if err := errors.Join(checkPath(overlay), checkNames(backing, backingFormat)); err != nil {
+	if err := errors.Join(checkPlain(overlay), checkPlain(backing), checkFormat(backingFormat)); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	for _, path := range []string{overlay, backing} {

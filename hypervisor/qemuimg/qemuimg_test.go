@@ -145,7 +145,9 @@ func TestNamesThatAreNoLocalFileAreRefused(t *testing.T) {
 	base := filepath.Join(dir, "base")
 	writeBase(t, base, mib, 1)
 	for _, name := range []string{"", "relative", "nbd:unix:/x", "json:{}", "rbd:pool/image", dir + "/../x", dir + "/x\x00y", dir + "/x/"} {
-		if _, err := images.Inspect(t.Context(), name, "raw"); !errors.Is(err, hypervisor.ErrUnsupported) {
+		// A definition or a header may name an image with detours, and then it is read (FAULTS row 33).
+		detour := filepath.IsAbs(name) && filepath.Clean(name) != name
+		if _, err := images.Inspect(t.Context(), name, "raw"); !errors.Is(err, hypervisor.ErrUnsupported) && !detour {
 			t.Errorf("Inspect(%q): %v", name, err)
 		}
 		if _, err := images.CreateOverlay(t.Context(), hypervisor.Overlay{Path: dir + "/o", Base: name, BaseFormat: "raw", SizeBytes: mib}); !errors.Is(

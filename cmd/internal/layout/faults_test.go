@@ -47,6 +47,8 @@ var faults = []string{
 	30: "daemon stopped longer than the watchdog allows",
 	31: "operator works on the VPS behind the daemon's back",
 	32: "base or overlay missing or replaced",
+	33: "a file under another name",
+	41: "a disk whose image is no regular file",
 	45: "reads that scan the whole history",
 	46: "a mount that hangs",
 	47: "a daemon that dies while a pivot is under way",

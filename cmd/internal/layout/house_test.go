@@ -36,7 +36,8 @@ var rows = [][]string{
 
 // outside is what the rooms may import of ours beside each other.
 var outside = []string{
-	"vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2", "vpssnapd/hypervisor/durable", "vpssnapd/hostfile",
+	"vpssnapd/hypervisor", "vpssnapd/hypervisor/qcow2", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/pathname",
+	"vpssnapd/hostfile",
 }
 
 // testing are packages for tests of others, which may use all of the daemon.

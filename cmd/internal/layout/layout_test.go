@@ -51,25 +51,35 @@ var ours = []struct {
 }{
 	{
 		"vpssnapd/hypervisor/libvirt",
-		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"},
+		[]string{
+			"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed", "vpssnapd/hypervisor/pathname",
+		},
 		"an implementation knows the interface, not its user",
 	},
 	{
 		"vpssnapd/hypervisor/qemuimg",
-		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable"},
+		[]string{
+			"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/pathname", "vpssnapd/hypervisor/qcow2",
+		},
 		"an implementation knows the interface, not its user",
 	},
 	{"vpssnapd/hypervisor/durable", nil, "a sync knows nobody's files"},
+	{"vpssnapd/hypervisor/pathname", nil, "a name means a file, whoever asks"},
 	{"vpssnapd/hypervisor/feed", []string{"vpssnapd/hypervisor"}, "it carries the interface's events"},
 	{"vpssnapd/hypervisor/qcow2", nil, "a file format knows nobody's use of it"},
 	{
 		"vpssnapd/hypervisor/fake",
-		[]string{"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed"},
+		[]string{
+			"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed", "vpssnapd/hypervisor/pathname",
+		},
 		"an implementation knows the interface, not its user",
 	},
 	{"vpssnapd/hypervisor/hypervisortest", []string{"vpssnapd/hypervisor"}, "the contract is about the interface"},
 	{"vpssnapd/hypervisor/lab", nil, "the lab must be able to test everything"},
-	{"vpssnapd/hypervisor", nil, "the interface has its own types"},
+	{
+		"vpssnapd/hypervisor", []string{"vpssnapd/hypervisor/pathname"},
+		"the interface has its own types, and one meaning of a path",
+	},
 	{"vpssnapd/api/client", []string{"vpssnapd/api"}, "a client links neither SQLite nor libvirt"},
 	{
 		"vpssnapd/api/server",
