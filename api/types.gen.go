@@ -1083,10 +1083,13 @@ type Operation struct {
 	EndedAt         *time.Time `json:"ended_at,omitempty"`
 
 	// Error Why an operation failed or was parked; to a customer, what the code says.
-	Error    *Failure      `json:"error,omitempty"`
-	ID       string        `json:"id"`
-	Kind     OperationKind `json:"kind"`
-	Progress Progress      `json:"progress"`
+	Error *Failure      `json:"error,omitempty"`
+	ID    string        `json:"id"`
+	Kind  OperationKind `json:"kind"`
+
+	// LongestPauseMS How long the operation has had the guest suspended at a time, at most, in milliseconds; left out when it has not. The guest is suspended once for each disk that goes back to its base.
+	LongestPauseMS int64    `json:"longest_pause_ms,omitempty,omitzero"`
+	Progress       Progress `json:"progress"`
 
 	// Result What came of it, for a human.
 	Result     string     `json:"result,omitempty,omitzero"`

@@ -46,7 +46,7 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 
 	d.Operations = operation.NewOperations(db, inv, c.Hold, log)
 	d.space = space.New(host, inv, db, d.spacePolicy, log)
-	d.guests = guest.New(host, inv, db, d.Operations, group, d.guestPolicy, log)
+	d.guests = guest.New(host, inv, db, d.Operations, group, d.guestPolicy, log, d.Metrics.Paused)
 	whole := integrity.New(host, inv, db, log)
 	d.merger = merge.New(host, inv, db, d.Operations, d.guests, whole, c.StateDir, d.mergePolicy, log)
 	d.Downloads = download.New(host, inv, db, whole, images, d.Operations.Kinds, group, d.downloadPolicy, log)

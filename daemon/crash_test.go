@@ -18,6 +18,7 @@ import (
 // crashCase is one operation, what must be so before and what may be so after.
 type crashCase struct {
 	name    string
+	disks   []hypervisor.Disk      // nil: one
 	config  func(c *daemon.Config) // nil: as in every world
 	prepare func(w *world, id string)
 	begin   func(w *world, id string) (vps.Operation, error)
@@ -102,6 +103,24 @@ var crashCases = []crashCase{
 			}
 		},
 		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a'); w.sees(id, "vda", 4096, 'c') },
+	},
+	{
+		name:  "delete two disks",
+		disks: []hypervisor.Disk{{Target: "vda", SizeBytes: 8 * mib}, {Target: "vdb", SizeBytes: 8 * mib}},
+		prepare: func(w *world, id string) {
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.write(id, "vdb", 0, 'c')
+		},
+		begin: func(w *world, id string) (vps.Operation, error) { return w.daemon.Snapshots.Delete(ctx, id, operator) },
+		done: func(w *world, id string) {
+			if hasSnapshot(w, id) {
+				w.t.Error("the snapshot is still there")
+			}
+			w.sees(id, "vda", 0, 'b')
+			w.sees(id, "vdb", 0, 'c')
+		},
+		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'b'); w.sees(id, "vdb", 0, 'c') },
 	},
 	{
 		name: "delete outrun",
@@ -225,7 +244,7 @@ const (
 func killedAt(t *testing.T, c crashCase, state hypervisor.State, n int, how death) bool {
 	t.Helper()
 	w := newWorld(t, c.config)
-	id := w.vps("web1", state)
+	id := w.vps("web1", state, c.disks...)
 	c.prepare(w, id)
 
 	var mu sync.Mutex

@@ -18,6 +18,7 @@ import (
 	"vpssnapd/daemon/failpoint"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/fake"
 )
 
 var update = flag.Bool("update", false, "write failpoint/points.txt anew")
@@ -38,7 +39,7 @@ func TestFailpointsAreListed(t *testing.T) {
 	for _, c := range crashCases {
 		for _, state := range []hypervisor.State{hypervisor.Running, hypervisor.Paused, hypervisor.Off} {
 			w := newWorld(t, c.config)
-			id := w.vps("web1", state)
+			id := w.vps("web1", state, c.disks...)
 			w.must(w.host.Edit(id, func(d *hypervisor.Domain) { d.NVRAM = w.nvram() }))
 			c.prepare(w, id)
 			w.done(c.begin(w, id))
@@ -51,6 +52,7 @@ func TestFailpointsAreListed(t *testing.T) {
 	expire(t)
 	undone(t)
 	moved(t)
+	forgotten(t)
 
 	const list = "failpoint/points.txt"
 	got := strings.Join(slices.Sorted(maps.Keys(seen)), "\n") + "\n"
@@ -112,6 +114,28 @@ func moved(t *testing.T) {
 	w.adopted(id)
 }
 
+// forgotten lets libvirt forget the switches of takes, one of a VPS that then goes off.
+func forgotten(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	op := w.forget(id, vps.TakeRequest{})
+	w.open()
+	w.ended(op, nil)
+	op = w.forget(id, vps.TakeRequest{})
+	w.config = func(c *daemon.Config) {
+		host := c.Host.(*fake.Host)
+		host.SetHook(func(_ context.Context, at, _ string) error {
+			if at == "TakeBackSwitch.before" {
+				return host.KillGuest(id)
+			}
+			return nil
+		})
+	}
+	w.open()
+	w.ended(op, nil)
+	w.close()
+}
+
 // undone lets a take and a restore fail before anything irrevocable.
 func undone(t *testing.T) {
 	w := newWorld(t, nil)
@@ -155,7 +179,7 @@ func TestEveryEffectHasPoints(t *testing.T) {
 	effects := []string{
 		"Freeze",
 		"Thaw",
-		"SwitchToOverlays",
+		"SwitchToOverlays", "TakeBackSwitch",
 		"AllowMerge",
 		"StartMerge",
 		"SetMergeSpeed",

@@ -71,6 +71,15 @@ type Domains interface {
 	// ErrUnavailable no disk was switched.
 	SwitchToOverlays(ctx context.Context, id string, disks []DiskSwitch) error
 
+	// TakeBackSwitch takes back a switch that QEMU has made, or begun, and of which libvirt
+	// knows nothing because it died meanwhile; or merges past libvirt where that died when it
+	// aborted a merge, and believes in a pivot, or in the merge (Disk.JobLost). What the guest wrote to the overlays is copied
+	// into the bases, which it uses again in the end, without noticing. It does what can be
+	// done now: with Job{} it is over, and no overlay is open any more; else it is to be
+	// called again, and with pivot, while the guest is paused, once the job is Ready.
+	// ErrReplaced, and nothing is touched, where the disks are in use in another way than
+	// such a switch leaves behind. ErrOff when the domain is not active.
+	TakeBackSwitch(ctx context.Context, id string, disks []DiskSwitch, pivot bool) (Job, error)
 	// AllowMerge makes sure that the host's confinement of a guest that is on lets it
 	// write to the bases of merges; ErrDenied when it cannot be brought to. It is to
 	// be asked before a merge begins and after each pivot, which may take the right
@@ -92,7 +101,7 @@ type Domains interface {
 	// left as they are.
 	Pivot(ctx context.Context, id, target string) error
 	// AbortMerge ends a merge; the overlay stays complete. No job is no error, a
-	// Foreign one ErrBusy.
+	// Foreign or Lost one ErrBusy.
 	AbortMerge(ctx context.Context, id, target string) error
 
 	// PointDisks rewrites the named disks' sources in the persistent definition
@@ -286,6 +295,9 @@ type Disk struct {
 	SizeBytes int64
 	// Job reports whether a block job runs on the disk.
 	Job bool
+	// JobLost says that libvirt only believes so: it died when the job ended. Path and
+	// Chain are what the guest really uses. It lasts until the guest is started again.
+	JobLost bool
 }
 
 // Layer is one image of a chain.
@@ -328,6 +340,9 @@ type Job struct {
 	Total int64
 	// Foreign reports whether it is not a merge of ours by its kind (a copy, a pull, a backup).
 	Foreign bool
+	// Lost says that libvirt, which died when it had begun the job, does not know that it
+	// ends in a pivot. It can be pivoted, and not aborted.
+	Lost bool
 }
 
 // Image is what an image's header says.

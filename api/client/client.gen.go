@@ -126,6 +126,7 @@ type ClientInterface interface {
 	// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
 	// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
 	// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+	// | `vpssnap_pause_seconds` | | how long guests were suspended at a time for a merge (histogram) |
 	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 	// | `vpssnap_merges_limit` | | how many may copy at the same time |
@@ -635,6 +636,7 @@ func (c *rest) ShowHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
 // | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
 // | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+// | `vpssnap_pause_seconds` | | how long guests were suspended at a time for a merge (histogram) |
 // | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 // | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 // | `vpssnap_merges_limit` | | how many may copy at the same time |
@@ -4009,6 +4011,7 @@ type ClientWithResponsesInterface interface {
 	// | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
 	// | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
 	// | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+	// | `vpssnap_pause_seconds` | | how long guests were suspended at a time for a merge (histogram) |
 	// | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 	// | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 	// | `vpssnap_merges_limit` | | how many may copy at the same time |
@@ -6827,6 +6830,7 @@ func (c *ClientWithResponses) ShowHealthWithResponse(ctx context.Context, reqEdi
 // | `vpssnap_operation_duration_seconds` | `kind`, `status` | from the request to the end (histogram) |
 // | `vpssnap_operation_oldest_seconds` | | age of the oldest operation that has not ended; 0 without one |
 // | `vpssnap_freeze_seconds` | | how long guests stood frozen for a take (histogram) |
+// | `vpssnap_pause_seconds` | | how long guests were suspended at a time for a merge (histogram) |
 // | `vpssnap_guests_owed` | `kind` | guests that are to be thawed or resumed: `thaw`, `resume` |
 // | `vpssnap_merges` | `state` | merges that copy or wait for their turn: `running`, `waiting` |
 // | `vpssnap_merges_limit` | | how many may copy at the same time |

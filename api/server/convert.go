@@ -153,6 +153,8 @@ func wireOperation(o vps.Operation) api.Operation {
 		StartedAt:  utc(o.StartedAt),
 		EndedAt:    utc(o.EndedAt),
 		Result:     o.Result,
+
+		LongestPauseMS: o.LongestPauseMS,
 	}
 	if o.Error != nil {
 		w.Error = &api.Failure{Code: api.Code(o.Error.Code), Detail: o.Error.Detail, Remedy: o.Error.Remedy}

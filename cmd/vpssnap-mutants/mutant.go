@@ -32,7 +32,8 @@ type edit struct{ file, old, new string }
 type campaign string
 
 const (
-	// sweep: the kills at every point of every operation, on the fake host.
+	// sweep: the kills at every point of every operation, on the fake host, and the merges
+	// that stand still there.
 	sweep campaign = "crash sweep"
 	// powercut: the power cuts on real libvirt and QEMU.
 	powercut campaign = "power cuts"
@@ -80,6 +81,11 @@ var mutants = []mutant{
 		},
 	},
 	{
+		name: "merge without headway waited for", rule: "a merge that stands still is begun again, and then an operator asked",
+		campaign: sweep,
+		edits:    []edit{{"daemon/merge/headway.go", "if time.Since(w.at) < limit {", "if time.Since(w.at) >= 0 {"}},
+	},
+	{
 		name: "no-directory-sync", rule: "a file is durable only when its directory is", campaign: powercut, layout: "two",
 		edits: []edit{
 			{
@@ -122,7 +128,7 @@ func (m mutant) try(ctx context.Context, work string, seed uint64) (sign string,
 	if m.campaign == sweep {
 		return caught(
 			ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run",
-			"KilledAnywhere|NothingFlushedIsLost", "./daemon",
+			"KilledAnywhere|NothingFlushedIsLost|WithoutHeadway", "./daemon",
 		)
 	}
 	for _, program := range []string{"./cmd/vpssnapd", "./cmd/vpssnap"} {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vpssnapd/hypervisor/lab"
 )
 
 // plan is everything that chance decides about one round, drawn from the seed
@@ -39,6 +41,10 @@ const (
 	daemonLibvirtd target = "daemon and libvirtd"
 	daemonQEMU     target = "daemon and QEMU"
 	everything     target = "daemon, libvirtd and QEMU"
+	// restart is what an upgrade does to libvirtd: it is asked to end, and started again.
+	restart target = "libvirtd restart"
+	// withinCall kills libvirtd at some moment of the call that the daemon is about to make.
+	withinCall target = "libvirtd kill within a call"
 )
 
 func (t target) hits(one target) bool { return strings.Contains(string(t), string(one)) }
@@ -47,6 +53,9 @@ func (t target) hits(one target) bool { return strings.Contains(string(t), strin
 type strike struct {
 	target target
 	at     string
+	// nth and call say when within a call libvirtd dies, as lab.StrikeLibvirtd wants it.
+	nth  int
+	call string
 }
 
 // maxStrikes bounds the kills at failpoints in one round, so that it ends.
@@ -66,20 +75,33 @@ func draw(seed uint64, round, victims int) plan {
 	// others come quickly, so that one operation is struck again and again.
 	visits := 20 + 10*len(p.turns)
 	for range 2 + r.IntN(maxStrikes-1) {
-		p.strikes = append(p.strikes, strike{target: drawTarget(r), at: fmt.Sprintf("*:%d", 1+r.IntN(visits))})
+		p.strikes = append(p.strikes, drawStrike(r, fmt.Sprintf("*:%d", 1+r.IntN(visits))))
 		visits = 6
 	}
 	p.moment = time.Duration(r.IntN(400)) * time.Millisecond
 	if r.IntN(3) == 0 {
-		p.sudden = &strike{target: drawTarget(r)}
+		sudden := drawStrike(r, "")
+		p.sudden = &sudden
 	}
 	return p
 }
 
+func drawStrike(r *rand.Rand, at string) strike {
+	s := strike{target: drawTarget(r), at: at, call: lab.AtStatus, nth: 1 + r.IntN(5)}
+	if r.IntN(2) == 0 {
+		s.call, s.nth = lab.AtMonitor, 1+r.IntN(40)
+	}
+	return s
+}
+
 func drawTarget(r *rand.Rand) target {
 	switch n := r.IntN(100); {
-	case n < 70:
+	case n < 56:
 		return daemonOnly
+	case n < 63:
+		return restart
+	case n < 70:
+		return withinCall
 	case n < 79:
 		return libvirtdOnly
 	case n < 88:

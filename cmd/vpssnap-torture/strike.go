@@ -137,6 +137,12 @@ func (s *striker) suddenly(ctx context.Context, now strike) {
 // nobody notices before all are dead. What was killed is started again.
 func (s *striker) strike(ctx context.Context, now strike, point string, conn *net.UnixConn) error {
 	c := s.campaign
+	switch now.target {
+	case restart:
+		return s.restartLibvirtd(ctx, point, conn)
+	case withinCall:
+		return s.cutCall(ctx, now, point, conn)
+	}
 	var hit []string
 	if now.target.hits(qemuOnly) {
 		if w := s.workAt(point); c.site.Lab.KillQEMU(w.victim.name) == nil {
@@ -171,6 +177,48 @@ func (s *striker) strike(ctx context.Context, now strike, point string, conn *ne
 		s.libvirtd.Go(func() { s.startLibvirtd(ctx) })
 	}
 	return err
+}
+
+// restartLibvirtd ends libvirtd as systemd does in an upgrade, and starts it again.
+func (s *striker) restartLibvirtd(ctx context.Context, point string, conn *net.UnixConn) error {
+	s.libvirtd.Wait()
+	if err := s.campaign.site.Lab.EndLibvirtd(ctx); err != nil {
+		return err
+	}
+	s.count(string(restart), point)
+	s.libvirtd.Go(func() { s.startLibvirtd(ctx) })
+	if conn != nil {
+		fmt.Fprintln(conn, s.next())
+	}
+	return nil
+}
+
+// cutWithin is how long a call has to come to the moment at which libvirtd is to die.
+const cutWithin = 2 * time.Second
+
+// cutCall lets the daemon make its call, in the middle of which libvirtd dies.
+func (s *striker) cutCall(ctx context.Context, now strike, point string, conn *net.UnixConn) error {
+	s.libvirtd.Wait()
+	armed, err := s.campaign.site.Lab.StrikeLibvirtd(ctx, "", now.call, now.nth, syscall.SIGKILL)
+	if err != nil {
+		return err
+	}
+	if conn != nil {
+		fmt.Fprintln(conn, s.next())
+	}
+	s.libvirtd.Go(func() {
+		select {
+		case <-armed.Ended():
+		case <-ctx.Done():
+		case <-time.After(cutWithin):
+		}
+		if err := armed.Close(); err != nil || !armed.Struck() {
+			return
+		}
+		s.count(string(withinCall), point)
+		s.startLibvirtd(ctx)
+	})
+	return nil
 }
 
 func (s *striker) startLibvirtd(ctx context.Context) {

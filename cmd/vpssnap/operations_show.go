@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +40,9 @@ func (a *app) showOperation(op api.Operation) {
 		{"Begun", momentOr(op.StartedAt, "")},
 		{"Ended", momentOr(op.EndedAt, "")},
 		{"Result", clean(op.Result)},
+	}
+	if op.LongestPauseMS > 0 {
+		pairs = append(pairs, [2]string{"Longest pause", fmt.Sprintf("%d ms", op.LongestPauseMS)})
 	}
 	if !client.Ended(op) {
 		pairs = append(pairs,

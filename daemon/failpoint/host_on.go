@@ -27,6 +27,16 @@ func (h *pointedHost) SwitchToOverlays(ctx context.Context, id string, disks []h
 	return Around(ctx, "SwitchToOverlays", func() error { return h.Host.SwitchToOverlays(ctx, id, disks) })
 }
 
+func (h *pointedHost) TakeBackSwitch(
+	ctx context.Context, id string, disks []hypervisor.DiskSwitch, pivot bool,
+) (job hypervisor.Job, err error) {
+	err = Around(ctx, "TakeBackSwitch", func() error {
+		job, err = h.Host.TakeBackSwitch(ctx, id, disks, pivot)
+		return err
+	})
+	return job, err
+}
+
 func (h *pointedHost) AllowMerge(ctx context.Context, id string, bases []string) error {
 	return Around(ctx, "AllowMerge", func() error { return h.Host.AllowMerge(ctx, id, bases) })
 }

@@ -40,16 +40,19 @@ type Guests struct {
 	group      *work.Group
 	policy     func() Policy
 	logger     *slog.Logger
+	onPaused   func(time.Duration)
 	locks      work.KeyedLock // see with
 	suspended  sync.Map       // by id, the guests that this process has suspended
 }
 
-// New makes a Guests that gives back what an operation still owes when it ends.
+// New makes a Guests that gives back what an operation still owes when it ends. onPaused
+// is told how long a guest was suspended.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, ops *operation.Operations, group *work.Group,
-	policy func() Policy, logger *slog.Logger,
+	policy func() Policy, logger *slog.Logger, onPaused func(time.Duration),
 ) *Guests {
-	g := &Guests{host: host, inventory: inv, store: db, operations: ops, group: group, policy: policy, logger: logger}
+	g := &Guests{host: host, inventory: inv, store: db, operations: ops, group: group, policy: policy, logger: logger,
+		onPaused: onPaused}
 	ops.OnFailed(g.letRunMeanwhile)
 	ops.OnEnded(func(op vps.Operation) { g.Release(group.Context(), op.VPS) })
 	return g
@@ -224,14 +227,27 @@ func (g *Guests) resumeNow(ctx context.Context, id string) error {
 		return fmt.Errorf("guest not resumed: %w", err)
 	}
 	g.suspended.Delete(id)
-	return g.store.Write(ctx, func(tx *store.Tx) error {
+	var long time.Duration
+	e := g.store.Write(ctx, func(tx *store.Tx) error {
 		if err == nil { // from here on it runs by our leave
 			if err := tx.ForgetPivot(ctx, id); err != nil {
 				return err
 			}
 		}
-		return tx.Settle(ctx, id, store.DebtResume)
+		owed, err := tx.DebtOf(ctx, id, store.DebtResume)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		long = g.store.Now().Sub(owed.Since)
+		return errors.Join(tx.NotePause(ctx, id, long), tx.Settle(ctx, id, store.DebtResume))
 	})
+	if e == nil && long > 0 {
+		g.onPaused(long)
+	}
+	return e
 }
 
 // mayRun is nil when a guest that is suspended for a pivot may run: something

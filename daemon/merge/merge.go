@@ -35,7 +35,7 @@ type Policy struct {
 	// Bandwidth limits the copying of each disk, in bytes per second; 0: unlimited.
 	Bandwidth int64
 	// StalledAfter is how long a merge is watched before it counts as outpaced by its
-	// guest; 0: none ever does.
+	// guest, and how long it may make no headway before it is begun again; 0: for ever.
 	StalledAfter time.Duration
 	// Help lifts the limit of a merge that is outpaced, and stops its guest for moments.
 	Help bool
@@ -79,6 +79,9 @@ func (m *Merger) Count() (running, waiting, limit int) { return m.limiter.count(
 
 // Bandwidth is the limit with which a merge begins.
 func (m *Merger) Bandwidth() int64 { return m.policy().Bandwidth }
+
+// LongestStop is how long a guest may be stopped at a time to help its merge.
+func (m *Merger) LongestStop() time.Duration { return m.policy().LongestStop }
 
 // Enter waits for a place among the merges, once the VPS answers: one that
 // hangs takes up no place. It returns the VPS as it is then.
@@ -139,6 +142,7 @@ func (m *Merger) mergeRunning(ctx context.Context, r *operation.Run, set Set) (
 	dom hypervisor.Domain, done bool, err error,
 ) {
 	help := throttler{m: m, r: r}
+	ahead := headway{m: m, r: r}
 	vanished := 0
 	err = m.inventory.Await(ctx, r.Op.VPS, mergePoll, func() (bool, error) {
 		var err error
@@ -166,6 +170,9 @@ func (m *Merger) mergeRunning(ctx context.Context, r *operation.Run, set Set) (
 		r.Progress(state.done, state.total)
 		if vanished += state.started; vanished > mergeStall*len(set.Snap.Disks) {
 			return false, m.failed(ctx, r, dom, set.Snap)
+		}
+		if err := ahead.look(ctx, dom, set, state); err != nil {
+			return false, err
 		}
 		done, err = help.look(ctx, dom, &set, state)
 		return done, err

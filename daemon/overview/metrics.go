@@ -31,6 +31,7 @@ type Metrics struct {
 	operations *prometheus.CounterVec
 	durations  *prometheus.HistogramVec
 	freezes    prometheus.Histogram
+	pauses     prometheus.Histogram
 	deliveries *prometheus.CounterVec
 }
 
@@ -45,6 +46,8 @@ func NewMetrics() *Metrics {
 			Help: "From the request of an operation to its end.", Buckets: []float64{0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400}}, []string{"kind", "status"}),
 		freezes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnap_freeze_seconds",
 			Help: "How long guests' file systems stood frozen for a take.", Buckets: []float64{0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}}),
+		pauses: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "vpssnap_pause_seconds",
+			Help: "How long guests were suspended at a time for a merge.", Buckets: []float64{0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}}),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vpssnap_deliveries_total",
 			Help: "Tries to deliver webhooks and e-mail since the daemon's start, by outcome: delivered, failed (tried again) or given_up."}, []string{"kind", "outcome"}),
 	}
@@ -54,7 +57,7 @@ func NewMetrics() *Metrics {
 			m.deliveries.WithLabelValues(string(kind), outcome)
 		}
 	}
-	m.registry.MustRegister(m.operations, m.durations, m.freezes, m.deliveries,
+	m.registry.MustRegister(m.operations, m.durations, m.freezes, m.pauses, m.deliveries,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -77,6 +80,9 @@ func (m *Metrics) Count(s State) {
 
 // Froze counts how long a guest was frozen for a take.
 func (m *Metrics) Froze(long time.Duration) { m.freezes.Observe(long.Seconds()) }
+
+// Paused counts how long a guest was suspended at a time.
+func (m *Metrics) Paused(long time.Duration) { m.pauses.Observe(long.Seconds()) }
 
 // ended counts an operation whose run is over, and writes it to the log: by its id it
 // is found in the log of requests.

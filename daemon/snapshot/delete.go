@@ -135,6 +135,11 @@ func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 	if err != nil {
 		return err
 	}
+	if snap.State == vps.SnapshotDeleting { // its merge may have been cut off
+		if err := s.mergeLost(ctx, r, dom, snap); err != nil {
+			return err
+		}
+	}
 	// Read after the wait, which may have lasted hours: what was checked when the
 	// request came in tells nothing any more.
 	err = s.checkMergeable(ctx, dom, snap)
@@ -246,8 +251,11 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err := s.cutReaders(ctx, r); err != nil {
 		return err
 	}
-	snap, err := s.store.Snapshot(ctx, r.Op.SnapshotID)
+	snap, dom, err := s.recordAndDomain(ctx, r)
 	if err != nil {
+		return err
+	}
+	if err := s.mergeLost(ctx, r, dom, snap); err != nil {
 		return err
 	}
 	// Of a merge while the VPS runs, one before it while it was off tells nothing. Left

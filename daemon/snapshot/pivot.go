@@ -16,9 +16,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// pivot makes the running guest use the bases. The guest is suspended from
-// before the first pivot until "resume": with nothing written in between,
-// overlay and base are equal whatever dies.
+// pivot makes the running guest use the bases. For each disk the guest is suspended from
+// before the pivot until it is on record, for the last until "resume": with nothing
+// written in between, overlay and base are equal whatever dies.
 func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 	defer s.merger.LeaveWhenSilent(r, &err)
 	snap, dom, err := s.recordAndDomain(ctx, r)
@@ -38,16 +38,17 @@ func (s deleter) pivot(ctx context.Context, r *operation.Run) (err error) {
 				WithRemedy("define %s again (virsh define), then resume the operation", dom.Name),
 		)
 	}
-	// FAULTS.md, fact 4: with the guest suspended, overlay and base were equal in 20 of
-	// 20 kills.
-	if err := s.suspendForPivot(ctx, r, dom); err != nil {
+	until, err := s.stopUntil(ctx, r)
+	if err != nil {
 		return err
 	}
 	for i := range snap.Disks {
-		err := s.pivotDisk(ctx, r, snap, i)
+		err := s.suspendForPivot(ctx, r)
+		if err == nil {
+			err = s.pivotDisk(ctx, r, snap, i)
+		}
 		if err == nil && i < len(snap.Disks)-1 {
-			// With AppArmor the pivot may have taken the next base away.
-			err = s.host.AllowMerge(ctx, dom.ID, image.Bases(snap))
+			err = s.betweenPivots(ctx, r, snap, until)
 		}
 		if errors.Is(err, errRedefined) {
 			return errDefinedAnew(dom, snap.Disks[i])
@@ -85,16 +86,45 @@ func errDefinedAnew(dom hypervisor.Domain, disk vps.SnapshotDisk) error {
 	)
 }
 
-// suspendForPivot stops a running guest. One that was stopped to let the merge become
-// ready is suspended already. The debt to resume it is on record before it is suspended.
-func (s deleter) suspendForPivot(ctx context.Context, r *operation.Run, dom hypervisor.Domain) error {
-	if dom.State != hypervisor.Running {
-		return nil
+// stopUntil is until when a guest that was stopped to let its merges become ready may stay
+// so for the pivots: one that writes faster than they copy would outpace the rest again.
+func (s deleter) stopUntil(ctx context.Context, r *operation.Run) (time.Time, error) {
+	stopped, err := s.store.Owes(ctx, r.Op.VPS, store.DebtResume)
+	if err != nil || !stopped {
+		return time.Time{}, err
 	}
-	if err := s.guests.Suspend(ctx, r); err != nil {
-		return s.pivotLater(ctx, r, err)
+	return time.Now().Add(s.merger.LongestStop()), nil
+}
+
+// suspendForPivot stops a running guest: suspended, overlay and base were equal in 20 of
+// 20 kills (FAULTS.md, fact 4). One that was stopped to let the merge become ready is
+// suspended already. The debt to resume it is on record before it is suspended.
+func (s deleter) suspendForPivot(ctx context.Context, r *operation.Run) error {
+	dom, err := s.inventory.Read(ctx, r.Op.VPS)
+	if err != nil || dom.State != hypervisor.Running {
+		return err
 	}
-	return nil
+	return s.guests.Suspend(ctx, r)
+}
+
+// breath is how long a guest runs between two pauses: long enough to answer its clients.
+const breath = 100 * time.Millisecond
+
+// betweenPivots lets the guest run before its next disk pivots: the pauses of many disks
+// would add up to one that its clients notice (FAULTS row 42).
+func (s deleter) betweenPivots(ctx context.Context, r *operation.Run, snap vps.Snapshot, until time.Time) error {
+	if !time.Now().Before(until) {
+		if err := s.resumeAfterPivot(ctx, r); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(breath):
+		}
+	}
+	// With AppArmor the pivot may have taken the next base away.
+	return s.host.AllowMerge(ctx, r.Op.VPS, image.Bases(snap))
 }
 
 // pivotReadyWait is how long a suspended guest may wait for a merge to become

@@ -168,6 +168,11 @@ func (s *Snapshots) checkIdle(dom hypervisor.Domain, disk hypervisor.Disk, previ
 	changed := func(why string) *vps.Error {
 		return vps.Errorf(vps.CodeVPSChanged, "cannot take a snapshot of %s: disk %s: %s", dom.Name, disk.Target, why)
 	}
+	if disk.JobLost {
+		return changed("libvirt died when a block job on it ended, and believes that it goes on").WithRemedy(
+			"shut %s down and start it again", dom.Name,
+		)
+	}
 	if disk.Job {
 		return changed("a block job runs on it").WithRemedy(
 			"wait until it has ended (virsh blockjob %s %s)", dom.Name, disk.Target,
@@ -268,7 +273,7 @@ func (s taker) removeOverlays(ctx context.Context, r *operation.Run) error {
 		}
 		// A failed take can still have been switched by QEMU. A file that was written to
 		// stays, whatever libvirt says of it.
-		if written || dom.Uses(disk.Overlay) {
+		if written && !disk.Pivoted || dom.Uses(disk.Overlay) {
 			return vps.Errorf(vps.CodeVPSChanged, "%s has written to an overlay of a take that failed", r.Op.VPSName).
 				WithRemedy("keep the overlay of disk %s: it may hold the newest data of %s", disk.Target, r.Op.VPSName)
 		}
@@ -366,6 +371,9 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 	// FAULTS.md, row 5: a guest that the daemon left frozen is thawed before anything
 	// else is found out.
 	s.guests.Thaw(ctx, dom.ID)
+	if snap.Consistency != "" {
+		return s.takeBackSwitch(ctx, r, dom, snap) // an earlier try has begun with that
+	}
 	switched := 0
 	for _, disk := range snap.Disks {
 		if now, ok := image.Live(dom, disk); ok && now.Is(disk.Overlay) {
@@ -378,8 +386,12 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 		return s.stageSwitch(ctx, r, snap, "taken over after an interruption")
 	}
 	for _, disk := range snap.Disks {
-		if err := s.notOpen(ctx, dom, disk); err != nil {
+		open, err := s.isOpen(ctx, disk)
+		if err != nil {
 			return err
+		}
+		if open {
+			return s.takeBackSwitch(ctx, r, dom, snap)
 		}
 		written, err := s.written(ctx, disk, notes)
 		if err != nil {
@@ -391,27 +403,27 @@ func (s taker) adoptSwitch(ctx context.Context, r *operation.Run, snap vps.Snaps
 			return s.adoptLostSwitch(ctx, r, dom, snap)
 		}
 	}
+	if dom.State != hypervisor.Off {
+		// No guest uses them, but QEMU may have begun to open one.
+		if _, err := s.host.TakeBackSwitch(ctx, snap.VPS, switches(dom, snap), false); err != nil {
+			s.logger.Warn("an overlay that was given up may still be open", r.Op.LogAttr(), "error", err)
+		}
+	}
 	return operation.RollBack(s.errInterrupted(r.Op))
 }
 
-// notOpen makes sure that QEMU does not write to an overlay that libvirt knows
-// nothing of: it may have died between QEMU's switch and its own note of it.
-func (s taker) notOpen(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) error {
+// isOpen reports whether QEMU may write to an overlay that libvirt knows nothing of: it may
+// have died between QEMU's switch and its own note of it.
+func (s taker) isOpen(ctx context.Context, disk vps.SnapshotDisk) (bool, error) {
 	// QEMU's lock on the file tells, which libvirt's picture cannot.
 	err := s.host.Unused(ctx, disk.Overlay, "qcow2")
 	switch {
+	case errors.Is(err, hypervisor.ErrBusy):
+		return true, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case !errors.Is(err, hypervisor.ErrBusy):
-		return err
+		return false, nil
 	}
-	return operation.Park(
-		vps.Errorf(vps.CodeVPSChanged, "%s writes disk %s to a new overlay, and libvirt does not know it", dom.Name,
-			disk.Target).
-			WithRemedy("shut %s down (virsh shutdown %s), do not start it, and resume the operation", dom.Name,
-				dom.Name).
-			Because(err),
-	)
+	return false, err
 }
 
 // outwait returns when a call that we gave up waiting for has ended in libvirt.

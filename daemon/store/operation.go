@@ -8,14 +8,15 @@ import (
 )
 
 const operationColumns = `id, vps, vps_name, kind, status, step, irrevocable, cancel_requested, actor_name, actor_way,
-	snapshot, created_at, started_at, ended_at, error_code, error_detail, error_remedy, result, request, plan`
+	snapshot, created_at, started_at, ended_at, error_code, error_detail, error_remedy, result, request, plan,
+	longest_pause_ms`
 
 func scanOperation(row scanner) (vps.Operation, error) {
 	var o vps.Operation
 	var e vps.Error
 	err := row.Scan(&o.ID, &o.VPS, &o.VPSName, &o.Kind, &o.Status, &o.Step, &o.Irrevocable, &o.CancelRequested,
 		&o.Actor.Name, &o.Actor.Way, &o.SnapshotID, moment{&o.CreatedAt}, momentOrNil{&o.StartedAt}, momentOrNil{&o.EndedAt},
-		&e.Code, &e.Detail, &e.Remedy, &o.Result, &o.Request, &o.Plan)
+		&e.Code, &e.Detail, &e.Remedy, &o.Result, &o.Request, &o.Plan, &o.LongestPauseMS)
 	if e.Code != "" {
 		o.Error = &e
 	}
@@ -81,15 +82,15 @@ func (t *Tx) InsertOperation(ctx context.Context, o vps.Operation) error {
 		return err
 	}
 	code, detail, remedy := errorColumns(o.Error)
-	return t.exec(ctx, `INSERT INTO operation (`+operationColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+	return t.exec(ctx, `INSERT INTO operation (`+operationColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 		o.ID, o.VPS, o.VPSName, o.Kind, o.Status, o.Step, o.Irrevocable, o.CancelRequested, o.Actor.Name, o.Actor.Way,
 		o.SnapshotID, micros(o.CreatedAt), microsOrNull(o.StartedAt), microsOrNull(o.EndedAt),
-		code, detail, remedy, o.Result, o.Request, o.Plan)
+		code, detail, remedy, o.Result, o.Request, o.Plan, o.LongestPauseMS)
 }
 
-// SaveOperation updates what changes in an operation, all but CancelRequested.
-// CancelRequested is written by RequestCancel alone, or a step that saves would take the
-// request back.
+// SaveOperation updates what changes in an operation, all but CancelRequested and
+// LongestPauseMS. CancelRequested is written by RequestCancel alone, or a step that saves
+// would take the request back.
 func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
 	if err := t.tellOperation(ctx, o); err != nil {
 		return err
@@ -112,6 +113,13 @@ func (t *Tx) SaveOperation(ctx context.Context, o vps.Operation) error {
 		o.Plan,
 		o.ID,
 	)
+}
+
+// NotePause notes how long a guest was suspended for the operation that works on it, if
+// that is its longest pause.
+func (t *Tx) NotePause(ctx context.Context, vpsID string, long time.Duration) error {
+	return t.exec(ctx, `UPDATE operation SET longest_pause_ms = max(longest_pause_ms, ?)
+		WHERE vps = ? AND status IN ('pending', 'running', 'needs_attention')`, max(1, long.Milliseconds()), vpsID)
 }
 
 // RequestCancel marks an operation that is neither final nor irrevocable. sql.ErrNoRows

@@ -93,6 +93,8 @@ type Operation struct {
 	Error *Error
 	// Result says, for a human, what came of it: consistency reached, whether the guest answered.
 	Result string
+	// LongestPauseMS is how long it has had the guest suspended at a time, at most.
+	LongestPauseMS int64
 	// Request and Plan belong to the daemon; they never leave it.
 	Request []byte
 	Plan    []byte

@@ -31,6 +31,7 @@ type domain struct {
 	// Open are the images that the guest's QEMU has open, by path with their inode.
 	Open  map[string]uint64
 	Jobs  map[string]job
+	Stray map[string]stray // disks of which libvirt has lost track
 	Guest Guest
 	Mind  AgentMind
 	// Freezing: the agent accepted a freeze late and will do it at the next chance.
@@ -82,7 +83,11 @@ func layers(d *hypervisor.Disk) ([]hypervisor.Layer, error) {
 func (d *domain) reopen() error {
 	d.Open = map[string]uint64{}
 	for i := range d.Disks {
-		chain, err := layers(&d.Disks[i])
+		disk := &d.Disks[i]
+		if lost, ok := d.Stray[disk.Target]; ok {
+			disk = &lost.Disk
+		}
+		chain, err := layers(disk)
 		if err != nil {
 			return err
 		}
@@ -113,7 +118,7 @@ func (d *domain) hasOpen(path string) bool {
 // trace, as with a killed QEMU.
 func (d *domain) off() {
 	d.State, d.PauseReason = hypervisor.Off, ""
-	d.Disks, d.Open, d.Jobs = nil, nil, nil
+	d.Disks, d.Open, d.Jobs, d.Stray = nil, nil, nil, nil
 	d.Guest.Frozen, d.Freezing = false, false
 	// A transient domain ends with its QEMU.
 	d.gone = !d.Persistent

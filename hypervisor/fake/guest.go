@@ -329,6 +329,9 @@ func (d *domain) view(target string) ([]hypervisor.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if lost, ok := d.Stray[target]; ok {
+		disk = &lost.Disk
+	}
 	chain, err := layers(disk)
 	if err != nil {
 		return nil, err

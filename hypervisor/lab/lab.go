@@ -315,6 +315,23 @@ func (l *Lab) initLog() string {
 // KillLibvirtd kills libvirtd with SIGKILL and returns when it is gone. Guests live on.
 func (l *Lab) KillLibvirtd() error { return l.signal("", syscall.SIGKILL) }
 
+// EndLibvirtd asks libvirtd to end, as an upgrade does, and returns when it has. Guests live on.
+func (l *Lab) EndLibvirtd(ctx context.Context) error {
+	if err := l.signal("", syscall.SIGTERM); err != nil {
+		return err
+	}
+	for {
+		if _, err := l.LibvirtdPID(); err != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // StopLibvirtd stops libvirtd (SIGSTOP): calls to it hang.
 func (l *Lab) StopLibvirtd() error { return l.signal("", syscall.SIGSTOP) }
 

@@ -98,17 +98,23 @@ func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	return domain, nil
 }
 
-// findJob finds a job on a disk: the XML shows only those that end in a pivot.
+// findJob finds a job on a disk: the XML shows only those that end in a pivot, and one of
+// these, when libvirt died in the pivot, for ever.
 func findJob(d *libvirt.Domain, state hypervisor.State, disk *hypervisor.Disk) error {
-	if state == hypervisor.Off || disk.Job {
+	if state == hypervisor.Off {
 		return nil
 	}
 	info, err := d.GetBlockJobInfo(disk.Target, 0)
-	// No answer is not "no job": a merge must not be begun beside one that is not seen.
-	if hasCode(err, libvirt.ERR_OPERATION_TIMEOUT) {
+	switch found := err == nil && info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN; {
+	case disk.Job && err == nil && !found:
+		return followQEMU(d, disk)
+	case disk.Job:
+	case hasCode(err, libvirt.ERR_OPERATION_TIMEOUT):
+		// No answer is not "no job": a merge must not be begun beside one that is not seen.
 		return silent(err)
+	default:
+		disk.Job = found
 	}
-	disk.Job = err == nil && info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN
 	return nil
 }
 

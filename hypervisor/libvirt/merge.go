@@ -2,8 +2,10 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"libvirt.org/go/libvirt"
 
@@ -124,7 +126,13 @@ func readJob(d *libvirt.Domain, target string) (hypervisor.Job, error) {
 	// A middle layer's merge ends by itself; it is never ready, and then not found.
 	case libvirt.DOMAIN_BLOCK_JOB_TYPE_COMMIT:
 	case libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
-		job.Ready = attr(disk, "mirror", "ready") == "yes"
+		if job.Ready = attr(disk, "mirror", "ready") == "yes"; disk.SelectElement("mirror") == nil {
+			lost, err := lostMerge(d, target)
+			if err != nil && !errors.Is(err, hypervisor.ErrNotReady) {
+				return hypervisor.Job{}, err
+			}
+			job.Ready, job.Lost = lost.ready(), true
+		}
 	default:
 		job.Foreign = true
 	}
@@ -173,6 +181,9 @@ func (h *Host) Pivot(ctx context.Context, id, target string) error {
 		if !job.Ready {
 			return hypervisor.ErrNotReady
 		}
+		if job.Lost {
+			return pivotLost(d, target)
+		}
 		// A pivot that fails leaves the job as it was, ready to be tried again.
 		err = d.BlockJobAbort(target, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT)
 		if hasCode(err, libvirt.ERR_BLOCK_COPY_ACTIVE) {
@@ -182,9 +193,38 @@ func (h *Host) Pivot(ctx context.Context, id, target string) error {
 	})
 }
 
+// lostPivotWait is how long libvirt may take to write down the end of a job.
+const lostPivotWait = 10 * time.Second
+
+// pivotLost has QEMU pivot where libvirt does not know that it could. When the job ends
+// libvirt looks at what it was, and writes down the pivot all the same.
+func pivotLost(d *libvirt.Domain, target string) error {
+	job, err := lostMerge(d, target)
+	if err != nil {
+		return err
+	}
+	if err := ask(d, "job-complete", map[string]any{"id": job.ID}, nil); err != nil {
+		return err
+	}
+	for until := time.Now().Add(lostPivotWait); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if job, err := readJob(d, target); err != nil || !job.Found {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: libvirt has not written the pivot down yet", hypervisor.ErrUnavailable)
+}
+
 // AbortMerge ends a merge; the guest stays on the overlay.
 func (h *Host) AbortMerge(ctx context.Context, id, target string) error {
 	return do(ctx, h, ordinary, "abort the merge of "+target+" of", id, func(d *libvirt.Domain) error {
+		job, err := readJob(d, target)
+		if err == nil && job.Lost {
+			// libvirt 9.0 dies of it, whoever ends the job, if it is not by a pivot.
+			return fmt.Errorf("%w: libvirt lost track of the job when it died; it can only be pivoted", hypervisor.ErrBusy)
+		}
+		if err != nil {
+			return err
+		}
 		return onMerge(d, target, func() error { return d.BlockJobAbort(target, 0) })
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"libvirt.org/go/libvirt"
 
@@ -49,6 +50,10 @@ func (h *Host) switchOn(d *libvirt.Domain, disks []hypervisor.DiskSwitch) error 
 		return err
 	}
 	snapshot, err := d.CreateSnapshotXML(text, switchFlags)
+	for try := 1; isNameTaken(err) && try < maxTakenNames; try++ {
+		h.log.Warn("libvirt gave out the name of an image that QEMU has open", "disks", len(disks), "error", err)
+		snapshot, err = d.CreateSnapshotXML(text, switchFlags)
+	}
 	if err != nil {
 		err = h.unlessSwitched(d, disks, err)
 	} else {
@@ -58,6 +63,16 @@ func (h *Host) switchOn(d *libvirt.Domain, disks []hypervisor.DiskSwitch) error 
 		h.putBack(d, disks, next)
 	}
 	return err
+}
+
+// maxTakenNames is more names than a switch that was cut off can have left behind: libvirt
+// opens each overlay under one number.
+const maxTakenNames = 100
+
+// isNameTaken reports whether libvirt gave QEMU a name for an image which one had that a
+// libvirt before it opened, and then died. Each try gives out the next name.
+func isNameTaken(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "Duplicate nodes with node-name")
 }
 
 // readBoth reads the definition of a running domain and that of its next boot, nil for a
