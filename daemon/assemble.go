@@ -58,7 +58,9 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.Operations.Add(c.Kinds...)
 	cutOff := func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }
 	d.adopter = adoption.New(host, inv, db, d.Operations, whole, images, cutOff, deadline, group, log)
-	d.Doctor = doctor.New(host, inv, db, images, d.guests, whole, d.adopter, c.Judge, log)
+	d.Doctor = doctor.New(
+		host, inv, db, images, d.guests, whole, d.adopter, d.Operations.CanTakeBack, c.Judge, log,
+	)
 
 	c.Webhook.Version = c.Version
 	d.Webhooks = webhook.NewWebhooks(db, webhook.New(c.Webhook), c.WebhookBody, log)

@@ -208,6 +208,19 @@ func TestDrift(t *testing.T) {
 				w.must(os.Chmod(path, 0o644))
 				return func() { w.must(os.Chmod(path, 0o600)) }
 			}},
+		{name: "mode of the undo", state: hypervisor.Running, want: []vps.CheckCode{vps.CheckWrongModeOrOwner},
+			do: func(w *world, id string) func() {
+				w.restore(id)
+				path := w.disk(id).Undo
+				w.must(os.Chmod(path, 0o644))
+				return func() { w.must(os.Chmod(path, 0o600)) }
+			}},
+		{name: "a base for a group", state: hypervisor.Off, want: []vps.CheckCode{vps.CheckWrongModeOrOwner},
+			do: func(w *world, id string) func() {
+				d := w.disk(id)
+				w.must(os.Chmod(d.Base, 0o660))
+				return func() { w.must(os.Chmod(d.Overlay, 0o660)) }
+			}},
 		{name: "header", state: hypervisor.Off, want: []vps.CheckCode{vps.CheckOverlayHeaderDiffers},
 			do: func(w *world, id string) func() {
 				d := w.disk(id)

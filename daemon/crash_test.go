@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +23,8 @@ type crashCase struct {
 	config  func(c *daemon.Config) // nil: as in every world
 	prepare func(w *world, id string)
 	begin   func(w *world, id string) (vps.Operation, error)
+	// fails: it does when nothing strikes.
+	fails bool
 	// done and undone check the bytes and the record after it succeeded or failed.
 	done, undone func(w *world, id string)
 }
@@ -85,6 +88,29 @@ var crashCases = []crashCase{
 		},
 		done:   func(w *world, id string) { w.sees(id, "vda", 0, 'b') },
 		undone: func(w *world, id string) { w.sees(id, "vda", 0, 'a') },
+	},
+	{
+		name:  "restore in vain",
+		fails: true,
+		prepare: func(w *world, id string) {
+			w.write(id, "vda", 0, 'a')
+			w.take(id, vps.TakeRequest{})
+			w.write(id, "vda", 0, 'b')
+			w.host.FailNext("RemoveManagedSave.before", syscall.EROFS) // the VPS is off by then
+		},
+		begin: func(w *world, id string) (vps.Operation, error) {
+			return w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: w.snapshot(id).ID}, operator)
+		},
+		done: func(w *world, id string) { w.sees(id, "vda", 0, 'a') }, // the failure died with the daemon
+		undone: func(w *world, id string) {
+			w.sees(id, "vda", 0, 'b')
+			again := vps.RestoreRequest{Confirm: w.snapshot(id).ID}
+			if w.ended(w.daemon.Snapshots.Restore(ctx, id, again, operator)).Status == vps.StatusFailed { // it fails only now
+				w.sees(id, "vda", 0, 'b')
+				w.restore(id)
+			}
+			w.sees(id, "vda", 0, 'a')
+		},
 	},
 	{
 		name: "delete",

@@ -290,3 +290,10 @@ func (w *world) must(err error) {
 		w.t.Fatal(fmt.Errorf("%w\n%s", err, w.log.String()))
 	}
 }
+
+// nvram makes a file with UEFI variables.
+func (w *world) nvram() string {
+	path := w.host.ImageDir() + "/web1_VARS.fd"
+	w.must(os.WriteFile(path, []byte("variables"), 0o600))
+	return path
+}

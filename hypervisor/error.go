@@ -42,6 +42,8 @@ var (
 	ErrReplaced = errors.New("the file was replaced")
 	// ErrPersistence: libvirt could not save the definition.
 	ErrPersistence = errors.New("the definition could not be saved")
+	// ErrNoStart: something that the domain needs to start is missing.
+	ErrNoStart = errors.New("the domain could not be started")
 )
 
 // StorageError is an ErrUnavailable: the file system that holds Dir does not answer, as a

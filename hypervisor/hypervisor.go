@@ -115,6 +115,10 @@ type Domains interface {
 	// SyncDefinition makes the persistent definition durable, directory included.
 	// ErrPersistence when it cannot, or the domain is transient.
 	SyncDefinition(ctx context.Context, id string) error
+	// SaveDefinition makes libvirt check the persistent definition and save it as it is,
+	// durably: what stands in the way of PointDisks is found before it matters.
+	// ErrPersistence when it cannot, or the domain is transient.
+	SaveDefinition(ctx context.Context, id string) error
 	// SetMetadata stores our XML element in the domain's definition (live and
 	// persistent); "" removes it.
 	SetMetadata(ctx context.Context, id, xml string) error
@@ -129,6 +133,9 @@ type Domains interface {
 	// no error. With paused its processors stay stopped. ErrBusy when another
 	// process holds an image of the domain.
 	Start(ctx context.Context, id string, paused bool) error
+	// CheckStart makes sure, as far as can be told without a start, that the domain could be
+	// started from its persistent definition: ErrNoStart, with what is missing, when not.
+	CheckStart(ctx context.Context, id string) error
 	// RemoveManagedSave removes the memory image that a start would resume; none is no error.
 	RemoveManagedSave(ctx context.Context, id string) error
 }
@@ -146,10 +153,11 @@ type Images interface {
 	Inspect(ctx context.Context, path, format string) (Image, error)
 	// Unused makes sure that no process has an image open to write: ErrBusy when one has.
 	Unused(ctx context.Context, path, format string) error
-	// CreateOverlay makes a new qcow2 overlay, exclusive, mode 0600, owner as
-	// the base, verified and durable (file and directory) when it returns.
+	// CreateOverlay makes a new qcow2 overlay, exclusive, verified and durable (file and
+	// directory) when it returns. Who may use the base may use it: owner, group, mode,
+	// access control list and label are the base's, but for what everybody may do.
 	CreateOverlay(ctx context.Context, o Overlay) (File, error)
-	// Copy makes dst an exact copy of src, exclusive, mode and owner as src, durable.
+	// Copy makes dst an exact copy of src, exclusive, with rights as of an overlay, durable.
 	Copy(ctx context.Context, src, dst string) (File, error)
 	// MergeOffline copies what overlay holds into its base, which nobody else
 	// may have open (ErrBusy). The overlay is left as it is. When ctx ends, the work
@@ -163,7 +171,12 @@ type Images interface {
 	// Rebase makes overlay's header name a new backing file, without copying.
 	Rebase(ctx context.Context, overlay, backing, backingFormat string) error
 	// Exchange swaps two files of one directory in one atomic act, durable when it returns.
+	// ErrUnsupported when the file system cannot.
 	Exchange(ctx context.Context, a, b string) error
+	// TryExchange makes sure, as far as can be told without touching the file, that
+	// Exchange could put another in the place of path: it exchanges two files of the same
+	// owner that it makes beside it, and removes them.
+	TryExchange(ctx context.Context, path string) error
 	// Remove unlinks path if it is still the file with that inode, and makes that
 	// durable. A file that is gone already is no error; another file there is
 	// ErrReplaced and is left alone. The room that it took may come back a little
@@ -404,6 +417,10 @@ type File struct {
 	Changed time.Time
 	Mode    fs.FileMode // the permission bits
 	UID     uint32
+	GID     uint32
+	// ACL is its access control list, as setfacl --set reads it but without rights of
+	// everybody; "" when there is none.
+	ACL string
 }
 
 // NamedFile is an entry of a directory.

@@ -251,6 +251,8 @@ type ClientInterface interface {
 
 	// CancelOperation Ask an operation to stop at the next safe point
 	//
+	// What it did is undone then. Once something irrevocable has begun it is refused; an operator can still take back one that needs attention, where the step at which it stopped can be undone.
+	//
 	// Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
 	CancelOperation(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -880,6 +882,8 @@ func (c *rest) ShowOperation(ctx context.Context, id OperationID, params *ShowOp
 }
 
 // CancelOperation Ask an operation to stop at the next safe point
+//
+// What it did is undone then. Once something irrevocable has begun it is refused; an operator can still take back one that needs attention, where the step at which it stopped can be undone.
 //
 // Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
 func (c *rest) CancelOperation(ctx context.Context, id OperationID, params *CancelOperationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4160,6 +4164,8 @@ type ClientWithResponsesInterface interface {
 
 	// CancelOperationWithResponse Ask an operation to stop at the next safe point
 	//
+	// What it did is undone then. Once something irrevocable has begun it is refused; an operator can still take back one that needs attention, where the step at which it stopped can be undone.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/operations/{id}/cancel (the `CancelOperation` operationId).
@@ -7050,6 +7056,8 @@ func (c *ClientWithResponses) ShowOperationWithResponse(ctx context.Context, id 
 }
 
 // CancelOperationWithResponse Ask an operation to stop at the next safe point
+//
+// What it did is undone then. Once something irrevocable has begun it is refused; an operator can still take back one that needs attention, where the step at which it stopped can be undone.
 //
 // Returns a wrapper object for the known response body format(s).
 //

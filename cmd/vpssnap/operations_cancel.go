@@ -18,12 +18,17 @@ func operationsCancelCmd(a *app) *cobra.Command {
 		Long: `Stop an operation at the next safe point and undo what it did. Past the point of
 no return it can only be finished.
 
+One that needs an operator is taken back where the step at which it stopped can be
+undone; else it is refused with the reason.
+
 It is done (exit code 0) when the operation was cancelled; when it ended in
 another way first, the exit code tells which.`,
-		Example:           "  vpssnap operations cancel op-019a1b2c3d4e5f607182",
-		SuggestFor:        []string{"stop", "abort"},
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeOperation(func(op api.Operation) bool { return op.Cancellable }),
+		Example:    "  vpssnap operations cancel op-019a1b2c3d4e5f607182",
+		SuggestFor: []string{"stop", "abort"},
+		Args:       cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeOperation(func(op api.Operation) bool {
+			return op.Cancellable || op.Status == api.OperationStatusNeedsAttention
+		}),
 		RunE: a.action(func(ctx context.Context, c *client.Client, args []string) error {
 			op, err := c.CancelOperation(ctx, args[0])
 			if err != nil {

@@ -120,6 +120,7 @@ var steps = map[string]string{
 	"old_unlink": "removing the replaced snapshot's files",
 
 	"spares":     "preparing the disks",
+	"try":        "trying what the restore will need",
 	"stop":       "stopping the VPS",
 	"exchange":   "exchanging the disks",
 	"definition": "checking the VPS's definition",

@@ -35,19 +35,22 @@ type Doctor struct {
 	guests    *guest.Guests
 	integrity *integrity.Integrity
 	adopter   *adoption.Adopter
-	judge     func(context.Context) []error
-	logger    *slog.Logger
-	drift     *drift
+	// canTakeBack reports whether a parked operation can be undone.
+	canTakeBack func(vps.Operation) bool
+	judge       func(context.Context) []error
+	logger      *slog.Logger
+	drift       *drift
 }
 
 // New makes a doctor that looks at a VPS whenever something happened to it. judge returns
 // what is wrong with the daemon's own files; nil: they are not judged.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
-	in *integrity.Integrity, adopter *adoption.Adopter, judge func(context.Context) []error, logger *slog.Logger,
+	in *integrity.Integrity, adopter *adoption.Adopter, canTakeBack func(vps.Operation) bool,
+	judge func(context.Context) []error, logger *slog.Logger,
 ) *Doctor {
 	d := &Doctor{host: host, inventory: inv, store: db, images: images, guests: guests, integrity: in, adopter: adopter,
-		judge: judge, logger: logger, drift: newDrift()}
+		canTakeBack: canTakeBack, judge: judge, logger: logger, drift: newDrift()}
 	inv.Subscribe(inventory.Watcher{
 		Connected: func(context.Context) { d.drift.all.Wake() },
 		Defined:   d.lookAt, Job: d.lookAt, Undefined: d.lookAt,

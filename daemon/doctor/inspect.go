@@ -98,7 +98,7 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
 // checkOverlay looks at the file that holds what the guest wrote since the snapshot: that
-// it is the one we made, that nobody else can read it, and that its header names the base.
+// it is the one we made, who can use it, and that its header names the base.
 func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk) {
 	file, ok := i.file(
 		ctx, disk.Target, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay,
@@ -107,18 +107,7 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 	if !ok {
 		return
 	}
-	// libvirt 9.0 made overlays of private disks readable by everybody (CVE-2025-13193), and an
-	// operator's copy may belong to the operator.
-	if file.Mode&0o077 != 0 || loginUser(file.UID) {
-		i.add(
-			vps.CheckWrongModeOrOwner,
-			disk.Target,
-			disk.Overlay,
-			fmt.Sprintf("the overlay %s has mode %04o and belongs to uid %d: others may read the VPS's data",
-				disk.Overlay, file.Mode, file.UID),
-			remedyMode(disk, loginUser(file.UID)),
-		)
-	}
+	i.checkRights(ctx, disk, disk.Overlay, "the overlay", file)
 	if cut, err := i.d.host.CutShort(ctx, disk.Overlay); err == nil && cut {
 		i.add(
 			vps.CheckReplacedOverlay, disk.Target, disk.Overlay,
@@ -155,16 +144,15 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 	}
 }
 
-// loginUser reports whether a uid is a person's by the convention of Debian and Red Hat.
-func loginUser(uid uint32) bool { return uid >= 1000 && uid < 60000 }
-
 // checkUndo looks for the disk that an undone restore would bring back.
 func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
-	if disk.Undo != "" {
-		i.file(
-			ctx, disk.Target, disk.Undo, disk.UndoInode, "the disk from before the last restore", vps.CheckMissingUndo,
-			vps.CheckMissingUndo,
-		)
+	if disk.Undo == "" {
+		return
+	}
+	const what = "the disk from before the last restore"
+	file, ok := i.file(ctx, disk.Target, disk.Undo, disk.UndoInode, what, vps.CheckMissingUndo, vps.CheckMissingUndo)
+	if ok {
+		i.checkRights(ctx, disk, disk.Undo, what, file)
 	}
 }
 

@@ -72,7 +72,11 @@ func (i *inspection) remediesParked(op vps.Operation) []vps.Remedy {
 		text = op.Error.Remedy
 	}
 	resume := remedy(text, argv("vpssnap", "operations", "show", op.ID), argv("vpssnap", "operations", "resume", op.ID))
-	if !i.gone() {
+	switch {
+	case !i.gone() && i.d.canTakeBack(op):
+		return []vps.Remedy{resume, remedy("or have it undone: all is as before then, and the VPS runs as it did",
+			argv("vpssnap", "operations", "cancel", op.ID))}
+	case !i.gone():
 		return []vps.Remedy{resume}
 	}
 	resume.Text = "if the VPS is to come back, define it with its id " + i.id +
@@ -253,16 +257,6 @@ func (i *inspection) remedyBaseWritten(disk vps.SnapshotDisk) vps.Remedy {
 	if live, ok := image.Live(i.dom, disk); ok && i.present && i.dom.State != hypervisor.Off &&
 		live.Is(disk.Overlay) {
 		w.Commands = append(w.Commands, mergeByHand(i.id, disk), argv("vpssnap", "doctor"))
-	}
-	return w
-}
-
-// remedyMode closes the file to others. Only the owner of the base may read it, as it holds
-// the same customer's data.
-func remedyMode(disk vps.SnapshotDisk, owner bool) vps.Remedy {
-	w := remedy("take the rights away from others", argv("chmod", "600", "--", disk.Overlay))
-	if owner {
-		w.Commands = append(w.Commands, argv("chown", "--reference="+disk.Base, "--", disk.Overlay))
 	}
 	return w
 }

@@ -124,3 +124,19 @@ func BaseSources(dom hypervisor.Domain, snap vps.Snapshot) []hypervisor.DiskSour
 	}
 	return s
 }
+
+// OverlayOf is the overlay of the disk with that target, "" if the snapshot has none.
+func OverlayOf(snap vps.Snapshot, target string) string {
+	for _, disk := range snap.Disks {
+		if disk.Target == target {
+			return disk.Overlay
+		}
+	}
+	return ""
+}
+
+// OverlayOfDisk is the file that the VPS writes to.
+func OverlayOfDisk(disk vps.SnapshotDisk) string { return disk.Overlay }
+
+// BaseOfDisk is the file that is the snapshot.
+func BaseOfDisk(disk vps.SnapshotDisk) string { return disk.Base }

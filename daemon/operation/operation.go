@@ -212,13 +212,20 @@ func (o *Operations) WaitOperation(ctx context.Context, id string, limit time.Du
 }
 
 // CancelOperation asks an operation to stop. It is refused once something
-// irrevocable has begun. Codes: not_found, vps_changed.
+// irrevocable has begun, but for an operator who takes back one that is parked, where the
+// step at which it stopped can be. Codes: not_found, vps_changed.
 func (o *Operations) CancelOperation(ctx context.Context, id string, actor vps.Actor) (vps.Operation, error) {
 	op, err := o.Operation(ctx, id)
 	if err != nil {
 		return op, err
 	}
-	if op.CancelRequested && !op.Status.Final() {
+	switch {
+	case op.Status == vps.StatusNeedsAttention && actor.Way == vps.WayOperator && o.CanTakeBack(op):
+		o.logger.Info("operation is to be taken back", "operation", id, "by", actor.Name)
+		return o.runner.TakeBack(ctx, op, func(tx *store.Tx, op vps.Operation) error { return tx.KeepAnswer(ctx, op) })
+	case op.Status == vps.StatusNeedsAttention:
+		return op, o.tooLate(ctx, id)
+	case op.CancelRequested && !op.Status.Final():
 		return op, o.store.KeepAnswer(ctx, op)
 	}
 	err = o.runner.Cancel(ctx, id, func(tx *store.Tx) error {
@@ -236,6 +243,17 @@ func (o *Operations) CancelOperation(ctx context.Context, id string, actor vps.A
 	}
 	o.logger.Info("operation is to be cancelled", "operation", id, "by", actor.Name)
 	return op, nil
+}
+
+// CanTakeBack reports whether a parked operation can be undone from the step at which it
+// stopped, as far as the step alone tells.
+func (o *Operations) CanTakeBack(op vps.Operation) bool {
+	plan, err := o.plan(op)
+	if err != nil || op.Status != vps.StatusNeedsAttention {
+		return false
+	}
+	at := plan.index(op.Step)
+	return at >= 0 && (!op.Irrevocable || plan[at].Undo != nil)
 }
 
 // tooLate says why an operation can no longer be cancelled.

@@ -150,6 +150,31 @@ func (r *Runner) Interrupt(id string) {
 func (r *Runner) Resume(
 	ctx context.Context, op vps.Operation, also func(*store.Tx, vps.Operation) error,
 ) (vps.Operation, error) {
+	return r.unpark(ctx, op, func(tx *store.Tx, op vps.Operation) error {
+		if op.Irrevocable {
+			op.Error = nil
+		}
+		if err := tx.SaveOperation(ctx, op); err != nil || also == nil {
+			return err
+		}
+		return also(tx, op)
+	})
+}
+
+// TakeBack undoes a parked operation. also is done in the same transaction.
+func (r *Runner) TakeBack(
+	ctx context.Context, op vps.Operation, also func(*store.Tx, vps.Operation) error,
+) (vps.Operation, error) {
+	return r.unpark(ctx, op, func(tx *store.Tx, op vps.Operation) error {
+		op.Irrevocable, op.Error, op.CancelRequested = false, nil, true
+		return errors.Join(tx.SaveOperation(ctx, op), tx.RequestCancel(ctx, op.ID), also(tx, op))
+	})
+}
+
+// unpark has a parked operation worked on again, as save leaves it.
+func (r *Runner) unpark(
+	ctx context.Context, op vps.Operation, save func(*store.Tx, vps.Operation) error,
+) (vps.Operation, error) {
 	if err := r.awaitEnd(ctx, op.ID); err != nil {
 		return op, err
 	}
@@ -158,17 +183,14 @@ func (r *Runner) Resume(
 		if err != nil {
 			return err
 		}
-		op = current
-		if err := move(&op, vps.StatusRunning); err != nil {
+		if err := move(&current, vps.StatusRunning); err != nil {
 			return err
 		}
-		if op.Irrevocable {
-			op.Error = nil
-		}
-		if err := tx.SaveOperation(ctx, op); err != nil || also == nil {
+		if err := save(tx, current); err != nil {
 			return err
 		}
-		return also(tx, op)
+		op, err = tx.Operation(ctx, op.ID)
+		return err
 	})
 	if err != nil {
 		return op, err
@@ -461,7 +483,9 @@ func (r *Run) do(ctx context.Context, s Step) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.mu.Lock()
-	r.cancel = cancel
+	if r.cancel = cancel; s.Uncut {
+		r.cancel = nil
+	}
 	cancelled := r.cancelled
 	r.mu.Unlock()
 	if cancelled {
@@ -532,6 +556,12 @@ func (r *Run) rollBack(ctx context.Context, plan Plan, at int, cause error) {
 			r.moves(false)
 			if err != nil {
 				if ctx.Err() != nil {
+					return
+				}
+				if v, _ := verdictOf(err); v == verdictForward {
+					r.Op.Irrevocable = true
+					r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.DropCancel(ctx, r.Op.ID) })
+					r.finish(ctx, vps.StatusNeedsAttention, err)
 					return
 				}
 				r.runner.Logger.Warn("undo is tried again", r.Op.LogAttr(), "step", plan[at].Name, "error", err)

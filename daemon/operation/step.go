@@ -14,14 +14,16 @@ type Step struct {
 	Name string
 	// Do brings the step about.
 	Do func(ctx context.Context, r *Run) error
-	// Undo takes Do back, done or half done; nil when there is nothing to take back.
+	// Undo takes Do back, done or half done; nil when there is nothing to take back. That
+	// of an irrevocable step is asked when an operator cancels the operation, parked there.
 	Undo func(ctx context.Context, r *Run) error
 	// Irrevocable: from the moment this step begins the operation can no
 	// longer be cancelled. Its Do is not interrupted, an error in it is
 	// retried and then parked, unless it says otherwise (RollBack, Fail, Back).
 	Irrevocable bool
 	// Uncut: the host should not go down within it, and not between it and another
-	// such step: a guest is paused, or its disks are not all switched.
+	// such step: a guest is paused, or its disks are not all switched. A cancel is heard
+	// before and after it, and does not interrupt it.
 	Uncut bool
 }
 
@@ -51,6 +53,7 @@ const (
 	verdictFail     verdict = "fail"
 	verdictPark     verdict = "park"
 	verdictBack     verdict = "back"
+	verdictForward  verdict = "forward"
 )
 
 func (e *verdictError) Error() string { return fmt.Sprintf("%s: %v", e.verdict, e.err) }
@@ -68,6 +71,10 @@ func Park(err error) error { return &verdictError{verdictPark, "", err} }
 
 // Back goes back to an earlier step because the host has changed.
 func Back(step string, err error) error { return &verdictError{verdictBack, step, err} }
+
+// Forward says, in the Undo of an irrevocable step, that too much has happened to take it
+// back: the operation is parked again, to be finished.
+func Forward(err error) error { return &verdictError{verdictForward, "", err} }
 
 func verdictOf(err error) (verdict, string) {
 	if v, ok := errors.AsType[*verdictError](err); ok {

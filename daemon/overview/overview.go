@@ -17,6 +17,7 @@ import (
 	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/verdict"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -116,7 +117,7 @@ func (o *Overview) KnownVPS(ctx context.Context, ref string) (vps.VPS, error) {
 func (o *Overview) view(ctx context.Context, dom hypervisor.Domain, rec store.Record) vps.VPS {
 	v := vps.VPS{
 		ID: dom.ID, Name: dom.Name, State: vps.State(dom.State), Agent: vps.AgentState(dom.Agent), Persistent: dom.Persistent,
-		Option: rec.Option, Actions: snapshot.Verdicts(dom, rec, o.store.Now()),
+		Option: rec.Option, Actions: verdict.Of(dom, rec, o.store.Now()),
 	}
 	for _, disk := range dom.Disks {
 		v.Disks = append(v.Disks, image.Cover(disk))

@@ -12,6 +12,7 @@ import (
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/verdict"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -54,7 +55,7 @@ func (s *Snapshots) beginDelete(
 	// A broken snapshot fails the verdict and can still be given up by an operator,
 	// which merges nothing.
 	discard := mayDiscard(c.Domain, c.Record, actor)
-	if err := refused(deleteVerdict(c.Domain, c.Record), vps.Words{}); err != nil && !discard {
+	if err := verdict.Refused(verdict.Delete(c.Domain, c.Record), vps.Words{}); err != nil && !discard {
 		return vps.Operation{}, err
 	}
 	c.SnapshotID = c.Record.Snapshot.ID
@@ -228,7 +229,7 @@ func (s deleter) endUndo(ctx context.Context, r *operation.Run) error {
 	if err := s.integrity.WriteMetadata(ctx, r); err != nil {
 		return err
 	}
-	if UndoIsKept(snap) {
+	if verdict.UndoIsKept(snap) {
 		r.Op.Result = undoEnded
 	}
 	// The files go before the merge writes its first byte: through a changed base an

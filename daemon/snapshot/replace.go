@@ -110,7 +110,7 @@ func (s replacer) endUndoOf(ctx context.Context, r *operation.Run, old vps.Snaps
 // the merged layer until the next boot (found by the kill campaign).
 func (s replacer) middleGone(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, old vps.SnapshotDisk) bool {
 	now, ok := image.Live(dom, old)
-	if !ok || dom.State == hypervisor.Off || !now.Is(overlayOf(snap, old.Target)) || now.Job {
+	if !ok || dom.State == hypervisor.Off || !now.Is(image.OverlayOf(snap, old.Target)) || now.Job {
 		return false
 	}
 	// An overlay that cannot be read now is taken as not yet merged, and asked again.
@@ -142,16 +142,6 @@ func (s replacer) withoutStaleLayers(
 	return dom, nil
 }
 
-// overlayOf is the overlay of the disk with that target, "" if the snapshot has none.
-func overlayOf(snap vps.Snapshot, target string) string {
-	for _, disk := range snap.Disks {
-		if disk.Target == target {
-			return disk.Overlay
-		}
-	}
-	return ""
-}
-
 // mergeOldOff does the same with qemu-img and then makes the new overlay name the base.
 func (s replacer) mergeOldOff(
 	ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, set merge.Set,
@@ -175,7 +165,7 @@ func (s replacer) mergeOldOff(
 		if onBase[old.Target] {
 			continue
 		}
-		if err := s.host.Rebase(ctx, overlayOf(snap, old.Target), old.Base, old.BaseFormat); err != nil {
+		if err := s.host.Rebase(ctx, image.OverlayOf(snap, old.Target), old.Base, old.BaseFormat); err != nil {
 			return fmt.Errorf("overlay of disk %s not put on the base: %w", old.Target, err)
 		}
 	}
@@ -191,7 +181,7 @@ func (s replacer) settleOld(ctx context.Context, r *operation.Run) error {
 	}
 	for _, disk := range old.Disks {
 		// Not taken from the job's end: libvirtd may have died before it saw that.
-		img, err := s.host.Inspect(ctx, overlayOf(snap, disk.Target), "qcow2")
+		img, err := s.host.Inspect(ctx, image.OverlayOf(snap, disk.Target), "qcow2")
 		if err != nil {
 			return err
 		}

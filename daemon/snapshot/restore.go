@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -13,6 +14,7 @@ import (
 	"vpssnapd/daemon/metadata"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/verdict"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -36,7 +38,7 @@ func (s *Snapshots) Restore(
 		return vps.Operation{}, err
 	}
 	defer c.Release()
-	if err := refused(restoreVerdict(c.Domain, c.Record), vps.Words{}); err != nil {
+	if err := verdict.Refused(verdict.Restore(c.Domain, c.Record), vps.Words{}); err != nil {
 		return vps.Operation{}, err
 	}
 	// A restore takes back what the customer wrote since; the caller must name the
@@ -67,7 +69,7 @@ func (s *Snapshots) UndoRestore(ctx context.Context, ref string, actor vps.Actor
 		return vps.Operation{}, err
 	}
 	defer c.Release()
-	if err := refused(undoVerdict(c.Domain, c.Record, s.store.Now()), vps.Words{}); err != nil {
+	if err := verdict.Refused(verdict.Undo(c.Domain, c.Record, s.store.Now()), vps.Words{}); err != nil {
 		return vps.Operation{}, err
 	}
 	snap := *c.Record.Snapshot
@@ -158,7 +160,7 @@ func (s *Snapshots) checkRestorable(ctx context.Context, dom hypervisor.Domain, 
 			return err
 		}
 	}
-	return nil
+	return s.images.CheckExchange(ctx, cannotRestore, dom.Name, snap, image.OverlayOfDisk)
 }
 
 // checkBaseLies makes sure that the snapshot's data lies on nothing that the VPS must not
@@ -185,8 +187,13 @@ type restoreNotes struct {
 	// Saved is set when its memory was saved to disk.
 	Saved bool
 	After vps.PowerAfter
+	// Found is how it ran just before it was stopped; "" in operations of older versions.
+	Found       hypervisor.State
+	FoundReason hypervisor.PauseReason
 	// Spares are the overlays that take the place of the present ones.
 	Spares []metadata.Replacement
+	// Made is when each spare was last written to before the exchange, by target.
+	Made map[string]time.Time
 	// NVRAMSpare are the UEFI variables that take the place of the present ones.
 	NVRAMSpare string
 	// NVRAMInode is the spare's, to tell whether the exchange was done.
@@ -196,8 +203,8 @@ type restoreNotes struct {
 	NVRAMDropped string
 }
 
-// restorePlan is the steps of a restore. From "stop" on it only rolls forward: nothing
-// boots the VPS before "start".
+// restorePlan is the steps of a restore. From "exchange" on it only rolls forward, unless
+// nothing was exchanged or an operator takes it back: nothing boots the VPS before "start".
 func (s restorer) restorePlan(vps.Operation) (operation.Plan, error) {
 	return append(operation.Plan{{Name: "spares", Do: s.makeSpares, Undo: s.removeSpares}}, s.exchangeSteps()...), nil
 }
@@ -208,15 +215,14 @@ func (s restorer) undoPlan(vps.Operation) (operation.Plan, error) {
 	return append(operation.Plan{{Name: "spares", Do: s.useKeptSpares}}, s.exchangeSteps()...), nil
 }
 
-// exchangeSteps are what a restore and its undo have in common. From "stop" on the guest
-// has lost its memory, so there is no way back but through the end.
+// exchangeSteps are what a restore and its undo have in common. Until the disks are in
+// their new places and the record says so, all of it can be taken back.
 func (s restorer) exchangeSteps() operation.Plan {
 	return operation.Plan{
-		// Nobody can cancel from here on, and a daemon that stops finishes the step
-		// first.
-		{Name: "stop", Do: s.beginRestore, Irrevocable: true, Uncut: true},
-		{Name: "exchange", Do: s.exchangeDisks, Irrevocable: true, Uncut: true},
-		{Name: "definition", Do: s.verifyRestore, Irrevocable: true, Uncut: true},
+		{Name: "try", Do: s.tryRestore},
+		{Name: "stop", Do: s.beginRestore, Undo: s.takeBack, Uncut: true},
+		{Name: "exchange", Do: s.exchangeDisks, Undo: s.takeBack, Irrevocable: true, Uncut: true},
+		{Name: "definition", Do: s.verifyRestore, Undo: s.takeBack, Irrevocable: true, Uncut: true},
 		{Name: "start", Do: s.startAfterRestore, Irrevocable: true, Uncut: true},
 		{Name: "answer", Do: s.awaitGuest, Irrevocable: true},
 		{Name: "tidy", Do: s.tidyRestore, Irrevocable: true},
@@ -238,7 +244,7 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 			return err
 		}
 	}
-	notes.Spares = nil
+	notes.Spares, notes.Made = nil, map[string]time.Time{}
 	for _, disk := range snap.Disks {
 		path := image.UndoPath(disk.Base, snap.ID, disk.Target, r.Op.ID)
 		file, err := s.host.CreateOverlay(
@@ -249,6 +255,7 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 			return fmt.Errorf("fresh overlay of disk %s: %w", disk.Target, err)
 		}
 		notes.Spares = append(notes.Spares, metadata.Replacement{Target: disk.Target, Path: path, Inode: file.Inode})
+		notes.Made[disk.Target] = file.Modified
 		// They go only when this restore has succeeded ("tidy"): until then they are the
 		// one way back.
 		if disk.Undo != "" {
@@ -266,17 +273,26 @@ func (s restorer) makeSpares(ctx context.Context, r *operation.Run) error {
 		}
 		notes.NVRAMInode = file.Inode
 	}
-	return s.stageRestoring(ctx, r, snap, notes)
+	return r.SetPlan(notes)
 }
 
-// removeSpares takes makeSpares back.
+// removeSpares takes makeSpares back. What lies under a spare's name and is the disk itself,
+// as when an exchange could not be taken back, stays.
 func (s restorer) removeSpares(ctx context.Context, r *operation.Run) error {
 	snap, _, err := s.restoreState(ctx, r)
 	if err != nil {
 		return err
 	}
 	for _, disk := range snap.Disks {
-		if err := s.removeOwn(ctx, image.UndoPath(disk.Base, snap.ID, disk.Target, r.Op.ID)); err != nil {
+		path := image.UndoPath(disk.Base, snap.ID, disk.Target, r.Op.ID)
+		file, err := s.host.Stat(ctx, path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && file.Inode == disk.OverlayInode {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.host.Remove(ctx, path, file.Inode); err != nil {
 			return err
 		}
 	}
@@ -288,10 +304,11 @@ func (s restorer) removeSpares(ctx context.Context, r *operation.Run) error {
 
 // useKeptSpares checks that the disks from before the restore are still the ones recorded.
 func (s restorer) useKeptSpares(ctx context.Context, r *operation.Run) error {
-	snap, notes, err := s.restoreState(ctx, r)
+	_, notes, err := s.restoreState(ctx, r)
 	if err != nil {
 		return err
 	}
+	notes.Made = map[string]time.Time{}
 	for _, spare := range notes.Spares {
 		file, err := s.host.Stat(ctx, spare.Path)
 		if err != nil {
@@ -300,6 +317,7 @@ func (s restorer) useKeptSpares(ctx context.Context, r *operation.Run) error {
 		if file.Inode != spare.Inode {
 			return fmt.Errorf("the kept disk %s: %w", spare.Target, hypervisor.ErrReplaced)
 		}
+		notes.Made[spare.Target] = file.Modified
 	}
 	if notes.NVRAMSpare != "" {
 		file, err := s.host.Stat(ctx, notes.NVRAMSpare)
@@ -308,16 +326,6 @@ func (s restorer) useKeptSpares(ctx context.Context, r *operation.Run) error {
 		}
 		notes.NVRAMInode = file.Inode
 	}
-	return s.stageRestoring(ctx, r, snap, notes)
-}
-
-// stageRestoring writes down, in the transaction of the step, that the files are about to
-// change places, and how the VPS ran before.
-func (s restorer) stageRestoring(ctx context.Context, r *operation.Run, snap vps.Snapshot, notes restoreNotes) error {
-	// Committed with the step, before "stop": the hook refuses every start of a VPS that
-	// is being restored, because half its disks may be exchanged.
-	snap.State, snap.UpdatedAt = vps.SnapshotRestoring, s.store.Now()
-	r.Stage(func(ctx context.Context, tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 	return r.SetPlan(notes)
 }
 
@@ -333,29 +341,19 @@ func (s restorer) beginRestore(ctx context.Context, r *operation.Run) error {
 		NVRAMInode: notes.NVRAMInode}); err != nil {
 		return err
 	}
-	return s.stopForRestore(ctx, r)
-}
-
-// stopForRestore ends QEMU, at once: what it holds in memory belongs to the disks that
-// are about to go. The same holds for saved memory. A start would resume the old memory
-// on the replaced disks (seen on libvirt 9.0). Both calls succeed when there is nothing
-// to do, so that the step can run again.
-func (s restorer) stopForRestore(ctx context.Context, r *operation.Run) error {
-	if err := s.host.PowerOff(ctx, r.Op.VPS); err != nil {
-		return err
-	}
-	return s.host.RemoveManagedSave(ctx, r.Op.VPS)
+	return s.host.PowerOff(ctx, r.Op.VPS)
 }
 
 // exchangeDisks swaps each overlay with its spare, in one atomic act per disk. The
 // inode under the disk's name tells, whenever we look, which of the two is there.
+// While none is, whatever stands in the way takes the whole restore back.
 func (s restorer) exchangeDisks(ctx context.Context, r *operation.Run) error {
 	snap, notes, err := s.restoreState(ctx, r)
 	if err != nil {
 		return err
 	}
-	if err := s.stopForRestore(ctx, r); err != nil {
-		return err // somebody may have started it between the steps
+	if err := s.host.PowerOff(ctx, r.Op.VPS); err != nil {
+		return s.unlessUntouched(ctx, snap, notes, err) // somebody may have started it between the steps
 	}
 	dom, err := s.inventory.Read(ctx, r.Op.VPS)
 	if err != nil {
@@ -364,22 +362,8 @@ func (s restorer) exchangeDisks(ctx context.Context, r *operation.Run) error {
 	if dom.MigratedAway {
 		return operation.Park(fault.Migrated(dom)) // just before it was stopped; it would run on both hosts
 	}
-	for i, spare := range notes.Spares {
-		disk := snap.Disks[i]
-		if err := s.exchange(ctx, disk.Overlay, spare.Path, disk.OverlayInode, spare.Inode); err != nil {
-			return fmt.Errorf("disk %s: %w", disk.Target, err)
-		}
-	}
-	if notes.NVRAMSpare != "" {
-		present, err := s.host.Stat(ctx, snap.NVRAM)
-		if err != nil {
-			return err
-		}
-		if present.Inode != notes.NVRAMInode {
-			if err := s.host.Exchange(ctx, snap.NVRAM, notes.NVRAMSpare); err != nil {
-				return err
-			}
-		}
+	if err := s.exchangeAll(ctx, dom, snap, notes); err != nil {
+		return s.unlessUntouched(ctx, snap, notes, err)
 	}
 	// The hook should have prevented a start; it may be missing on this host.
 	if dom, err = s.inventory.Read(ctx, r.Op.VPS); err != nil {
@@ -390,6 +374,35 @@ func (s restorer) exchangeDisks(ctx context.Context, r *operation.Run) error {
 		return operation.Back("stop", fmt.Errorf("%s was started meanwhile: %w", dom.Name, hypervisor.ErrBusy))
 	}
 	return nil
+}
+
+// exchangeAll tries once more before the first exchange: a file system can have become
+// read-only since. Saved memory belongs to the disks that go; it is dropped only then.
+func (s restorer) exchangeAll(ctx context.Context, dom hypervisor.Domain, snap vps.Snapshot, notes restoreNotes) error {
+	begun, err := s.anyExchanged(ctx, snap, notes)
+	if err == nil && !begun {
+		err = s.images.CheckExchange(ctx, cannotRestore, dom.Name, snap, image.OverlayOfDisk)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.host.RemoveManagedSave(ctx, dom.ID); err != nil {
+		return err
+	}
+	for i, spare := range notes.Spares {
+		disk := snap.Disks[i]
+		if err := s.exchange(ctx, disk.Overlay, spare.Path, disk.OverlayInode, spare.Inode); err != nil {
+			return fmt.Errorf("disk %s: %w", disk.Target, err)
+		}
+	}
+	if notes.NVRAMSpare == "" {
+		return nil
+	}
+	present, err := s.host.Stat(ctx, snap.NVRAM)
+	if err != nil || present.Inode == notes.NVRAMInode {
+		return err
+	}
+	return s.host.Exchange(ctx, snap.NVRAM, notes.NVRAMSpare)
 }
 
 // exchange brings the file with inode after under the name path, and the one with inode

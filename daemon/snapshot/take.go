@@ -13,6 +13,7 @@ import (
 	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/verdict"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/pathname"
@@ -37,7 +38,7 @@ func (s *Snapshots) Take(ctx context.Context, ref string, r vps.TakeRequest, act
 		return vps.Operation{}, err
 	}
 	defer c.Release()
-	if err := refused(takeVerdict(c.Domain, c.Record, r.Replace), takeRemedy(c.Record)); err != nil {
+	if err := verdict.Refused(verdict.Take(c.Domain, c.Record, r.Replace), takeRemedy(c.Record)); err != nil {
 		return vps.Operation{}, err
 	}
 	r.Replace = r.Replace && c.Record.Snapshot != nil // nothing to replace is an ordinary take
@@ -159,7 +160,10 @@ func (s *Snapshots) designSnapshot(ctx context.Context, dom hypervisor.Domain, r
 			vps.Say("another VPS of this host uses its image too"),
 		)
 	}
-	return snap, s.space.CheckHeadroom(ctx, dom, snap)
+	if err := s.space.CheckHeadroom(ctx, dom, snap); err != nil {
+		return snap, err
+	}
+	return snap, s.images.CheckExchange(ctx, cannotTake, dom.Name, snap, image.BaseOfDisk)
 }
 
 // checkIdle makes sure that nothing else works on a disk and that the next

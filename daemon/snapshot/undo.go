@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/verdict"
 	"vpssnapd/daemon/vps"
 )
 
@@ -16,7 +17,7 @@ const undoEnded = "the last restore can no longer be undone"
 func (s *Snapshots) dropUndo(
 	ctx context.Context, snap vps.Snapshot, stage func(func(context.Context, *store.Tx) error),
 ) error {
-	if !UndoIsKept(snap) {
+	if !verdict.UndoIsKept(snap) {
 		return nil
 	}
 	// By inode: the name may belong to a file of somebody else by now.

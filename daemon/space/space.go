@@ -230,6 +230,25 @@ func (s *Space) resumeStarved(ctx context.Context) {
 	}
 }
 
+// least is the room without which a guest would soon be starved again.
+func (s *Space) least() int64 { return max(s.policy().Headroom/4, 64<<20) }
+
+// CheckRoom refuses to stop a VPS where there is no room for what it writes when it runs again.
+func (s *Space) CheckRoom(ctx context.Context, cannot string, snap vps.Snapshot) error {
+	for _, disk := range snap.Disks {
+		space, err := s.host.Space(ctx, filepath.Dir(disk.Overlay))
+		if err != nil {
+			return fault.Explain(cannot, err)
+		}
+		if space.Free < s.least() {
+			return vps.Errorf(vps.CodeInsufficientSpace, "%s: %d bytes are free for disk %s, %d are required",
+				cannot, space.Free, disk.Target, s.least()).
+				WithRemedy("free space on the host, or lower the required headroom")
+		}
+	}
+	return nil
+}
+
 // resumeIfFed lets a guest run on that stopped for want of space, under its lock, as an
 // operation may want it suspended.
 func (s *Space) resumeIfFed(ctx context.Context, id string) error {
@@ -251,7 +270,7 @@ func (s *Space) resumeIfFed(ctx context.Context, id string) error {
 	for _, disk := range image.Included(dom.Disks) {
 		space, err := s.host.Space(ctx, filepath.Dir(disk.Path))
 		// A little room would be used up at once, and QEMU would pause the guest again.
-		if err != nil || space.Free < max(s.policy().Headroom/4, 64<<20) {
+		if err != nil || space.Free < s.least() {
 			return err
 		}
 	}

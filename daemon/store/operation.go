@@ -130,6 +130,11 @@ func (t *Tx) RequestCancel(ctx context.Context, id string) error {
 		WHERE id = ? AND irrevocable = 0 AND status IN ('pending', 'running')`, id)
 }
 
+// DropCancel forgets that a cancel was asked for: it cannot be obeyed.
+func (t *Tx) DropCancel(ctx context.Context, id string) error {
+	return t.execOne(ctx, `UPDATE operation SET cancel_requested = 0 WHERE id = ?`, id)
+}
+
 func errorColumns(e *vps.Error) (code vps.Code, detail, remedy string) {
 	if e == nil {
 		return "", "", ""

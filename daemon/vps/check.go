@@ -30,8 +30,8 @@ const (
 	CheckMissingNVRAM CheckCode = "missing_nvram"
 	// CheckOverlayHeaderDiffers: the overlay's header names another base, format or size.
 	CheckOverlayHeaderDiffers CheckCode = "overlay_header_differs"
-	// CheckWrongModeOrOwner: others than its owner can open an overlay, or a login user owns
-	// it; or others can change a file of the daemon, or put another in its place.
+	// CheckWrongModeOrOwner: others than those who may use its base can open an overlay, or
+	// those cannot; or others can change a file of the daemon, or put another in its place.
 	CheckWrongModeOrOwner CheckCode = "wrong_mode_or_owner"
 	// CheckForeignSnapshot: somebody else's overlay lies on ours, or libvirt keeps snapshots of its own.
 	CheckForeignSnapshot CheckCode = "foreign_snapshot"

@@ -461,7 +461,16 @@ var sentences = map[string]map[Language]string{
 		English: "its image was not closed by who last wrote to it", French: "son image n'a pas été fermée par celui qui y a écrit en dernier"},
 	"start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)": {
 		English: "start the VPS and shut it down again, which repairs the image", French: "démarrez le VPS puis arrêtez-le, ce qui répare l'image"},
-	"the image is %d bytes, the disk %d":          {French: "l'image compte %d octets, le disque %d"},
+	"the image is %d bytes, the disk %d": {French: "l'image compte %d octets, le disque %d"},
+	"cannot restore %s: %s":              {French: "impossible de restaurer %s : %s"},
+	"its file system cannot exchange two files in one act, which a restore needs": {
+		French: "son système de fichiers ne sait pas échanger deux fichiers d'un seul coup, ce qu'exige une restauration",
+	},
+	"its UEFI variables lie on a file system that cannot exchange two files in one act, which a restore needs": {
+		French: "ses variables UEFI sont sur un système de fichiers qui ne sait pas échanger deux fichiers d'un seul coup, " +
+			"ce qu'exige une restauration",
+	},
+	"it could not be started again afterwards":    {French: "il ne pourrait pas être redémarré ensuite"},
 	"another VPS of this host uses its image too": {French: "un autre VPS de cet hôte utilise aussi son image"},
 
 	// Downloads.

@@ -31,6 +31,16 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 	})
 }
 
+// SaveDefinition has nothing to do either.
+func (h *Host) SaveDefinition(ctx context.Context, id string) error {
+	return h.call(ctx, "SaveDefinition", id, func(d *domain) error {
+		if !d.Persistent {
+			return errTransient
+		}
+		return nil
+	})
+}
+
 // SyncDefinition has nothing to do: a fake host never loses power.
 func (h *Host) SyncDefinition(ctx context.Context, id string) error {
 	return h.call(ctx, "SyncDefinition", id, func(d *domain) error {

@@ -14,6 +14,7 @@ import (
 
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/pathname"
+	"vpssnapd/hypervisor/rights"
 )
 
 // Inspect reads an image's own header.
@@ -94,8 +95,8 @@ func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervi
 	if _, err := headerChain(o.Base, o.BaseFormat); err != nil {
 		return hypervisor.File{}, err
 	}
-	// Exclusive and 0600, with the base's owner, as the contract demands.
-	if err := createLike(o.Path, o.Base, 0o600); err != nil {
+	// Exclusive, with the base's rights, as the contract demands.
+	if err := createLike(o.Path, o.Base); err != nil {
 		return hypervisor.File{}, err
 	}
 	if err := h.fate(ctx, "CreateOverlay.half", o.Path); err != nil {
@@ -112,17 +113,17 @@ func (h *Host) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervi
 	return file, h.fate(ctx, "CreateOverlay.after", o.Path)
 }
 
-// createLike makes an empty file with the owner of model.
-func createLike(path, model string, mode os.FileMode) error {
-	var st unix.Stat_t
-	if err := unix.Stat(model, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: model, Err: err}
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+// createLike makes an empty file with the rights of model.
+func createLike(path, model string) error {
+	r, err := rights.Of(model)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(mode), f.Close())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.Give(f), f.Close())
 }
 
 // Copy makes dst an exact copy of src.
@@ -138,15 +139,11 @@ func (h *Host) copy(ctx context.Context, src, dst string) (hypervisor.File, erro
 	if err := errors.Join(h.fate(ctx, "Copy.before", dst), h.answers(src)); err != nil {
 		return hypervisor.File{}, err
 	}
-	info, err := os.Stat(src)
-	if err != nil {
-		return hypervisor.File{}, err
-	}
 	data, err := os.ReadFile(src)
 	if err != nil {
 		return hypervisor.File{}, err
 	}
-	if err := createLike(dst, src, info.Mode().Perm()); err != nil {
+	if err := createLike(dst, src); err != nil {
 		return hypervisor.File{}, err
 	}
 	// Half of it, for Copy.half: a copy that was cut short has the right name and the
@@ -344,6 +341,18 @@ func (h *Host) Exchange(ctx context.Context, a, b string) error {
 	return nil
 }
 
+// TryExchange finds a file system that can.
+func (h *Host) TryExchange(ctx context.Context, path string) error {
+	err := h.image(ctx, "TryExchange", path, func() error {
+		_, err := inodeOf(path)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot exchange %s: %w", path, err)
+	}
+	return nil
+}
+
 // Remove unlinks path if it is still the file with that inode.
 func (h *Host) Remove(ctx context.Context, path string, inode uint64) error {
 	err := h.image(ctx, "Remove", path, func() error {
@@ -399,7 +408,13 @@ func statFile(path string) (hypervisor.File, error) {
 		Changed:   time.Unix(st.Ctim.Unix()),
 		Mode:      fs.FileMode(st.Mode).Perm(),
 		UID:       st.Uid,
+		GID:       st.Gid,
 	}
+	r, err := rights.Of(path)
+	if err != nil {
+		return hypervisor.File{}, err
+	}
+	file.ACL = r.ACL
 	for _, format := range []string{"qcow2", "raw"} {
 		// The file is small whatever the disk holds, so sizes are told as of the image
 		// that it stands for.

@@ -2,7 +2,9 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 
@@ -96,6 +98,21 @@ func (h *Host) boot(d *domain, paused bool) error {
 		d.tell(hypervisor.EventResumed)
 	}
 	return nil
+}
+
+// CheckStart looks for the images.
+func (h *Host) CheckStart(ctx context.Context, id string) error {
+	return h.call(ctx, "CheckStart", id, func(d *domain) error {
+		for _, disk := range d.PersistentDisks {
+			if disk.Type != "file" || disk.Path == "" {
+				continue
+			}
+			if _, err := inodeOf(disk.Path); errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%w: %s is missing", hypervisor.ErrNoStart, disk.Path)
+			}
+		}
+		return nil
+	})
 }
 
 // lockable is ErrBusy when QEMU's image locks would refuse the start: a disk

@@ -13,6 +13,7 @@ import (
 
 var images = []test{
 	{"CreateOverlay makes what was asked", createOverlay},
+	{"CreateOverlay and Copy give who may use the image the same rights", sameRights},
 	{"CreateOverlay never touches what exists", createOverlayExclusive},
 	{"CreateOverlay without a base leaves nothing", createOverlayNoBase},
 	{"Inspect reads a header and trusts no other format", inspect},
@@ -22,6 +23,7 @@ var images = []test{
 	{"Export and writing exclude each other", exportAlone},
 	{"Copy copies once", copyFile},
 	{"Exchange swaps two files", exchange},
+	{"TryExchange tries and leaves nothing", tryExchange},
 	{"Remove removes only the file that was meant", remove},
 	{"Stat tells what an image holds", statGrows},
 	{"Files lists what lies in a directory", files},

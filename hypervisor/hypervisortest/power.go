@@ -12,6 +12,7 @@ var power = []test{
 	{"Start ignores a managed save", startIgnoresManagedSave},
 	{"RemoveManagedSave may be repeated", removeManagedSave},
 	{"Start without an image fails", startWithoutImage},
+	{"CheckStart tells what a start would miss", checkStart},
 	{"Start is refused while another guest reads the image", startBusy},
 	{"A transient domain is gone when it ends", transientEnds},
 }
@@ -102,6 +103,30 @@ func startWithoutImage(s *suite) {
 	g.inState(hypervisor.Off)
 }
 
+// checkStart (FAULTS.md row 34) is asked before a guest is stopped that is to run again.
+func checkStart(s *suite) {
+	g := s.guest(
+		DiskSpec{Target: "vda", Format: "qcow2", SizeBytes: diskSize},
+		DiskSpec{Target: "sda", Device: "cdrom", Format: "raw", SizeBytes: diskSize, ReadOnly: true},
+		DiskSpec{Target: "sdb", Device: "cdrom"},
+	)
+	delete(g.want, "sda")
+	s.must(s.host().CheckStart(s.ctx, g.id))
+	g.start()
+	s.must(s.host().CheckStart(s.ctx, g.id))
+	iso := g.disk("sda").Path
+	s.must(os.Rename(iso, g.path("away")))
+	s.is(s.host().CheckStart(s.ctx, g.id), hypervisor.ErrNoStart)
+	g.inState(hypervisor.Running)
+	g.off()
+	if err := s.host().Start(s.ctx, g.id, false); err == nil {
+		s.Error("it starts all the same")
+	}
+	s.must(os.Rename(g.path("away"), iso))
+	s.must(s.host().CheckStart(s.ctx, g.id))
+	g.start()
+}
+
 // startBusy: QEMU would write to what the clone reads. Its lock refuses that, whatever
 // libvirt believes.
 func startBusy(s *suite) {
@@ -129,6 +154,7 @@ func transientEnds(s *suite) {
 	sources := []hypervisor.DiskSource{{Target: "vda", Path: g.disk("vda").Path, Format: "qcow2"}}
 	s.is(s.host().PointDisks(s.ctx, g.id, sources), hypervisor.ErrPersistence)
 	s.is(s.host().SyncDefinition(s.ctx, g.id), hypervisor.ErrPersistence)
+	s.is(s.host().SaveDefinition(s.ctx, g.id), hypervisor.ErrPersistence)
 	if g.domain().Persistent {
 		s.Fatal("the transient domain became persistent")
 	}

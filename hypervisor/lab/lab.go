@@ -9,6 +9,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -52,7 +53,15 @@ type Options struct {
 	// CacheDir keeps the guests' kernel and initramfs, and what libvirtd found
 	// out about QEMU. See Build for "".
 	CacheDir string
+	// Guests are the lines of qemu.conf that say as whom guests run and who owns their
+	// files; "": as root. ImageDir must be open to them.
+	Guests string
 }
+
+// rootGuests are the lines for guests that may open everything.
+const rootGuests = `user = "root"
+group = "root"
+`
 
 // Lab is one private libvirtd and its guests.
 type Lab struct {
@@ -60,6 +69,7 @@ type Lab struct {
 	imageDir  string
 	configDir string
 	cacheDir  string
+	guests    string
 	// foreign is the socket of a libvirtd that is not the lab's own.
 	foreign string
 
@@ -84,7 +94,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", err)
 	}
-	l := &Lab{dir: dir, imageDir: o.ImageDir, configDir: o.ConfigDir, cacheDir: o.CacheDir}
+	l := &Lab{dir: dir, imageDir: o.ImageDir, configDir: o.ConfigDir, cacheDir: o.CacheDir, guests: cmp.Or(o.Guests, rootGuests)}
 	if err := l.start(ctx); err != nil {
 		return nil, fmt.Errorf("cannot start a lab: %w", errors.Join(err, l.Close()))
 	}
@@ -138,7 +148,15 @@ func (l *Lab) makeDirs() error {
 			return err
 		}
 	}
-	return l.placeConfigDir()
+	return errors.Join(l.admitGuests(), l.placeConfigDir())
+}
+
+// admitGuests lets guests that are not root's make the sockets of their exports.
+func (l *Lab) admitGuests() error {
+	if l.guests == rootGuests {
+		return nil
+	}
+	return errors.Join(os.Chmod(l.dir, 0o711), os.Chmod(filepath.Dir(l.socket()), 0o777)) //nolint:gosec // QEMU is another user
 }
 
 // placeConfigDir makes libvirtd's configuration directory, where it was asked for.
@@ -211,11 +229,9 @@ func (l *Lab) writeConfig() error {
 	files := map[string]string{
 		"qemu.conf": `cgroup_controllers = []
 security_driver = "none"
-user = "root"
-group = "root"
 stdio_handler = "file"
 namespaces = []
-`,
+` + l.guests,
 		"libvirtd.conf": fmt.Sprintf(`unix_sock_dir = %q
 auth_unix_rw = "none"
 auth_unix_ro = "none"

@@ -91,6 +91,7 @@ func hasMeaning(err error) bool {
 		hypervisor.ErrUnavailable, hypervisor.ErrNotFound, hypervisor.ErrOff, hypervisor.ErrBusy,
 		hypervisor.ErrNotReady, hypervisor.ErrAgent, hypervisor.ErrUnsupported, hypervisor.ErrDenied,
 		hypervisor.ErrNoSpace, hypervisor.ErrReplaced, hypervisor.ErrPersistence,
+		hypervisor.ErrNoStart,
 	} {
 		if errors.Is(err, kind) {
 			return true

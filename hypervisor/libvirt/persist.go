@@ -205,6 +205,24 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 	})
 }
 
+// SaveDefinition defines the domain as it is. libvirt looks for the emulator and the machine
+// type then, and writes the file anew.
+func (h *Host) SaveDefinition(ctx context.Context, id string) error {
+	return do(ctx, h, ordinary, "save the definition of", id, func(d *libvirt.Domain) error {
+		if err := mustBePersistent(d); err != nil {
+			return err
+		}
+		next, err := readDefinition(d, secureInactive)
+		if err != nil {
+			return err
+		}
+		if err := h.define(d, next); err != nil {
+			return err
+		}
+		return h.sync(d)
+	})
+}
+
 // below is what an image lies on by its header. Of one that cannot be read nothing is
 // known: then the definition states nothing.
 func (h *Host) below(ctx context.Context, s hypervisor.DiskSource) string {

@@ -2,19 +2,20 @@ package qemuimg
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/durable"
+	"vpssnapd/hypervisor/rights"
 )
 
 // Stat reads a file's identity and allocation.
@@ -23,10 +24,19 @@ func (i *Images) Stat(ctx context.Context, path string) (hypervisor.File, error)
 	if err := checkPath(path); err != nil {
 		return hypervisor.File{}, fmt.Errorf("%s: %w", what, err)
 	}
-	st, err := look(ctx, &i.storage, path, func() (st unix.Stat_t, err error) { return st, unix.Stat(path, &st) })
+	file, err := look(ctx, &i.storage, path, func() (hypervisor.File, error) { return identify(path) })
 	if err != nil {
 		return hypervisor.File{}, fileError(what, err)
 	}
+	return file, nil
+}
+
+func identify(path string) (hypervisor.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return hypervisor.File{}, err
+	}
+	r, err := rights.Of(path)
 	return hypervisor.File{
 		Inode:     st.Ino,
 		Size:      st.Size,
@@ -35,7 +45,9 @@ func (i *Images) Stat(ctx context.Context, path string) (hypervisor.File, error)
 		Changed:   time.Unix(st.Ctim.Unix()).UTC(),
 		Mode:      fs.FileMode(st.Mode).Perm(),
 		UID:       st.Uid,
-	}, nil
+		GID:       st.Gid,
+		ACL:       r.ACL,
+	}, err
 }
 
 // Files lists the regular files of a directory. What goes away meanwhile is left out.
@@ -111,18 +123,84 @@ func (i *Images) Exchange(ctx context.Context, a, b string) error {
 	if filepath.Dir(a) != filepath.Dir(b) {
 		return fmt.Errorf("%s: %w: they lie in different directories", what, hypervisor.ErrUnsupported)
 	}
-	return i.act(ctx, what, []string{a, b}, func() error { return exchange(a, b) })
+	return i.act(ctx, what, []string{a, b}, func() error {
+		if err := exchange(a, b); err != nil {
+			return err
+		}
+		return syncEntry(a)
+	})
 }
 
+// renameat2 is the system call; tests give it the answers of other file systems.
+var renameat2 = unix.Renameat2
+
+// exchange swaps two names. NFS, FUSE and ZFS before 2.2 know no such act.
 func exchange(a, b string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-	switch {
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("%w: the file system cannot: %w", hypervisor.ErrUnsupported, err)
-	case err != nil:
+	err := renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("%w: the file system cannot exchange two files in one act: %w", hypervisor.ErrUnsupported, err)
+	}
+	return err
+}
+
+// unmovable are the attributes of a file whose name cannot be given to another (lsattr).
+const unmovable = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND
+
+// TryExchange exchanges two files that it makes beside path. They belong to whom path
+// belongs: in a directory with the sticky bit that decides who may rename them.
+func (i *Images) TryExchange(ctx context.Context, path string) error {
+	what := fmt.Sprintf("cannot exchange %q", path)
+	if err := checkPath(path); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return i.act(ctx, what, []string{path}, func() error { return tryExchange(path) })
+}
+
+func tryExchange(path string) error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
 		return err
 	}
-	return syncEntry(a)
+	if st.Attributes&unmovable != 0 {
+		return fmt.Errorf("%w: it is immutable (lsattr)", hypervisor.ErrDenied)
+	}
+	owner, err := rights.Of(path)
+	if err != nil {
+		return err
+	}
+	return exchangeProbes(path, owner)
+}
+
+// exchangeProbes leaves nothing behind, also when it fails. The names are those of an earlier
+// try that died within.
+func exchangeProbes(path string, owner rights.Rights) (failure error) {
+	dir, name := filepath.Split(path)
+	sum := sha256.Sum256([]byte(name))
+	stem := filepath.Join(dir, fmt.Sprintf(".vpssnap-probe-%x", sum[:6]))
+	var made [2]fs.FileInfo
+	for n := range made {
+		probe := fmt.Sprintf("%s.%d", stem, n)
+		if err := os.Remove(probe); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		file, err := createWith(probe, owner)
+		if err != nil {
+			return err
+		}
+		defer func() { failure = errors.Join(failure, os.Remove(probe)) }()
+		made[n], err = file.Stat()
+		if err := errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+	}
+	if err := exchange(stem+".0", stem+".1"); err != nil {
+		return err
+	}
+	now, err := os.Lstat(stem + ".0")
+	if err == nil && !os.SameFile(now, made[1]) {
+		return fmt.Errorf("%w: the file system says that it has exchanged two files, and has not", hypervisor.ErrUnsupported)
+	}
+	return err
 }
 
 // act is a change that takes a moment where the file system is alive.
@@ -202,26 +280,27 @@ func copyFile(ctx context.Context, src, dst string) error {
 	if err != nil {
 		return err
 	}
+	source, err := rights.Of(src)
+	if err != nil {
+		return err
+	}
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: not a regular file", hypervisor.ErrUnsupported)
 	}
-	to, err := createLike(dst, info)
+	to, err := createWith(dst, source)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	if err := fillCopy(ctx, from, to, info.Mode().Perm()); err != nil {
+	if err := fillCopy(ctx, from, to); err != nil {
 		return errors.Join(err, discard(to))
 	}
 	return nil
 }
 
 // fillCopy copies the content and makes it durable before anybody may rely on it.
-func fillCopy(ctx context.Context, from, to *os.File, mode fs.FileMode) error {
+func fillCopy(ctx context.Context, from, to *os.File) error {
 	if _, err := io.Copy(to, &contextReader{ctx: ctx, from: from}); err != nil {
-		return err
-	}
-	if err := to.Chmod(mode); err != nil {
 		return err
 	}
 	if err := syncFile(to); err != nil {
@@ -243,36 +322,16 @@ func (r *contextReader) Read(p []byte) (int, error) {
 	return r.from.Read(p)
 }
 
-// createLike makes an empty file that only its owner can read and gives it the owner of like.
-func createLike(path string, like fs.FileInfo) (*os.File, error) {
+// createWith makes an empty file with rights. Until it has them only its maker can read it.
+func createWith(path string, r rights.Rights) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := giveTo(file, like); err != nil {
+	if err := r.Give(file); err != nil {
 		return nil, errors.Join(err, discard(file), file.Close())
 	}
 	return file, nil
-}
-
-// giveTo gives file the owner of like, and to nobody else a right to read it.
-func giveTo(file *os.File, like fs.FileInfo) error {
-	// The umask may have taken bits away.
-	if err := file.Chmod(0o600); err != nil {
-		return err
-	}
-	owner, known := like.Sys().(*syscall.Stat_t)
-	if !known {
-		return fmt.Errorf("the owner of %q is unknown", like.Name())
-	}
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	if mine, known := info.Sys().(*syscall.Stat_t); known && mine.Uid == owner.Uid && mine.Gid == owner.Gid {
-		return nil
-	}
-	return file.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // discard unlinks a file that was made here and failed, unless another has taken its name.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/rights"
 )
 
 // The overlay's mapping tables are laid out when it is made: a guest's first writes
@@ -58,7 +59,7 @@ func profile(size int64) string {
 const plainProfile = "cluster_size=64k,lazy_refcounts=off"
 
 // CreateOverlay makes a new qcow2 overlay. The file is first made empty,
-// exclusively and with its final mode and owner, and then filled by qemu-img,
+// exclusively and with its final rights, and then filled by qemu-img,
 // which keeps an existing file's inode: no foreign file can be overwritten, and
 // at no moment can others read it.
 func (i *Images) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
@@ -76,16 +77,16 @@ func (i *Images) CreateOverlay(ctx context.Context, o hypervisor.Overlay) (hyper
 }
 
 func (i *Images) createOverlay(ctx context.Context, o hypervisor.Overlay) (hypervisor.File, error) {
-	base, err := os.Stat(o.Base)
+	base, err := rights.Of(o.Base)
 	if err != nil {
 		return hypervisor.File{}, err
 	}
-	file, err := createLike(o.Path, base)
+	file, err := createWith(o.Path, base)
 	if err != nil {
 		return hypervisor.File{}, err
 	}
 	defer file.Close()
-	made, err := i.fillOverlay(ctx, file, o)
+	made, err := i.fillOverlay(ctx, file, base, o)
 	if err != nil {
 		return hypervisor.File{}, errors.Join(err, discard(file))
 	}
@@ -108,7 +109,9 @@ func checkOverlay(o hypervisor.Overlay) error {
 }
 
 // fillOverlay writes the qcow2 structures into the empty file, and verifies and syncs them.
-func (i *Images) fillOverlay(ctx context.Context, file *os.File, o hypervisor.Overlay) (hypervisor.File, error) {
+func (i *Images) fillOverlay(
+	ctx context.Context, file *os.File, base rights.Rights, o hypervisor.Overlay,
+) (hypervisor.File, error) {
 	create := func(profile string) error {
 		// -u: the base is not opened, so nothing is read from its header either.
 		return i.run(ctx, io.Discard, "create", "-q", "-u", "-f", "qcow2", "-b", o.Base, "-F", o.BaseFormat,
@@ -121,7 +124,7 @@ func (i *Images) fillOverlay(ctx context.Context, file *os.File, o hypervisor.Ov
 	if err != nil {
 		return hypervisor.File{}, err
 	}
-	if err := i.verifyOverlay(ctx, file, o); err != nil {
+	if err := i.verifyOverlay(ctx, file, base, o); err != nil {
 		return hypervisor.File{}, err
 	}
 	if err := syncFile(file); err != nil {
@@ -136,7 +139,7 @@ func (i *Images) fillOverlay(ctx context.Context, file *os.File, o hypervisor.Ov
 // verifyOverlay compares what was made with what was asked. libvirt checks
 // neither size nor backing of an overlay it is given: a smaller one shrinks a
 // running guest's disk.
-func (i *Images) verifyOverlay(ctx context.Context, file *os.File, o hypervisor.Overlay) error {
+func (i *Images) verifyOverlay(ctx context.Context, file *os.File, base rights.Rights, o hypervisor.Overlay) error {
 	opened, err := file.Stat()
 	if err != nil {
 		return err
@@ -145,7 +148,11 @@ func (i *Images) verifyOverlay(ctx context.Context, file *os.File, o hypervisor.
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(opened, named) || named.Mode() != 0o600 {
+	have, err := rights.Of(o.Path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(opened, named) || named.Mode() != base.Mode || !have.Same(base) {
 		return fmt.Errorf("%w: %q", hypervisor.ErrReplaced, o.Path)
 	}
 	image, err := i.Inspect(ctx, o.Path, "qcow2")

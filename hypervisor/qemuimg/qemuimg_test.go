@@ -195,7 +195,7 @@ func list(t *testing.T, dir string) []string {
 	return names
 }
 
-func TestOverlayBelongsToTheBasesOwnerAlone(t *testing.T) {
+func TestOverlayBelongsToWhomTheBaseBelongs(t *testing.T) {
 	images := open(t)
 	dir := t.TempDir()
 	base, overlay := filepath.Join(dir, "base"), filepath.Join(dir, "overlay")
@@ -211,7 +211,7 @@ func TestOverlayBelongsToTheBasesOwnerAlone(t *testing.T) {
 	if err := unix.Stat(overlay, &st); err != nil {
 		t.Fatal(err)
 	}
-	if st.Uid != 12345 || st.Gid != 23456 || st.Mode&0o7777 != 0o600 || st.Ino != file.Inode {
+	if st.Uid != 12345 || st.Gid != 23456 || st.Mode&0o7777 != 0o660 || st.Ino != file.Inode {
 		t.Errorf("owner %d:%d, mode %o, inode %d; reported inode %d", st.Uid, st.Gid, st.Mode&0o7777, st.Ino, file.Inode)
 	}
 }

@@ -25,7 +25,7 @@ var rows = [][]string{
 	{"merge", "download"},
 	{"integrity"},
 	{"guest", "metadata"},
-	{"operation", "space"},
+	{"operation", "space", "verdict"},
 	{"journal", "image"},
 	{"inventory"},
 	{"fault", "startlock"},
@@ -105,7 +105,7 @@ func TestRootWiresOnly(t *testing.T) {
 }
 
 const (
-	longestRoom = 3000
+	longestRoom = 3300
 	mostMethods = 60
 )
 

@@ -60,6 +60,7 @@ var ours = []struct {
 		"vpssnapd/hypervisor/qemuimg",
 		[]string{
 			"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/pathname", "vpssnapd/hypervisor/qcow2",
+			"vpssnapd/hypervisor/rights",
 		},
 		"an implementation knows the interface, not its user",
 	},
@@ -67,10 +68,12 @@ var ours = []struct {
 	{"vpssnapd/hypervisor/pathname", nil, "a name means a file, whoever asks"},
 	{"vpssnapd/hypervisor/feed", []string{"vpssnapd/hypervisor"}, "it carries the interface's events"},
 	{"vpssnapd/hypervisor/qcow2", nil, "a file format knows nobody's use of it"},
+	{"vpssnapd/hypervisor/rights", nil, "the rights of a file know nobody's use of it"},
 	{
 		"vpssnapd/hypervisor/fake",
 		[]string{
 			"vpssnapd/hypervisor", "vpssnapd/hypervisor/durable", "vpssnapd/hypervisor/feed", "vpssnapd/hypervisor/pathname",
+			"vpssnapd/hypervisor/rights",
 		},
 		"an implementation knows the interface, not its user",
 	},

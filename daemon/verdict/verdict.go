@@ -1,4 +1,6 @@
-package snapshot
+// Package verdict tells which actions are open to a VPS now, from the record and its
+// definition alone, and why the others are not.
+package verdict
 
 import (
 	"time"
@@ -9,9 +11,9 @@ import (
 	"vpssnapd/hypervisor"
 )
 
-// Verdicts says which actions are open to a VPS now. The panel shows them, and
+// Of says which actions are open to a VPS now. The panel shows them, and
 // the calls obey them.
-func Verdicts(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Actions {
+func Of(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Actions {
 	// Nothing is known of it, so nothing is allowed; the next look may tell otherwise.
 	if dom.State == hypervisor.Unknown {
 		silent := refuse(vps.CodeHypervisorUnavailable, "%s does not answer its host", dom.Name)
@@ -27,10 +29,10 @@ func Verdicts(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Action
 		return vps.Actions{Take: damaged, Restore: damaged, UndoRestore: damaged, Delete: damaged}
 	}
 	return vps.Actions{
-		Take:        takeVerdict(dom, rec, false),
-		Restore:     restoreVerdict(dom, rec),
-		UndoRestore: undoVerdict(dom, rec, now),
-		Delete:      deleteVerdict(dom, rec),
+		Take:        Take(dom, rec, false),
+		Restore:     Restore(dom, rec),
+		UndoRestore: Undo(dom, rec, now),
+		Delete:      Delete(dom, rec),
 	}
 }
 
@@ -39,9 +41,9 @@ func refuse(code vps.Code, format string, args ...any) vps.Verdict {
 	return vps.Verdict{Code: code, Reason: vps.Say(format, args...)}
 }
 
-// takeVerdict reports from the record alone whether a snapshot may be taken now. It asks in
+// Take reports from the record alone whether a snapshot may be taken now. It asks in
 // the order in which a customer would mend things: the option first.
-func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verdict {
+func Take(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verdict {
 	switch {
 	case rec.OptionDamaged:
 		return refuse(vps.CodeOptionRequired, "the record of the snapshot option of %s is damaged", dom.Name)
@@ -64,8 +66,8 @@ func takeVerdict(dom hypervisor.Domain, rec store.Record, replace bool) vps.Verd
 	return vps.Verdict{Allowed: true}
 }
 
-// restoreVerdict reports from the record alone whether the snapshot may be restored now.
-func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
+// Restore reports from the record alone whether the snapshot may be restored now.
+func Restore(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
 		return refuse(vps.CodeNotFound, "%s has no snapshot", dom.Name)
@@ -85,8 +87,8 @@ func restoreVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	}
 }
 
-// undoVerdict reports from the record alone whether the last restore may be undone at now.
-func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Verdict {
+// Undo reports from the record alone whether the last restore may be undone at now.
+func Undo(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil || rec.Snapshot.UndoUntil == nil || !UndoIsKept(*rec.Snapshot):
 		return refuse(vps.CodeNotFound, "%s has no restore that can be undone", dom.Name)
@@ -103,8 +105,8 @@ func undoVerdict(dom hypervisor.Domain, rec store.Record, now time.Time) vps.Ver
 	return vps.Verdict{Allowed: true, Reason: vps.Say("possible until %s", rec.Snapshot.UndoUntil.Format(time.RFC3339))}
 }
 
-// deleteVerdict reports from the record alone whether the snapshot may be deleted now.
-func deleteVerdict(dom hypervisor.Domain, rec store.Record) vps.Verdict {
+// Delete reports from the record alone whether the snapshot may be deleted now.
+func Delete(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	switch {
 	case rec.Snapshot == nil:
 		return refuse(vps.CodeNotFound, "%s has no snapshot", dom.Name)
@@ -180,8 +182,8 @@ func UndoIsKept(s vps.Snapshot) bool {
 	return false
 }
 
-// refused turns a verdict into the error of a call.
-func refused(v vps.Verdict, remedy vps.Words) error {
+// Refused turns a verdict into the error of a call.
+func Refused(v vps.Verdict, remedy vps.Words) error {
 	if v.Allowed {
 		return nil
 	}
