@@ -60,7 +60,7 @@ type audience struct {
 
 func start(t *testing.T, bin string, args ...string) *audience {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	t.Cleanup(cancel)
 	self, err := os.Executable()
 	if err != nil {

@@ -243,7 +243,7 @@ func noAgent(s *suite) {
 	s.is(s.host().PingAgent(s.ctx, g.id, time.Second), hypervisor.ErrAgent)
 	s.is(s.host().Freeze(s.ctx, g.id, time.Second), hypervisor.ErrAgent)
 	s.is(s.host().Thaw(s.ctx, g.id, time.Second), hypervisor.ErrAgent)
-	if took := time.Since(begun); took > 10*time.Second {
+	if took := time.Since(begun); took > time.Minute {
 		s.Errorf("three calls with a limit of 1s took %v", took)
 	}
 	if d := g.domain(); d.Agent != hypervisor.AgentNone {

@@ -414,7 +414,7 @@ func TestInspectOfHostileHeadersOpensNothingElseAndEnds(t *testing.T) {
 		}
 		start := time.Now()
 		_, _ = images.Inspect(t.Context(), hostile, "qcow2")
-		if took := time.Since(start); took > shortTime {
+		if took := time.Since(start); took > 3*shortTime { // qemu-img is ended at shortTime
 			t.Errorf("flipped byte %d: took %v", offset, took)
 		}
 	}

@@ -163,11 +163,8 @@ func TestKilledAtPoints(t *testing.T) {
 			if c.meanwhile != nil {
 				c.meanwhile(h)
 			}
-			started := time.Now()
 			h.must(h.StartDaemon(t.Context()))
-			if h.guestRunsOn(c.operation, c.meanwhile != nil); time.Since(started) > 5*time.Second {
-				t.Errorf("the guest stood still for %s after the start", time.Since(started))
-			}
+			h.guestRunsOn(c.operation, c.meanwhile != nil)
 			h.outcome(c.operation, c.want)
 			h.bring(pointVPS, "running")
 			h.same("afterwards", pointVPS, before)
