@@ -23,7 +23,12 @@ type mutant struct {
 	// layout of the power cuts. Where all lies on one file system, each commit of
 	// SQLite makes everything durable that was done before, directories too.
 	layout string
+	// tests are what to run of a package, for the campaign of that name.
+	tests pick
 }
+
+// pick is the tests of a package whose names match.
+type pick struct{ run, pkg string }
 
 // edit replaces a text that is in a file exactly once.
 type edit struct{ file, old, new string }
@@ -37,9 +42,14 @@ const (
 	sweep campaign = "crash sweep"
 	// powercut: the power cuts on real libvirt and QEMU.
 	powercut campaign = "power cuts"
+	// siblings: the tables of cases that are one fault in several dresses.
+	siblings campaign = "tables of siblings"
 )
 
-// The rules are those of daemon/snapshot, daemon/guest, daemon/store and hypervisor/qemuimg.
+// sweeps are the tests of the crash sweep.
+var sweeps = pick{"KilledAnywhere|NothingFlushedIsLost|WithoutHeadway", "./daemon"}
+
+// The rules are those of daemon/snapshot, daemon/guest, daemon/merge, daemon/store and hypervisor.
 var mutants = []mutant{
 	{
 		name: "synchronous-normal", rule: "a commit that returned survives a power cut", campaign: powercut, layout: "one",
@@ -81,7 +91,17 @@ var mutants = []mutant{
 		},
 	},
 	{
-		name: "merge without headway waited for", rule: "a merge that stands still is begun again, and then an operator asked",
+		name: "paths-as-text", rule: "files are told apart by device and inode", campaign: siblings,
+		edits: []edit{{"hypervisor/pathname/pathname.go", "if ok1 && ok2 {\n\t\treturn one", "if ok1 && ok2 && alike {\n\t\treturn one"}},
+		tests: pick{"BaseUnderAnotherName|DiskByAnotherName", "./daemon"},
+	},
+	{
+		name: "image-options-dropped", rule: "what a definition says of an image comes back with it", campaign: siblings,
+		edits: []edit{{"hypervisor/libvirt/disk.go", "cache != nil && s.Format != \"qcow2\"", "cache != nil"}},
+		tests: pick{"ADiskKeepsWhatIsSaidOfIt", "./hypervisor/libvirt"},
+	},
+	{
+		name: "merge-without-headway", rule: "a merge that stands still is begun again, and then an operator asked",
 		campaign: sweep,
 		edits:    []edit{{"daemon/merge/headway.go", "if time.Since(w.at) < limit {", "if time.Since(w.at) >= 0 {"}},
 	},
@@ -125,10 +145,12 @@ func (m mutant) try(ctx context.Context, work string, seed uint64) (sign string,
 	if err != nil {
 		return "", err
 	}
-	if m.campaign == sweep {
+	if tests := m.tests; m.campaign != powercut {
+		if m.campaign == sweep {
+			tests = sweeps
+		}
 		return caught(
-			ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run",
-			"KilledAnywhere|NothingFlushedIsLost|WithoutHeadway", "./daemon",
+			ctx, "_test.go:", "go", "test", "-overlay", overlay, "-count=1", "-failfast", "-run", tests.run, tests.pkg,
 		)
 	}
 	for _, program := range []string{"./cmd/vpssnapd", "./cmd/vpssnap"} {
