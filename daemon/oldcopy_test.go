@@ -46,6 +46,11 @@ var readings = []string{
 	"Stat",
 	"Files",
 	"Space",
+	"CutShort",
+	"TryExchange",
+	"CheckStart",
+	"Named",
+	"Pools",
 }
 
 // killedAtEffect kills the daemon after its nth effect on the host.

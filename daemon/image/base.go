@@ -84,7 +84,7 @@ func (i *Images) checkLayers(
 				rest = rest[1:]
 			}
 			if len(rest) == 0 && disk.ChainKnown {
-				return unfit(nil, "its image names another backing file than the definition of the VPS")
+				return unfit(nil, "its image names another template than the definition of the VPS")
 			}
 			return nil
 		})

@@ -15,7 +15,7 @@ const maxChain = 16
 
 var (
 	errTooDeep = fmt.Errorf("the chain of backing files is longer than %d", maxChain)
-	errRemote  = errors.New("a backing file is not a plain local file")
+	errRemote  = errors.New("a template is not a plain local file")
 )
 
 // reader reads what one image says of itself.
@@ -124,7 +124,7 @@ func (i *Images) checkChain(
 		case err != nil && path == top:
 			return img, unfit(err, "its image cannot be read as %s", format)
 		case err != nil:
-			return img, unfit(err, "a backing file cannot be read")
+			return img, unfit(err, "a template cannot be read")
 		}
 		return img, checkHeader(img, path == top)
 	}
@@ -135,7 +135,7 @@ func (i *Images) checkChain(
 		return see(layer)
 	})
 	if errors.Is(err, errTooDeep) {
-		return unfit(nil, "its chain of backing files is longer than %d", maxChain)
+		return unfit(nil, "its chain of templates is longer than %d", maxChain)
 	}
 	return err
 }
@@ -149,11 +149,11 @@ func checkHeader(img hypervisor.Image, top bool) error {
 	case top && img.DataFile:
 		return unfit(nil, "the image keeps its data in another file (data_file)")
 	case img.Encrypted || img.DataFile:
-		return unfit(nil, "a backing file is encrypted or keeps its data in another file")
+		return unfit(nil, "a template is encrypted or keeps its data in another file")
 	case !local:
-		return unfit(nil, "its backing file is not a plain local file")
+		return unfit(nil, "its template is not a plain local file")
 	case img.Backing != "" && img.BackingFormat != "qcow2" && img.BackingFormat != "raw":
-		return unfit(nil, "its backing file has the format %s, only a stated qcow2 or raw is supported",
+		return unfit(nil, "its template has the format %s, only a stated qcow2 or raw is supported",
 			OrNone(img.BackingFormat))
 	}
 	return nil

@@ -54,11 +54,11 @@ func (p *places) check(path string) error {
 	case errors.Is(err, pathname.ErrSilent):
 		return fmt.Errorf("%w: %w", hypervisor.ErrUnavailable, err)
 	case errors.Is(err, fs.ErrNotExist):
-		return unfit(err, "a backing file cannot be read")
+		return unfit(err, "a template cannot be read")
 	case err != nil:
-		return unfit(err, "a backing file cannot be read")
+		return unfit(err, "a template cannot be read")
 	case kind != pathname.Regular:
-		return unfit(fmt.Errorf("%s is a %s", path, kind), "its backing file is not a regular file")
+		return unfit(fmt.Errorf("%s is a %s", path, kind), "its template is not a regular file")
 	}
 	if err := p.readOnce(); err != nil {
 		return err
@@ -68,13 +68,13 @@ func (p *places) check(path string) error {
 		return nil
 	}
 	if !ok || p.taken[file] {
-		return p.refuse(path, vps.Say("its backing file belongs to another VPS or to another disk"))
+		return p.refuse(path, vps.Say("its template belongs to another VPS or to another disk"))
 	}
 	within, err := p.within(real)
 	if err != nil || within {
 		return err
 	}
-	return p.refuse(path, vps.Say("its backing file does not lie in a directory for templates"))
+	return p.refuse(path, vps.Say("its template does not lie in a directory for templates"))
 }
 
 func (p *places) refuse(path string, why vps.Words) error {

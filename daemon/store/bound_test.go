@@ -114,7 +114,7 @@ func TestHistoryOfOneVPSIsBounded(t *testing.T) {
 		SELECT ?2, CASE n WHEN 1 THEN 'v2' ELSE 'v1' END, '', 'warning', '', 'panel', '', '', '' FROM n`, 20_300, micros(now))
 	fill(many+`INSERT INTO operation SELECT 'op-2' || printf('%06d', n), vps, vps_name, kind, status, step, irrevocable,
 		cancel_requested, actor_name, actor_way, snapshot, created_at, started_at, ?2, error_code, error_detail,
-		error_remedy, result, request, plan FROM n, operation WHERE id = 'op-1'`, 5_300, micros(now))
+		error_remedy, result, request, plan, longest_pause_ms FROM n, operation WHERE id = 'op-1'`, 5_300, micros(now))
 	fill(many+`INSERT INTO option SELECT 'opt-' || n, 'v1', CASE n WHEN 1 THEN 'active' ELSE 'released' END, '', 1, 'EUR',
 		'month', '', '', ?2, NULL, NULL, NULL, NULL, NULL, ?2 + n FROM n`, 1_300, micros(now))
 	fill(many+`INSERT INTO option_change (option, at, state, actor_name, actor_way, note, vps)

@@ -423,27 +423,27 @@ var sentences = map[string]map[Language]string{
 	"its image cannot be read as %s": {
 		French: "son image ne peut pas être lue comme %s",
 	},
-	"a backing file cannot be read": {French: "un fichier de base ne peut pas être lu"},
-	"a backing file is encrypted or keeps its data in another file": {
+	"a template cannot be read": {French: "un fichier de base ne peut pas être lu"},
+	"a template is encrypted or keeps its data in another file": {
 		French: "un fichier de base est chiffré ou garde ses données dans un autre fichier",
 	},
-	"its backing file is not a plain local file": {
+	"its template is not a plain local file": {
 		French: "son fichier de base n'est pas un simple fichier local",
 	},
-	"its backing file has the format %s, only a stated qcow2 or raw is supported": {
+	"its template has the format %s, only a stated qcow2 or raw is supported": {
 		French: "son fichier de base a le format %s ; seuls qcow2 et raw, indiqués, sont pris en charge",
 	},
-	"its backing file is not a regular file": {French: "son fichier de base n'est pas un fichier ordinaire"},
-	"its backing file belongs to another VPS or to another disk": {
+	"its template is not a regular file": {French: "son fichier de base n'est pas un fichier ordinaire"},
+	"its template belongs to another VPS or to another disk": {
 		French: "son fichier de base appartient à un autre VPS ou à un autre disque",
 	},
-	"its backing file does not lie in a directory for templates": {
+	"its template does not lie in a directory for templates": {
 		French: "son fichier de base ne se trouve pas dans un répertoire de modèles",
 	},
-	"its chain of backing files is longer than %d": {
+	"its chain of templates is longer than %d": {
 		French: "sa chaîne de fichiers de base compte plus de %d fichiers",
 	},
-	"its image names another backing file than the definition of the VPS": {
+	"its image names another template than the definition of the VPS": {
 		French: "son image nomme un autre fichier de base que la définition du VPS",
 	},
 	"the image is encrypted": {French: "l'image est chiffrée"},
