@@ -1545,6 +1545,12 @@ type Verdict struct {
 	Reason string `json:"reason,omitempty,omitzero"`
 }
 
+// VouchRequest defines model for VouchRequest.
+type VouchRequest struct {
+	// Confirm The snapshot's id, to say that its files hold what they held.
+	Confirm string `json:"confirm,omitempty,omitzero"`
+}
+
 // Way By which way a change came. operator: from the host itself, over the Unix
 // socket or D-Bus. expiry and recovery: the daemon did it by itself.
 type Way string
@@ -1979,6 +1985,15 @@ type UndoRestoreParams struct {
 	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
 }
 
+// VouchForSnapshotParams defines parameters for VouchForSnapshot.
+type VouchForSnapshotParams struct {
+	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// AcceptLanguage The language of texts for customers, `en` or `fr`; English for any other. In errors, too.
+	AcceptLanguage *Language `json:"Accept-Language,omitempty"`
+}
+
 // CreateWebhookParams defines parameters for CreateWebhook.
 type CreateWebhookParams struct {
 	// IdempotencyKey Your name for this call, so that it can be sent again without harm.
@@ -2014,6 +2029,9 @@ type MakeDownloadJSONRequestBody = DownloadRequest
 
 // RestoreSnapshotJSONRequestBody defines body for RestoreSnapshot for application/json ContentType.
 type RestoreSnapshotJSONRequestBody = RestoreRequest
+
+// VouchForSnapshotJSONRequestBody defines body for VouchForSnapshot for application/json ContentType.
+type VouchForSnapshotJSONRequestBody = VouchRequest
 
 // CreateWebhookJSONRequestBody defines body for CreateWebhook for application/json ContentType.
 type CreateWebhookJSONRequestBody = WebhookRequest

@@ -24,6 +24,7 @@ import (
 	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vouch"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/daemon/work"
@@ -58,8 +59,9 @@ func assemble(ctx context.Context, c Config, db *store.Store, lock *os.File) (d 
 	d.Operations.Add(c.Kinds...)
 	cutOff := func(vpsID, why string) { d.Downloads.CutOff(vpsID, why) }
 	d.adopter = adoption.New(host, inv, db, d.Operations, whole, images, cutOff, deadline, group, log)
+	d.Vouchers = vouch.New(host, db, d.Operations, images, whole, log)
 	d.Doctor = doctor.New(
-		host, inv, db, images, d.guests, whole, d.adopter, d.Operations.CanTakeBack, c.Judge, log,
+		host, inv, db, images, d.guests, whole, d.adopter, d.Vouchers, d.Operations.CanTakeBack, c.Judge, log,
 	)
 
 	c.Webhook.Version = c.Version

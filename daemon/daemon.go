@@ -4,6 +4,7 @@
 //
 //	option, access, hook, overview   who may what, and what is shown
 //	doctor, notify, webhook          what is compared, and who is told
+//	vouch                            an operator's word for files that were moved
 //	adoption, snapshot, download     records from the host; the snapshot; its image
 //	merge, integrity, guest          what an operation is made of
 //	operation, journal, space        long work, what happened, room
@@ -37,6 +38,7 @@ import (
 	"vpssnapd/daemon/snapshot"
 	"vpssnapd/daemon/space"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vouch"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/webhook"
 	"vpssnapd/daemon/work"
@@ -80,6 +82,7 @@ type Daemon struct {
 	Doctor     *doctor.Doctor
 	Webhooks   *webhook.Webhooks
 	Snapshots  *snapshot.Snapshots
+	Vouchers   *vouch.Vouchers
 	Downloads  *download.Downloads
 	Operations *operation.Operations
 	Journal    *journal.Journal

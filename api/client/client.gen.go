@@ -503,6 +503,36 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
 	UndoRestore(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// VouchForSnapshotWithBody Vouch for the files of a snapshot that are not as recorded
+	//
+	// For operators, after storage was moved by copying, or a base was touched or made
+	// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+	// `detail` says what differs from the record, what is proven and what is not. With
+	// it the record takes the files as they are, with who vouched in the journal, and
+	// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+	// file is missing, cut short, of another size, or lies on another one.
+	// Where nothing differs nothing is done.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+	VouchForSnapshotWithBody(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// VouchForSnapshot Vouch for the files of a snapshot that are not as recorded
+	//
+	// For operators, after storage was moved by copying, or a base was touched or made
+	// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+	// `detail` says what differs from the record, what is proven and what is not. With
+	// it the record takes the files as they are, with who vouched in the journal, and
+	// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+	// file is missing, cut short, of another size, or lies on another one.
+	// Where nothing differs nothing is done.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+	VouchForSnapshot(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, body VouchForSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListWebhooks List the webhooks
 	//
 	// Never their secrets.
@@ -1395,6 +1425,56 @@ func (c *rest) RestoreSnapshot(ctx context.Context, vps VPSRef, params *RestoreS
 // Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
 func (c *rest) UndoRestore(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUndoRestoreRequest(c.Server, vps, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// VouchForSnapshotWithBody Vouch for the files of a snapshot that are not as recorded
+//
+// For operators, after storage was moved by copying, or a base was touched or made
+// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+// `detail` says what differs from the record, what is proven and what is not. With
+// it the record takes the files as they are, with who vouched in the journal, and
+// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+// file is missing, cut short, of another size, or lies on another one.
+// Where nothing differs nothing is done.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+func (c *rest) VouchForSnapshotWithBody(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewVouchForSnapshotRequestWithBody(c.Server, vps, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// VouchForSnapshot Vouch for the files of a snapshot that are not as recorded
+//
+// For operators, after storage was moved by copying, or a base was touched or made
+// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+// `detail` says what differs from the record, what is proven and what is not. With
+// it the record takes the files as they are, with who vouched in the journal, and
+// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+// file is missing, cut short, of another size, or lies on another one.
+// Where nothing differs nothing is done.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+func (c *rest) VouchForSnapshot(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, body VouchForSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewVouchForSnapshotRequest(c.Server, vps, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3718,6 +3798,79 @@ func NewUndoRestoreRequest(server string, vps VPSRef, params *UndoRestoreParams)
 	return req, nil
 }
 
+// NewVouchForSnapshotRequest calls the generic VouchForSnapshot builder with application/json body
+func NewVouchForSnapshotRequest(server string, vps VPSRef, params *VouchForSnapshotParams, body VouchForSnapshotJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewVouchForSnapshotRequestWithBody(server, vps, params, "application/json", bodyReader)
+}
+
+// NewVouchForSnapshotRequestWithBody constructs an http.Request for the VouchForSnapshot method, with any body, and a specified content type
+func NewVouchForSnapshotRequestWithBody(server string, vps VPSRef, params *VouchForSnapshotParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "vps", vps, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/vps/%s/snapshot/vouch", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.AcceptLanguage != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Accept-Language", *params.AcceptLanguage, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Accept-Language", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListWebhooksRequest constructs an http.Request for the ListWebhooks method
 func NewListWebhooksRequest(server string) (*http.Request, error) {
 	var err error
@@ -4445,6 +4598,36 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/vps/{vps}/snapshot/undo-restore (the `UndoRestore` operationId).
 	UndoRestoreWithResponse(ctx context.Context, vps VPSRef, params *UndoRestoreParams, reqEditors ...RequestEditorFn) (*UndoRestoreResponse, error)
+
+	// VouchForSnapshotWithBodyWithResponse Vouch for the files of a snapshot that are not as recorded
+	//
+	// For operators, after storage was moved by copying, or a base was touched or made
+	// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+	// `detail` says what differs from the record, what is proven and what is not. With
+	// it the record takes the files as they are, with who vouched in the journal, and
+	// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+	// file is missing, cut short, of another size, or lies on another one.
+	// Where nothing differs nothing is done.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+	VouchForSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*VouchForSnapshotResponse, error)
+
+	// VouchForSnapshotWithResponse Vouch for the files of a snapshot that are not as recorded
+	//
+	// For operators, after storage was moved by copying, or a base was touched or made
+	// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+	// `detail` says what differs from the record, what is proven and what is not. With
+	// it the record takes the files as they are, with who vouched in the journal, and
+	// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+	// file is missing, cut short, of another size, or lies on another one.
+	// Where nothing differs nothing is done.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+	VouchForSnapshotWithResponse(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, body VouchForSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*VouchForSnapshotResponse, error)
 
 	// ListWebhooksWithResponse List the webhooks
 	//
@@ -6517,6 +6700,68 @@ func (r UndoRestoreResponse) ContentType() string {
 	return ""
 }
 
+// VouchForSnapshotResponse200Headers the declared response headers of an HTTP 200 response for VouchForSnapshot
+type VouchForSnapshotResponse200Headers struct {
+	ETag string
+}
+
+// VouchForSnapshotResponseDefaultHeaders the declared response headers of an HTTP default response for VouchForSnapshot
+type VouchForSnapshotResponseDefaultHeaders struct {
+	ContentLanguage string
+}
+
+type VouchForSnapshotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Snapshot
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *VouchForSnapshotResponse200Headers
+	// HeadersDefault the parsed response headers for an HTTP default response
+	HeadersDefault *VouchForSnapshotResponseDefaultHeaders
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r VouchForSnapshotResponse) GetJSON200() *Snapshot {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r VouchForSnapshotResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r VouchForSnapshotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r VouchForSnapshotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r VouchForSnapshotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r VouchForSnapshotResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListWebhooksResponseDefaultHeaders the declared response headers of an HTTP default response for ListWebhooks
 type ListWebhooksResponseDefaultHeaders struct {
 	ContentLanguage string
@@ -7499,6 +7744,48 @@ func (c *ClientWithResponses) UndoRestoreWithResponse(ctx context.Context, vps V
 		return nil, err
 	}
 	return ParseUndoRestoreResponse(rsp)
+}
+
+// VouchForSnapshotWithBodyWithResponse Vouch for the files of a snapshot that are not as recorded
+//
+// For operators, after storage was moved by copying, or a base was touched or made
+// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+// `detail` says what differs from the record, what is proven and what is not. With
+// it the record takes the files as they are, with who vouched in the journal, and
+// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+// file is missing, cut short, of another size, or lies on another one.
+// Where nothing differs nothing is done.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+func (c *ClientWithResponses) VouchForSnapshotWithBodyWithResponse(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*VouchForSnapshotResponse, error) {
+	rsp, err := c.VouchForSnapshotWithBody(ctx, vps, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseVouchForSnapshotResponse(rsp)
+}
+
+// VouchForSnapshotWithResponse Vouch for the files of a snapshot that are not as recorded
+//
+// For operators, after storage was moved by copying, or a base was touched or made
+// sparse. Without `confirm` the answer is 422 `confirmation_required`, and its
+// `detail` says what differs from the record, what is proven and what is not. With
+// it the record takes the files as they are, with who vouched in the journal, and
+// the snapshot is available. 409 `vps_changed` says why nobody can vouch for it: a
+// file is missing, cut short, of another size, or lies on another one.
+// Where nothing differs nothing is done.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/vps/{vps}/snapshot/vouch (the `VouchForSnapshot` operationId).
+func (c *ClientWithResponses) VouchForSnapshotWithResponse(ctx context.Context, vps VPSRef, params *VouchForSnapshotParams, body VouchForSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*VouchForSnapshotResponse, error) {
+	rsp, err := c.VouchForSnapshot(ctx, vps, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseVouchForSnapshotResponse(rsp)
 }
 
 // ListWebhooksWithResponse List the webhooks
@@ -9393,6 +9680,62 @@ func ParseUndoRestoreResponse(rsp *http.Response) (*UndoRestoreResponse, error) 
 		response.Headers202 = &headers
 	case true:
 		var headers UndoRestoreResponseDefaultHeaders
+		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentLanguage = value
+		}
+		response.HeadersDefault = &headers
+	}
+
+	return response, nil
+}
+
+// ParseVouchForSnapshotResponse parses an HTTP response from a VouchForSnapshotWithResponse call
+func ParseVouchForSnapshotResponse(rsp *http.Response) (*VouchForSnapshotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &VouchForSnapshotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Snapshot
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers VouchForSnapshotResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	case true:
+		var headers VouchForSnapshotResponseDefaultHeaders
 		if values := rsp.Header.Values("Content-Language"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Language", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

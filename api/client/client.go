@@ -131,6 +131,11 @@ func (c *Client) Delete(ctx context.Context, ref string) (api.Operation, error) 
 	return read[api.Operation](c)(c.rest.DeleteSnapshot(ctx, ref, nil))
 }
 
+// Vouch takes the files of the snapshot as they are. For operators.
+func (c *Client) Vouch(ctx context.Context, ref string, r api.VouchRequest) (api.Snapshot, error) {
+	return read[api.Snapshot](c)(c.rest.VouchForSnapshot(ctx, ref, nil, r))
+}
+
 // MakeDownload makes a link to a disk of the snapshot.
 func (c *Client) MakeDownload(ctx context.Context, ref string, r api.DownloadRequest) (api.Download, error) {
 	return read[api.Download](c)(c.rest.MakeDownload(ctx, ref, nil, r))

@@ -42,6 +42,7 @@ func routes(w *ServerInterfaceWrapper) []route {
 		{http.MethodDelete, snapshot, vps.ScopeSnapshot, w.DeleteSnapshot},
 		{http.MethodPost, snapshot + "/restore", vps.ScopeSnapshot, w.RestoreSnapshot},
 		{http.MethodPost, snapshot + "/undo-restore", vps.ScopeSnapshot, w.UndoRestore},
+		{http.MethodPost, snapshot + "/vouch", vps.ScopeAdmin, w.VouchForSnapshot},
 
 		{http.MethodPost, snapshot + "/download", vps.ScopeSnapshot, w.MakeDownload},
 		{http.MethodGet, snapshot + "/download", vps.ScopeRead, w.ListDownloads},

@@ -127,6 +127,9 @@ type ServerInterface interface {
 	// UndoRestore Put the VPS back to before its last restore
 	// (POST /v1/vps/{vps}/snapshot/undo-restore)
 	UndoRestore(ctx echo.Context, vps VPSRef, params UndoRestoreParams) error
+	// VouchForSnapshot Vouch for the files of a snapshot that are not as recorded
+	// (POST /v1/vps/{vps}/snapshot/vouch)
+	VouchForSnapshot(ctx echo.Context, vps VPSRef, params VouchForSnapshotParams) error
 	// ListWebhooks List the webhooks
 	// (GET /v1/webhooks)
 	ListWebhooks(ctx echo.Context) error
@@ -1628,6 +1631,57 @@ func (w *ServerInterfaceWrapper) UndoRestore(ctx echo.Context) error {
 	return err
 }
 
+// VouchForSnapshot converts echo context to params.
+func (w *ServerInterfaceWrapper) VouchForSnapshot(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "vps" -------------
+	var vps VPSRef
+
+	err = runtime.BindStyledParameterWithOptions("simple", "vps", ctx.Param("vps"), &vps, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter vps: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params VouchForSnapshotParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+	// ------------- Optional header parameter "Accept-Language" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Accept-Language")]; found {
+		var AcceptLanguage Language
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Accept-Language, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Accept-Language", valueList[0], &AcceptLanguage, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Accept-Language: %s", err))
+		}
+
+		params.AcceptLanguage = &AcceptLanguage
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.VouchForSnapshot(ctx, vps, params)
+	return err
+}
+
 // ListWebhooks converts echo context to params.
 func (w *ServerInterfaceWrapper) ListWebhooks(ctx echo.Context) error {
 	var err error
@@ -1814,6 +1868,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot", wrapper.TakeSnapshot, options.OperationMiddlewares["takeSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/restore", wrapper.RestoreSnapshot, options.OperationMiddlewares["restoreSnapshot"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/undo-restore", wrapper.UndoRestore, options.OperationMiddlewares["undoRestore"]...)
+	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/vouch", wrapper.VouchForSnapshot, options.OperationMiddlewares["vouchForSnapshot"]...)
 	router.GET(options.BaseURL+"/v1/vps/:vps/snapshot/download", wrapper.ListDownloads, options.OperationMiddlewares["listDownloads"]...)
 	router.POST(options.BaseURL+"/v1/vps/:vps/snapshot/download", wrapper.MakeDownload, options.OperationMiddlewares["makeDownload"]...)
 	router.DELETE(options.BaseURL+"/v1/vps/:vps/snapshot/download/:download", wrapper.RevokeDownload, options.OperationMiddlewares["revokeDownload"]...)
@@ -3511,6 +3566,57 @@ func (response UndoRestoredefaultApplicationProblemPlusJSONResponse) VisitUndoRe
 	return err
 }
 
+type VouchForSnapshotRequestObject struct {
+	VPS    VPSRef `json:"vps"`
+	Params VouchForSnapshotParams
+	Body   *VouchForSnapshotJSONRequestBody
+}
+
+type VouchForSnapshotResponseObject interface {
+	VisitVouchForSnapshotResponse(w http.ResponseWriter) error
+}
+
+type VouchForSnapshot200ResponseHeaders struct {
+	ETag string
+}
+
+type VouchForSnapshot200JSONResponse struct {
+	Body    Snapshot
+	Headers VouchForSnapshot200ResponseHeaders
+}
+
+func (response VouchForSnapshot200JSONResponse) VisitVouchForSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type VouchForSnapshotdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	Headers    ProblemResponseHeaders
+	StatusCode int
+}
+
+func (response VouchForSnapshotdefaultApplicationProblemPlusJSONResponse) VisitVouchForSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Language", fmt.Sprint(response.Headers.ContentLanguage))
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListWebhooksRequestObject struct {
 }
 
@@ -3822,6 +3928,9 @@ type StrictServerInterface interface {
 	// UndoRestore Put the VPS back to before its last restore
 	// (POST /v1/vps/{vps}/snapshot/undo-restore)
 	UndoRestore(ctx context.Context, request UndoRestoreRequestObject) (UndoRestoreResponseObject, error)
+	// VouchForSnapshot Vouch for the files of a snapshot that are not as recorded
+	// (POST /v1/vps/{vps}/snapshot/vouch)
+	VouchForSnapshot(ctx context.Context, request VouchForSnapshotRequestObject) (VouchForSnapshotResponseObject, error)
 	// ListWebhooks List the webhooks
 	// (GET /v1/webhooks)
 	ListWebhooks(ctx context.Context, request ListWebhooksRequestObject) (ListWebhooksResponseObject, error)
@@ -4898,6 +5007,58 @@ func (sh *strictHandler) UndoRestore(ctx echo.Context, vps VPSRef, params UndoRe
 		return err
 	} else if validResponse, ok := response.(UndoRestoreResponseObject); ok {
 		return validResponse.VisitUndoRestoreResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// VouchForSnapshot operation middleware
+func (sh *strictHandler) VouchForSnapshot(ctx echo.Context, vps VPSRef, params VouchForSnapshotParams) error {
+	var request VouchForSnapshotRequestObject
+
+	request.VPS = vps
+	request.Params = params
+
+	var body VouchForSnapshotJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			return err
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.VouchForSnapshot(ctx.Request().Context(), request.(VouchForSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "VouchForSnapshot")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(VouchForSnapshotResponseObject); ok {
+		return validResponse.VisitVouchForSnapshotResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

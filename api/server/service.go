@@ -9,6 +9,7 @@ type Services struct {
 	Overview   Overview
 	Options    Options
 	Snapshots  Snapshots
+	Vouchers   Vouchers
 	Downloads  Downloads
 	Operations Operations
 	Tokens     Tokens

@@ -17,6 +17,11 @@ type Snapshots interface {
 	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
 }
 
+// Vouchers takes the word of operators.
+type Vouchers interface {
+	Vouch(ctx context.Context, ref, confirm string, a vps.Actor) (vps.Snapshot, error)
+}
+
 func (h *handlers) ShowSnapshot(ctx context.Context, r ShowSnapshotRequestObject) (ShowSnapshotResponseObject, error) {
 	id, err := h.resolve(ctx, r.VPS)
 	if err != nil {
@@ -85,6 +90,27 @@ func (h *handlers) UndoRestore(ctx context.Context, r UndoRestoreRequestObject) 
 		return h.services.Snapshots.UndoRestore(ctx, id, a)
 	})
 	return UndoRestore202JSONResponse{done}, err
+}
+
+func (h *handlers) VouchForSnapshot(
+	ctx context.Context, r VouchForSnapshotRequestObject,
+) (VouchForSnapshotResponseObject, error) {
+	var b api.VouchRequest
+	if r.Body != nil {
+		b = *r.Body
+	}
+	id, err := h.resolve(ctx, r.VPS)
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.services.Vouchers.Vouch(ctx, id, b.Confirm, callerOf(ctx).actor)
+	if err != nil {
+		return nil, err
+	}
+	return VouchForSnapshot200JSONResponse{
+		Body:    readerOf(ctx).snapshot(s),
+		Headers: VouchForSnapshot200ResponseHeaders{ETag: etag(s.Version())},
+	}, nil
 }
 
 func (h *handlers) DeleteSnapshot(ctx context.Context, r DeleteSnapshotRequestObject) (DeleteSnapshotResponseObject, error) {

@@ -96,7 +96,7 @@ Environment: VPSSNAP_SOCKET is the default of --socket, VPSSNAP_TOKEN the token 
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(
-		listCmd(a), showCmd(a), takeCmd(a), restoreCmd(a), undoRestoreCmd(a), deleteCmd(a), describeCmd(a),
+		listCmd(a), showCmd(a), takeCmd(a), restoreCmd(a), undoRestoreCmd(a), deleteCmd(a), describeCmd(a), vouchCmd(a),
 		downloadCmd(a), downloadsCmd(a), offersCmd(a), optionCmd(a), messagesCmd(a), eventsCmd(a), watchCmd(a),
 		operationsCmd(a), tokenCmd(a), webhookCmd(a), hostCmd(a), doctorCmd(a), configCmd(a), versionCmd(a), docsCmd(a),
 	)

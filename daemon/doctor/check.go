@@ -22,6 +22,7 @@ import (
 	"vpssnapd/daemon/integrity"
 	"vpssnapd/daemon/inventory"
 	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/vouch"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 )
@@ -35,6 +36,7 @@ type Doctor struct {
 	guests    *guest.Guests
 	integrity *integrity.Integrity
 	adopter   *adoption.Adopter
+	vouchers  *vouch.Vouchers
 	// canTakeBack reports whether a parked operation can be undone.
 	canTakeBack func(vps.Operation) bool
 	judge       func(context.Context) []error
@@ -46,11 +48,11 @@ type Doctor struct {
 // what is wrong with the daemon's own files; nil: they are not judged.
 func New(
 	host hypervisor.Host, inv *inventory.Inventory, db *store.Store, images *image.Images, guests *guest.Guests,
-	in *integrity.Integrity, adopter *adoption.Adopter, canTakeBack func(vps.Operation) bool,
+	in *integrity.Integrity, adopter *adoption.Adopter, vouchers *vouch.Vouchers, canTakeBack func(vps.Operation) bool,
 	judge func(context.Context) []error, logger *slog.Logger,
 ) *Doctor {
 	d := &Doctor{host: host, inventory: inv, store: db, images: images, guests: guests, integrity: in, adopter: adopter,
-		canTakeBack: canTakeBack, judge: judge, logger: logger, drift: newDrift()}
+		vouchers: vouchers, canTakeBack: canTakeBack, judge: judge, logger: logger, drift: newDrift()}
 	inv.Subscribe(inventory.Watcher{
 		Connected: func(context.Context) { d.drift.all.Wake() },
 		Defined:   d.lookAt, Job: d.lookAt, Undefined: d.lookAt,

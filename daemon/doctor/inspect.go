@@ -37,7 +37,28 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 		)
 	}
 	if i.present {
+		i.offerVouch(ctx, s)
 		i.checkDefinition(ctx, s)
+	}
+}
+
+// vouchable are the findings that may come of a file that was copied or touched, and holds
+// what it held (FAULTS.md row 39).
+var vouchable = []vps.CheckCode{
+	vps.CheckReplacedBase, vps.CheckBaseWritten, vps.CheckReplacedOverlay, vps.CheckMissingUndo, vps.CheckSnapshotBroken,
+}
+
+// offerVouch adds the way out of a doubt where an operator's word would end it.
+func (i *inspection) offerVouch(ctx context.Context, s vps.Snapshot) {
+	doubted := func(f vps.Finding) bool { return slices.Contains(vouchable, f.Code) }
+	if i.rec.Snapshot == nil || i.rec.Snapshot.ID != s.ID || !slices.ContainsFunc(i.findings, doubted) ||
+		!i.d.vouchers.May(ctx, i.dom, s) {
+		return
+	}
+	for n := range i.findings {
+		if doubted(i.findings[n]) {
+			i.findings[n].Remedies = append(i.findings[n].Remedies, remedyVouch(i.id))
+		}
 	}
 }
 

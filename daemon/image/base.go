@@ -53,15 +53,15 @@ func (i *Images) Base(ctx context.Context, dom hypervisor.Domain, disk hyperviso
 		return img, refuse("its image was not closed by who last wrote to it (dirty flag)").
 			WithRemedy("start the VPS and shut it down again, which repairs the image (or qemu-img check -r all)")
 	// An overlay has the size of the image; the guest must not see its disk shrink.
-	case disk.SizeBytes > 0 && img.VirtualSize != wholeSectors(disk.SizeBytes):
+	case disk.SizeBytes > 0 && img.VirtualSize != WholeSectors(disk.SizeBytes):
 		return img, refuse("the image is %d bytes, the disk %d", img.VirtualSize, disk.SizeBytes)
 	}
 	return img, i.checkLayers(ctx, dom, disk, img)
 }
 
-// wholeSectors is a size as a guest has it. A raw image may end within a sector: QEMU shows
+// WholeSectors is a size as a guest has it. A raw image may end within a sector: QEMU shows
 // the guest the whole of it, and libvirt tells the length of the file while the VPS is off.
-func wholeSectors(size int64) int64 { return (size + sector - 1) / sector * sector }
+func WholeSectors(size int64) int64 { return (size + sector - 1) / sector * sector }
 
 const sector = 512
 

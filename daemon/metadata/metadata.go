@@ -276,8 +276,9 @@ func Differs(text string, s vps.Snapshot) string {
 		return "names other disks"
 	}
 	for i, d := range s.Disks {
-		if m.Snapshot.Disks[i].Target != d.Target || m.Snapshot.Disks[i].Base != d.Base ||
-			m.Snapshot.Disks[i].OverlayInode != d.OverlayInode {
+		has := m.Snapshot.Disks[i]
+		if has.Target != d.Target || has.Base != d.Base || has.BaseInode != d.BaseInode ||
+			!has.BaseModified.Equal(d.BaseModified) || has.OverlayInode != d.OverlayInode {
 			return "names other files for disk " + d.Target
 		}
 	}

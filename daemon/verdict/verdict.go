@@ -145,6 +145,19 @@ func Delete(dom hypervisor.Domain, rec store.Record) vps.Verdict {
 	return vps.Verdict{Allowed: true}
 }
 
+// Vouch reports from the record alone whether an operator may vouch for the snapshot now.
+func Vouch(dom hypervisor.Domain, rec store.Record) vps.Verdict {
+	switch {
+	case rec.Snapshot == nil:
+		return refuse(vps.CodeNotFound, "%s has no snapshot", dom.Name)
+	case rec.Operation != nil:
+		return busy(dom, rec)
+	case rec.Snapshot.State != vps.SnapshotAvailable && rec.Snapshot.State != vps.SnapshotBroken:
+		return refuse(vps.CodeVPSChanged, "the snapshot of %s is %s", dom.Name, rec.Snapshot.State)
+	}
+	return vps.Verdict{Allowed: true}
+}
+
 // foreign: snapshots that somebody made with libvirt lie in our overlay, or on
 // top of it, and would be lost with it.
 func foreign(dom hypervisor.Domain) vps.Verdict {

@@ -55,21 +55,22 @@ const (
 	PhraseDownloadRevoked Phrase = "download_revoked" // link
 	PhraseDownloadsEnded  Phrase = "downloads_ended"  // count
 
-	PhraseSnapshotBroken Phrase = "snapshot_broken"
-	PhraseSnapshotHealed Phrase = "snapshot_healed"
-	PhraseSnapshotFound  Phrase = "snapshot_found"
-	PhraseRedefined      Phrase = "redefined"
-	PhraseMergeOutrun    Phrase = "merge_outrun"
-	PhraseMergeStops     Phrase = "merge_stops" // longest
-	PhraseMovedAway      Phrase = "moved_away"
-	PhraseMovedHere      Phrase = "moved_here"
-	PhraseFed            Phrase = "fed"
-	PhraseSpaceOK        Phrase = "space_ok"       // free, total
-	PhraseSpaceWarning   Phrase = "space_warning"  // free, total
-	PhraseSpaceCritical  Phrase = "space_critical" // free, total
-	PhraseOldDatabase    Phrase = "old_database"
-	PhraseWebhookGivenUp Phrase = "webhook_given_up"
-	PhraseMailGivenUp    Phrase = "mail_given_up"
+	PhraseSnapshotBroken  Phrase = "snapshot_broken"
+	PhraseSnapshotHealed  Phrase = "snapshot_healed"
+	PhraseSnapshotFound   Phrase = "snapshot_found"
+	PhraseSnapshotVouched Phrase = "snapshot_vouched" // who
+	PhraseRedefined       Phrase = "redefined"
+	PhraseMergeOutrun     Phrase = "merge_outrun"
+	PhraseMergeStops      Phrase = "merge_stops" // longest
+	PhraseMovedAway       Phrase = "moved_away"
+	PhraseMovedHere       Phrase = "moved_here"
+	PhraseFed             Phrase = "fed"
+	PhraseSpaceOK         Phrase = "space_ok"       // free, total
+	PhraseSpaceWarning    Phrase = "space_warning"  // free, total
+	PhraseSpaceCritical   Phrase = "space_critical" // free, total
+	PhraseOldDatabase     Phrase = "old_database"
+	PhraseWebhookGivenUp  Phrase = "webhook_given_up"
+	PhraseMailGivenUp     Phrase = "mail_given_up"
 )
 
 // PhraseOf names what is said of a kind of operation that has got a status.
@@ -210,6 +211,10 @@ var phrases = map[Phrase]map[Language]string{
 		French:  "Le snapshot est endommagé et ne peut pas être restauré pour le moment.",
 	},
 	PhraseSnapshotHealed: {English: "The snapshot is no longer broken.", French: "Le snapshot n'est plus endommagé."},
+	PhraseSnapshotVouched: {
+		English: "An operator ({who}) has vouched for the files of the snapshot, which can be used again.",
+		French:  "Un opérateur ({who}) s'est porté garant des fichiers du snapshot, qui est de nouveau utilisable.",
+	},
 	PhraseSnapshotFound: {
 		English: "The record of the snapshot was made anew from the host.",
 		French:  "L'enregistrement du snapshot a été reconstitué à partir de l'hôte.",

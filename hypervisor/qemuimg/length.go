@@ -15,11 +15,12 @@ import (
 // The parts of a qcow2 image that tell how long it must be. Numbers are big-endian.
 // https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.txt
 const (
-	qcow2Magic     = 0x514649fb // "QFI\xfb"
-	qcow2Extended  = 1 << 4     // an incompatible feature: 16 bytes for each cluster, not 8
-	qcow2Offset    = 0x00fffffffffffe00
-	qcow2MostL1    = 4 << 20 // bytes; QEMU's bound is 32 MiB, for images larger than any of ours
-	qcow2TableTail = 4 << 10 // bytes at the end of the last table that are looked at
+	qcow2Magic      = 0x514649fb // "QFI\xfb"
+	qcow2Extended   = 1 << 4     // an incompatible feature: 16 bytes for each cluster, not 8
+	qcow2Offset     = 0x00fffffffffffe00
+	qcow2Compressed = 1 << 62 // of a cluster
+	qcow2MostL1     = 4 << 20 // bytes; QEMU's bound is 32 MiB, for images larger than any of ours
+	qcow2TableTail  = 4 << 10 // bytes at the end of the last table that are looked at
 )
 
 // qcow2Header is as much of the header as version 3 always has.
@@ -121,7 +122,11 @@ func lastClusters(f io.ReaderAt, h qcow2Header, table uint64) ([]uint64, error) 
 	words, err := readTable(f, table+end-bytes, int64(bytes)) //nolint:gosec // 4 KiB
 	var clusters []uint64
 	for n := 0; n < len(words); n += int(entry / 8) { //nolint:gosec // 8 or 16
-		clusters = append(clusters, words[n]&qcow2Offset)
+		at := words[n] & qcow2Offset
+		if words[n]&qcow2Compressed != 0 { // its place is written in another way, as in a template
+			at = 0
+		}
+		clusters = append(clusters, at)
 	}
 	return clusters, err
 }

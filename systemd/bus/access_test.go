@@ -47,6 +47,7 @@ func everyCall(s *site) []struct {
 		{s.path, vpsI + ".UndoRestore", nil, "snapshot"},
 		{s.path, vpsI + ".Delete", nil, "snapshot"},
 		{s.path, vpsI + ".Describe", []any{""}, "snapshot"},
+		{s.path, vpsI + ".Vouch", []any{""}, "admin"},
 		{s.path, vpsI + ".GetOption", nil, "read"},
 		{s.path, vpsI + ".SetOption", []any{"ended", options{}}, "option"},
 		{s.path, vpsI + ".CancelOption", []any{false}, "option"},

@@ -35,6 +35,7 @@ type Services struct {
 	Overview   Overview
 	Options    Options
 	Snapshots  Snapshots
+	Vouchers   Vouchers
 	Operations Operations
 	Events     Events
 }

@@ -150,6 +150,7 @@ func (h *host) serve(around func(*bus.Services)) {
 		Overview:   d.Overview,
 		Options:    d.Options,
 		Snapshots:  d.Snapshots,
+		Vouchers:   d.Vouchers,
 		Operations: d.Operations,
 		Events:     d.Journal,
 	}

@@ -52,6 +52,7 @@ var methods = map[string]map[string]method{
 		"UndoRestore":  {actionSnapshot, (*server).undoRestore},
 		"Delete":       {actionSnapshot, (*server).delete},
 		"Describe":     {actionSnapshot, (*server).describe},
+		"Vouch":        {actionAdmin, (*server).vouch},
 		"GetOption":    {actionRead, (*server).getOption},
 		"SetOption":    {actionOption, (*server).setOption},
 		"CancelOption": {actionOption, (*server).cancelOption},

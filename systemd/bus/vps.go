@@ -17,6 +17,11 @@ type Snapshots interface {
 	Delete(ctx context.Context, ref string, a vps.Actor) (vps.Operation, error)
 }
 
+// Vouchers takes the word of operators.
+type Vouchers interface {
+	Vouch(ctx context.Context, ref, confirm string, a vps.Actor) (vps.Snapshot, error)
+}
+
 // Options keeps what customers order.
 type Options interface {
 	Option(ctx context.Context, ref string) (vps.Option, error)
@@ -70,6 +75,12 @@ func (s *server) delete(c *call) ([]any, error) {
 
 func (s *server) describe(c *call) ([]any, error) {
 	_, err := s.Services.Snapshots.DescribeSnapshot(c.ctx, c.id, c.args[0].(string), c.actor)
+	return nil, err
+}
+
+// vouch answers Vouch. Without the confirmation the error tells what differs.
+func (s *server) vouch(c *call) ([]any, error) {
+	_, err := s.Services.Vouchers.Vouch(c.ctx, c.id, c.args[0].(string), c.actor)
 	return nil, err
 }
 

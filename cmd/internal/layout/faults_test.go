@@ -48,6 +48,7 @@ var faults = []string{
 	31: "operator works on the VPS behind the daemon's back",
 	32: "base or overlay missing or replaced",
 	33: "a file under another name",
+	39: "a doubt that only an operator can end",
 	41: "a disk whose image is no regular file",
 	45: "reads that scan the whole history",
 	46: "a mount that hangs",

@@ -20,6 +20,7 @@ var rows = [][]string{
 	{""},
 	{"overview", "option", "access", "hook"},
 	{"doctor", "notify"},
+	{"vouch"},
 	{"adoption", "webhook"},
 	{"snapshot"},
 	{"merge", "download"},

@@ -10,8 +10,9 @@ import (
 // REST is what the REST API offers of a daemon.
 func REST(d *daemon.Daemon) server.Services {
 	return server.Services{
-		Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Downloads: d.Downloads, Operations: d.Operations,
-		Tokens: d.Tokens, Webhooks: d.Webhooks, Journal: d.Journal, Doctor: d.Doctor, Answers: d.Answers, Metrics: d.Metrics.Gatherer(),
+		Overview: d.Overview, Options: d.Options, Snapshots: d.Snapshots, Vouchers: d.Vouchers, Downloads: d.Downloads,
+		Operations: d.Operations, Tokens: d.Tokens, Webhooks: d.Webhooks, Journal: d.Journal, Doctor: d.Doctor,
+		Answers: d.Answers, Metrics: d.Metrics.Gatherer(),
 	}
 }
 
@@ -21,6 +22,7 @@ func Bus(d *daemon.Daemon) bus.Services {
 		Overview:   d.Overview,
 		Options:    d.Options,
 		Snapshots:  d.Snapshots,
+		Vouchers:   d.Vouchers,
 		Operations: d.Operations,
 		Events:     d.Journal,
 	}
