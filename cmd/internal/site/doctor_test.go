@@ -49,7 +49,7 @@ func (h *host) well() { h.t.Helper(); h.doctor(nil) }
 func (h *host) paste(r api.Remedy) {
 	h.t.Helper()
 	for _, line := range r.Commands {
-		if strings.HasPrefix(line, "vpssnap delete") {
+		if strings.HasPrefix(line, "vpssnap delete") || strings.HasPrefix(line, "vpssnap vouch") {
 			line += " --yes"
 		}
 		cmd := exec.CommandContext(h.t.Context(), "bash", "-c", line)
@@ -82,6 +82,10 @@ func TestDoctor(t *testing.T) {
 		"mode":           (*host).mode,
 		"renamed":        (*host).renamed,
 		"given-away":     (*host).givenAway,
+		"copied-off":     func(h *host, name string) { h.copied(name, "shut off") },
+		"copied-running": func(h *host, name string) { h.copied(name, "running") },
+		"copied-under":   (*host).copiedUnder,
+		"touched":        (*host).touched,
 	} {
 		ok := t.Run(name, func(t *testing.T) {
 			h := &host{h.Site, t}
