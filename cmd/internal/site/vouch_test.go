@@ -16,7 +16,7 @@ func (h *host) vouched(name string, codes ...api.CheckCode) {
 	h.t.Helper()
 	s, err := h.Client.Snapshot(h.t.Context(), name)
 	h.must(err)
-	h.refused("vps_changed", "broken")(h.Client.Restore(h.t.Context(), name, api.RestoreRequest{Confirm: s.ID}))
+	h.refused("vps_changed", "disk v")(h.Client.Restore(h.t.Context(), name, api.RestoreRequest{Confirm: s.ID}))
 	var vouch *api.Remedy
 	for _, f := range h.doctor(nil, codes...).Findings {
 		n := slices.IndexFunc(f.Remedies, offersVouch)
