@@ -344,6 +344,16 @@ var fates = map[string]func(s *site, args []string) error{
 		}
 		return err
 	},
+	// touch changes the time of the data of web3's snapshot, which is noticed.
+	"touch": func(s *site, _ []string) error {
+		snap, err := s.host.Snapshot("web3")
+		if err != nil {
+			return err
+		}
+		err = os.Chtimes(snap.Disks[0].Base, time.Time{}, snap.Disks[0].BaseModified.Add(time.Hour))
+		_, checked := s.host.Daemon.Doctor.Checks(context.Background())
+		return errors.Join(err, checked)
+	},
 	// lose takes the disk of web3's snapshot away, which is noticed.
 	"lose": func(s *site, _ []string) error {
 		snap, err := s.host.Snapshot("web3")
