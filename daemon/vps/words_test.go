@@ -89,7 +89,7 @@ func TestSentences(t *testing.T) {
 
 // forOperators are the files whose refusals nobody else gets: of calls that need the
 // scope admin, and of libvirt's hook.
-var forOperators = regexp.MustCompile(`/(webhook|hook|runner)\.go$|/webhook/`)
+var forOperators = regexp.MustCompile(`/(webhook|hook|runner)\.go$|/(webhook|vouch)/`)
 
 // What a caller can do something about is said in words for customers, and not by its
 // code only.
