@@ -51,6 +51,10 @@ torture: build
 histories:
 	$(GO) test -v -count=1 -timeout 0 -run '^TestHistories$$' ./daemon -args -histories $(MINUTES)m -history-seed $(SEED)
 
+.PHONY: windows
+windows: deps
+	$(GO) test -v -count=1 -timeout 0 -run '^TestLibvirtdDies' ./cmd/internal/site -args -every-window
+
 .PHONY: test-client
 test-client: deps
 	$(GO) test -v -count=1 -run '^TestForeignClient$$' ./cmd/internal/site

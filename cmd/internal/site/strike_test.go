@@ -1,6 +1,7 @@
 package site_test
 
 import (
+	"flag"
 	"fmt"
 	"syscall"
 	"testing"
@@ -21,14 +22,23 @@ const (
 	// perCommand: libvirt's threads wake each other with the same system call, so that each
 	// command comes with several.
 	perCommand = 2
+	// sampled: the suite strikes before one command in so many.
+	sampled = 10
 )
+
+// everyWindow strikes before each command; it takes an hour (make windows).
+var everyWindow = flag.Bool("every-window", false, "kill libvirtd before each command to QEMU, not before every tenth")
 
 // windows calls do for each moment, until there are no more.
 func windows(do func(at string, nth int) (struck bool)) {
 	for nth, struck := 1, true; struck && nth <= mostWrites; nth++ {
 		struck = do(lab.AtStatus, nth)
 	}
-	for nth, struck := 1, true; struck && nth <= mostCommands; nth += perCommand {
+	step := sampled * perCommand
+	if *everyWindow {
+		step = perCommand
+	}
+	for nth, struck := 1, true; struck && nth <= mostCommands; nth += step {
 		struck = do(lab.AtMonitor, nth)
 	}
 }
