@@ -196,10 +196,13 @@ func (h *Host) PointDisks(ctx context.Context, id string, disks []hypervisor.Dis
 		if err != nil {
 			return err
 		}
-		if after != before { // a definition that is right already need not be one that libvirt takes
-			if err := h.define(d, next); err != nil {
-				return err
-			}
+		// A definition that is right already need not be one that libvirt takes; it is
+		// defined again only where libvirt could not save it.
+		if after == before && h.sync(d) == nil {
+			return nil
+		}
+		if err := h.define(d, next); err != nil {
+			return err
 		}
 		return h.sync(d)
 	})
