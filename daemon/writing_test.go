@@ -35,7 +35,7 @@ const place = 1 << 20
 func writtenThroughout(t *testing.T, c crashCase, n int) bool {
 	t.Helper()
 	w := newWorld(t, c.config)
-	id := w.vps("web1", hypervisor.Running)
+	id := w.vps("web1", hypervisor.Running, c.disks...)
 	c.prepare(w, id)
 	var mu sync.Mutex
 	var acknowledged byte
