@@ -119,14 +119,13 @@ func isGone(path string) bool {
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
-	before := mounts(t)
 	l := startLab(t)
 	startGuest(t, l, smallGuest("web1"))
 	space := pidNamespace(fmt.Sprint(l.init.Process.Pid))
 	if n := len(inhabitants(t, space)); n < 3 {
 		t.Fatalf("a lab with a guest has %d processes, want init, libvirtd and QEMU", n)
 	}
-	if mounts(t) != before {
+	if strings.Contains(mounts(t), l.Dir()) { // others mount, too
 		t.Error("the lab's mounts show on the machine")
 	}
 	must(t, l.Close())
@@ -136,7 +135,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if !isGone(l.Dir()) {
 		t.Errorf("%s is left", l.Dir())
 	}
-	if mounts(t) != before {
+	if strings.Contains(mounts(t), l.Dir()) {
 		t.Error("mounts are left")
 	}
 	if _, err := l.Virsh(t.Context(), "list"); err == nil {
