@@ -356,6 +356,16 @@ func TestProxiesLeavePlaces(t *testing.T) {
 	}
 }
 
+// awaitLasting returns when so many calls stay open, of which nothing tells.
+func (s *site) awaitLasting(n int) {
+	s.t.Helper()
+	for until := time.Now().Add(time.Minute); s.server.Lasting() < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			s.t.Fatalf("%d calls stay open", s.server.Lasting())
+		}
+	}
+}
+
 // A token cannot take all places of its address by calls that stay open.
 func TestLastingCallsOfOneToken(t *testing.T) {
 	s := newSite(t)
@@ -374,12 +384,7 @@ func TestLastingCallsOfOneToken(t *testing.T) {
 		fmt.Fprintf(conn, "GET /v1/operations/%s?wait=4m HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n",
 			op.ID, s.secret("read"))
 	}
-	for until := time.Now().Add(time.Minute); s.server.Lasting() < 192; {
-		if time.Now().After(until) {
-			t.Fatalf("%d calls stay open", s.server.Lasting())
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	s.awaitLasting(192)
 	for _, path := range []string{"/v1/events", "/v1/operations/" + op.ID + "?wait=1m"} {
 		retryAfter(t, s.call("read", http.MethodGet, path, ""))
 		if got := s.call("panel", http.MethodGet, "/v1/events", ""); got.StatusCode != 200 {

@@ -133,9 +133,7 @@ func TestAWaitEndsWithItsToken(t *testing.T) {
 	token := s.child(600)
 	got := make(chan answer, 1)
 	go func() { got <- s.call(token, http.MethodGet, "/v1/operations/"+op.ID+"?wait=1m", "") }()
-	for s.server.Lasting() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	s.awaitLasting(1)
 	s.revoke("panel/browser")
 	release()
 	if a := <-got; a.StatusCode != 401 {
