@@ -245,10 +245,11 @@ const unknownFile = "\x00"
 
 // backing is the file that an image lies on, "" for none.
 func backing(image hypervisor.Image) string {
-	if image.Backing == "" || filepath.IsAbs(image.Backing) {
-		return image.Backing
+	below, local := image.Below()
+	if !local {
+		return unknownFile
 	}
-	return filepath.Join(filepath.Dir(image.Path), image.Backing)
+	return below
 }
 
 // SyncDefinition makes the persistent definition durable.
