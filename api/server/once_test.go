@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -67,6 +68,10 @@ func TestEveryChangingCallMayBeRepeated(t *testing.T) {
 	w.ended(twice("restoreSnapshot", "POST", snapshot+"/restore", `{"confirm":"`+id+`"}`, 202))
 	w.ended(twice("undoRestore", "POST", snapshot+"/undo-restore", "", 202))
 	twice("repairHost", "POST", "/v1/host/repair", "", 200)
+	snap, err := w.daemon.Snapshots.Snapshot(t.Context(), w.web1)
+	check(t, err)
+	check(t, os.Chtimes(snap.Disks[0].Base, time.Time{}, time.Now().Add(time.Second)))
+	twice("vouchForSnapshot", "POST", snapshot+"/vouch", `{"confirm":"`+id+`"}`, 200)
 
 	w.host.SetHook(func(_ context.Context, at, _ string) error {
 		if at == "PointDisks.before" {

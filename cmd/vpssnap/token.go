@@ -109,9 +109,11 @@ func tokenCreateCmd(a *app) *cobra.Command {
 seen as the author of what is done with it.
 
 Scopes: read; snapshot (take, restore, delete); option (order and cancel, for
-order systems); admin (everything).`,
+order systems); admin (everything).
+
+A file for the secret is made with umask 077, so that nobody else reads it.`,
 		SuggestFor: []string{"add", "make", "new"},
-		Example: `  (umask 077; vpssnap token create panel --scope read,snapshot > panel.token)
+		Example: `  vpssnap token create panel --scope read,snapshot > panel.token
   vpssnap token create shop --scope read,option --way order --expires-in 8760h`,
 		Args: cobra.ExactArgs(1),
 	}

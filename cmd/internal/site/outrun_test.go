@@ -57,6 +57,10 @@ func (s *slowDisk) Resume(ctx context.Context, id string) error {
 	return err
 }
 
+// stalled is how long a merge is watched. QEMU may copy the 3 MiB that the guest writes to
+// at a time, for which this slow disk takes 6 s: until then nothing is seen to move.
+const stalled = 15 * time.Second
+
 // outrun is a daemon of this process on a lab of its own.
 type outrun struct {
 	t     *testing.T
@@ -126,7 +130,7 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 	o.must(l.StartRecorder(ctx, "web1"))
 
 	operator := vps.Actor{Name: "test", Way: vps.WayOperator}
-	d := o.open(merge.Policy{StalledAfter: 2 * time.Second})
+	d := o.open(merge.Policy{StalledAfter: stalled})
 	_, err = d.Options.PutOption(ctx, id, vps.OptionOrder{State: vps.OptionActive, OrderRef: "order-1"}, operator)
 	o.must(err)
 	op, err := d.Snapshots.Take(ctx, id, vps.TakeRequest{}, operator)
@@ -165,7 +169,7 @@ func TestMergeOutrunByTheGuest(t *testing.T) {
 	o.close(d)
 
 	const longest = 10 * time.Second // time to copy all that the guest writes to
-	d = o.open(merge.Policy{StalledAfter: 2 * time.Second, Help: true, LongestStop: longest})
+	d = o.open(merge.Policy{StalledAfter: stalled, Help: true, LongestStop: longest})
 	if op, err = d.Operations.WaitOperation(ctx, op.ID, 3*time.Minute); err != nil || op.Status != vps.StatusSucceeded {
 		t.Fatalf("with help the delete is %s at %s, %+v: %v", op.Status, op.Step, op.Progress, err)
 	}

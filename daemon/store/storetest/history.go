@@ -20,7 +20,7 @@ const dayTable = `CREATE TEMP TABLE day AS WITH RECURSIVE d (n) AS (SELECT 1 WHE
 // taken, and once a month its option is renewed. Sizes are as the daemon writes them.
 var history = []string{
 	`INSERT INTO operation SELECT printf('op-%012x%08x', d.at / 1000, v.rowid), v.id, v.name, 'take', 'succeeded', 'metadata', 1, 0, 'panel', 'panel',
-		printf('%06x%06x', d.n, v.rowid), d.at, d.at, d.at, '', '', '', '', CAST(printf('{%100s}', '') AS BLOB), CAST(printf('{%600s}', '') AS BLOB) FROM day d, temp.host v`,
+		printf('%06x%06x', d.n, v.rowid), d.at, d.at, d.at, '', '', '', '', CAST(printf('{%100s}', '') AS BLOB), CAST(printf('{%600s}', '') AS BLOB), 0 FROM day d, temp.host v`,
 	`INSERT INTO snapshot SELECT printf('%06x%06x', d.n, v.rowid), v.id, 'gone', '', 'before the upgrade', d.at, 'crash', 0, 1048576, NULL, NULL,
 		'', '', '', d.at, 0 FROM day d, temp.host v`,
 	`INSERT INTO snapshot_disk SELECT id, 'vda', '/var/lib/libvirt/images/disk.qcow2', 'qcow2', 1, 1048576,
