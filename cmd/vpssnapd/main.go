@@ -13,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -48,7 +49,11 @@ func main() {
 	if work == nil {
 		os.Exit(code)
 	}
-	exit(work())
+	err := work()
+	if err == nil {
+		err = stdout.failed()
+	}
+	exit(err)
 }
 
 // command reads the command line. Without work there is only an exit code left. Work is
@@ -60,7 +65,7 @@ func command(args []string) (work func() error, code int) {
 		"hook", false, "act as libvirt's qemu hook: NAME OPERATION PHASE EXTRA, the definition on standard input",
 	)
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	flags.Usage = func() { usage(flags) }
+	flags.Usage = func() {} // which of both it goes to is not known yet
 	do := run
 	checks := len(args) > 1 && args[0] == "config" && args[1] == "check"
 	rebuilds := len(args) > 0 && args[0] == "rebuild"
@@ -70,9 +75,13 @@ func command(args []string) (work func() error, code int) {
 	case rebuilds:
 		do, args = rebuild, args[1:]
 	}
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil, 0
-	} else if err != nil {
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return func() error { usage(flags, stdout); return nil }, 0
+	}
+	flags.Usage = func() { usage(flags, os.Stderr) }
+	if err != nil {
+		flags.Usage()
 		return nil, exitUsage
 	}
 	given := map[string]bool{}
@@ -82,7 +91,7 @@ func command(args []string) (work func() error, code int) {
 	case *hook && alone && !*showVersion: // its arguments are libvirt's
 		return func() error { return hookWith(*path, flags.Args()) }, 0
 	case *showVersion && alone && !*hook && flags.NArg() == 0:
-		return func() error { fmt.Println("vpssnapd", version); return nil }, 0
+		return func() error { fmt.Fprintln(stdout, "vpssnapd", version); return nil }, 0
 	case checks && flags.NArg() == 1 && len(given) == 0:
 		*path = flags.Arg(0)
 	case *hook || *showVersion || flags.NArg() > 0:
@@ -90,6 +99,28 @@ func command(args []string) (work func() error, code int) {
 		return nil, exitUsage
 	}
 	return func() error { return do(*path) }, 0
+}
+
+// stdout is where answers go, to people and to programs.
+var stdout = &output{to: os.Stdout}
+
+// output remembers that it could not be written: an answer that nobody got is no success.
+type output struct {
+	to  io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.to.Write(p)
+	o.err = errors.Join(o.err, err)
+	return n, err
+}
+
+func (o *output) failed() error {
+	if o.err == nil {
+		return nil
+	}
+	return fmt.Errorf("cannot print: %w", o.err)
 }
 
 // exit prints the error, which is a sentence already; the name of the program is all that is added.
@@ -115,8 +146,8 @@ func hookWith(path string, args []string) error {
 	return runHook(c, args, os.Stdin)
 }
 
-func usage(flags *flag.FlagSet) {
-	fmt.Fprint(os.Stderr, `usage: vpssnapd [-config FILE]
+func usage(flags *flag.FlagSet, to io.Writer) {
+	fmt.Fprint(to, `usage: vpssnapd [-config FILE]
        vpssnapd rebuild [-config FILE]
        vpssnapd config check [FILE]
 
@@ -132,8 +163,9 @@ config check says whether a start could use the configuration, and the files tha
 it names. SIGHUP reads it anew; what then still needs a restart is in the log.
 
 `)
+	flags.SetOutput(to)
 	flags.PrintDefaults()
-	fmt.Fprint(os.Stderr, `
+	fmt.Fprint(to, `
 Exit codes:
   0  stopped on request, rebuilt, or the configuration can be used
   1  it could not start or go on; it says why

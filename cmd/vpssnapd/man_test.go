@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -35,19 +37,16 @@ func TestManPageKnowsTheProgram(t *testing.T) {
 
 // FAULTS row 48: the usage knew only the codes 0 to 2.
 func TestUsageAndManPageNameEveryExitCode(t *testing.T) {
-	read, write, err := os.Pipe()
-	must(t, err)
-	stderr := os.Stderr
-	os.Stderr = write
-	_, code := command([]string{"-help"})
-	os.Stderr = stderr
-	must(t, write.Close())
-	text, err := io.ReadAll(read)
-	must(t, err)
+	var text bytes.Buffer
+	before := stdout
+	stdout = &output{to: &text}
+	defer func() { stdout = before }()
+	work, code := command([]string{"-help"})
+	must(t, work())
 	if code != 0 {
 		t.Errorf("to ask for help ends with %d", code)
 	}
-	_, codes, found := strings.Cut(string(text), "Exit codes:")
+	_, codes, found := strings.Cut(text.String(), "Exit codes:")
 	if !found {
 		t.Fatal("the usage says nothing of exit codes")
 	}
@@ -79,11 +78,32 @@ func TestEveryMistakeIsAUsageError(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{}, {"-config", "f"}, {"-version"}, {"-hook", "--", "-version", "prepare", "begin", "-"}, {"-hook", "web1", "prepare", "begin", "-"}, {"-config", "f", "-hook", "web1", "start"},
+		{}, {"-config", "f"}, {"-version"}, {"-help"}, {"rebuild", "-h"}, {"-hook", "--", "-version", "prepare", "begin", "-"}, {"-hook", "web1", "prepare", "begin", "-"}, {"-config", "f", "-hook", "web1", "start"},
 		{"rebuild"}, {"rebuild", "-config", "f"}, {"config", "check"}, {"config", "check", "f"}, {"config", "check", "-config", "f"},
 	} {
 		if work, code := command(args); work == nil || code != 0 {
 			t.Errorf("vpssnapd %q: exit code %d", args, code)
+		}
+	}
+}
+
+// TestAFullDeviceIsNoSuccess: what was asked for and could not be printed is a failure.
+func TestAFullDeviceIsNoSuccess(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	must(t, err)
+	defer full.Close()
+	before := stdout
+	defer func() { stdout = before }()
+	whole := filepath.Join(t.TempDir(), "whole.toml")
+	must(t, os.WriteFile(whole, nil, 0o600))
+	for _, args := range [][]string{{"-version"}, {"-help"}, {"rebuild", "-h"}, {"config", "check", whole}} {
+		for to, fails := range map[io.Writer]bool{full: true, io.Discard: false} {
+			stdout = &output{to: to}
+			work, _ := command(args)
+			must(t, work())
+			if err := stdout.failed(); (err != nil) != fails {
+				t.Errorf("vpssnapd %q on a device that is full (%t): %v", args, fails, err)
+			}
 		}
 	}
 }

@@ -39,29 +39,29 @@ func rebuild(path string) error {
 // reaches the terminal.
 func tellRebuilt(done daemon.Rebuilt) {
 	for _, file := range done.Aside {
-		fmt.Printf("kept aside: %s\n", file)
+		fmt.Fprintf(stdout, "kept aside: %s\n", file)
 	}
 	for _, s := range done.Snapshots {
 		switch {
 		case s.Recorded && s.Why == "":
-			fmt.Printf(
-				"%q: snapshot %s of %s is %s\n", s.VPSName, s.Snapshot.ID,
+			fmt.Fprintf(
+				stdout, "%q: snapshot %s of %s is %s\n", s.VPSName, s.Snapshot.ID,
 				s.Snapshot.CreatedAt.Format("2006-01-02 15:04:05 UTC"), s.Snapshot.State,
 			)
 		case s.Recorded:
-			fmt.Printf("%q: snapshot %s is %s: %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.State, s.Why)
+			fmt.Fprintf(stdout, "%q: snapshot %s is %s: %s\n", s.VPSName, s.Snapshot.ID, s.Snapshot.State, s.Why)
 		default:
-			fmt.Printf("%q: no snapshot recorded: %s\n", s.VPSName, s.Why)
+			fmt.Fprintf(stdout, "%q: no snapshot recorded: %s\n", s.VPSName, s.Why)
 		}
 	}
 	for _, f := range done.Report.Findings {
-		fmt.Printf("%q: %s: %q\n", f.VPSName, f.Code, f.Detail)
+		fmt.Fprintf(stdout, "%q: %s: %q\n", f.VPSName, f.Code, f.Detail)
 	}
 	// Nothing was read: the rebuild ended before, and the error says why.
 	if done.Report.At.IsZero() {
 		return
 	}
-	fmt.Printf(`%d VPS were read. Next:
+	fmt.Fprintf(stdout, `%d VPS were read. Next:
   1. systemctl start vpssnapd
   2. vpssnap doctor        # what is left to be done, with the commands for it
   3. Let your order systems order the snapshot options again (PUT /v1/vps/{vps}/option):

@@ -161,12 +161,12 @@ func checkConfig(path string) error {
 		return err
 	}
 	if c.Mail.withCredential() {
-		fmt.Println("The password of [mail] is a credential of the unit, which only the daemon has: not checked.")
+		fmt.Fprintln(stdout, "The password of [mail] is a credential of the unit, which only the daemon has: not checked.")
 		c.Mail.Username, c.Mail.PasswordFile = "", ""
 	}
 	if _, err := c.Mail.open(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("%s can be used.\n", path)
+	fmt.Fprintf(stdout, "%s can be used.\n", path)
 	return nil
 }
