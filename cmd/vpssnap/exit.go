@@ -136,6 +136,8 @@ func (a *app) exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &findings):
 		return exitFindings
+	case !a.started && a.written() != nil: // the help, to a full device
+		return exitOther
 	case errors.As(err, &usage), !a.started:
 		return exitUsage
 	case errors.As(err, &outcome):
