@@ -43,7 +43,7 @@ func (b *bench) hold(ctx context.Context, c contest) error {
 // compare measures everything that one VPS feels.
 func (b *bench) compare(ctx context.Context) error {
 	for _, measure := range []func(context.Context) error{
-		b.takes, b.writes, b.deletesOff, b.deletesOn, b.restores, b.inGuest,
+		b.takes, b.writes, b.deletesOff, b.deletesOn, b.pauses, b.restores, b.inGuest,
 	} {
 		if err := measure(ctx); err != nil {
 			return err

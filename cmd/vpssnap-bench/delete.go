@@ -245,3 +245,39 @@ func (b *bench) whileOff(ctx context.Context, name string, c change) error {
 	_, err = b.Lab.Virsh(ctx, "start", name)
 	return err
 }
+
+// pauses: for how long a guest that runs is paused at a time while the snapshot of its
+// disks is deleted. It runs between two disks: the pause must not grow with their number.
+func (b *bench) pauses(ctx context.Context) error {
+	for _, disks := range []int{1, 4, 16} {
+		what := fmt.Sprintf("longest pause in a delete, %d x 64 MiB", disks)
+		if !b.options.only.MatchString(what) {
+			continue
+		}
+		err := b.with(ctx, 64*mib, disks, func(name string) error {
+			if _, err := b.Lab.Virsh(ctx, "start", name); err != nil {
+				return err
+			}
+			var longest []float64
+			for range b.options.rounds {
+				if err := b.take(ctx, name); err != nil {
+					return err
+				}
+				op, err := b.Client.Delete(ctx, name)
+				if err := b.done(ctx, op, err); err != nil {
+					return err
+				}
+				if op, err = b.Client.Operation(ctx, op.ID); err != nil {
+					return err
+				}
+				longest = append(longest, float64(op.LongestPauseMS)/1000)
+			}
+			b.note(what, "s", longest, nil, "", 0)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
