@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"vpssnapd/daemon/fault"
@@ -55,6 +56,7 @@ type Merger struct {
 	policy     func() Policy
 	logger     *slog.Logger
 	limiter    *limiter
+	pivots     sync.Map // by VPS, the pivotState of a pivot that this process has begun
 }
 
 // New makes a merger. The place of an operation is free again when its run is over.
@@ -66,6 +68,7 @@ func New(
 		integrity: in, stateDir: stateDir, policy: policy, logger: logger, limiter: newLimiter(policy().Limit)}
 	ops.OnEnded(func(op vps.Operation) {
 		m.limiter.release(op.ID)
+		m.pivots.Delete(op.VPS) // what must outlive an operation is in the record
 		startlock.Forget(stateDir, op.VPS)
 	})
 	return m

@@ -8,6 +8,7 @@ import (
 
 	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/operation"
+	"vpssnapd/daemon/startlock"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -23,13 +24,38 @@ import (
 // takeBackPoll is how often such a merge is looked at.
 const takeBackPoll = 200 * time.Millisecond
 
-// Mark records, before a disk pivots, that this is under way.
-type Mark func(disk vps.SnapshotDisk) error
+// MergeLost merges the disks of a VPS that is on which libvirt has lost track of: it died
+// when it ended a merge.
+func (m *Merger) MergeLost(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
+	var lost []int
+	for i, disk := range snap.Disks {
+		yes, err := m.isLost(ctx, dom, disk)
+		if err != nil {
+			return err
+		}
+		if yes {
+			lost = append(lost, i)
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	m.logger.Warn("libvirt died in a call and lost track of disks, which are merged past it", r.Op.LogAttr())
+	return m.TakeBack(ctx, r, dom, snap, lost)
+}
 
-// TakeBack does so for some disks of a snapshot, of which the definition names the overlays.
+// TakeBack takes some disks of a snapshot back into their bases. The next boot uses their
+// overlays until that is done.
 func (m *Merger) TakeBack(
-	ctx context.Context, r *operation.Run, snap vps.Snapshot, disks []int, mark Mark,
+	ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, disks []int,
 ) error {
+	var overlays []hypervisor.DiskSource
+	for _, i := range disks {
+		overlays = append(overlays, image.OnOverlay(dom, snap.Disks[i]))
+	}
+	if err := m.host.PointDisks(ctx, snap.VPS, overlays); err != nil {
+		return err
+	}
 	return m.inventory.Await(ctx, snap.VPS, takeBackPoll, func() (bool, error) {
 		job, err := m.host.TakeBackSwitch(ctx, snap.VPS, switchesOf(snap, disks), false)
 		r.Progress(job.Done, job.Total)
@@ -37,11 +63,11 @@ func (m *Merger) TakeBack(
 		case err != nil:
 			return false, err
 		case !job.Found:
-			return true, m.RecordTakenBack(ctx, r, snap, disks)
+			return true, m.recordTakenBack(ctx, r, snap, disks)
 		case !job.Ready:
 			return false, nil
 		}
-		return true, m.endTakeBack(ctx, r, snap, disks, mark)
+		return true, m.endTakeBack(ctx, r, snap, disks)
 	})
 }
 
@@ -55,7 +81,7 @@ func switchesOf(snap vps.Snapshot, disks []int) (list []hypervisor.DiskSwitch) {
 
 // endTakeBack has the guest use the bases, disk by disk, while it is suspended.
 func (m *Merger) endTakeBack(
-	ctx context.Context, r *operation.Run, snap vps.Snapshot, disks []int, mark Mark,
+	ctx context.Context, r *operation.Run, snap vps.Snapshot, disks []int,
 ) error {
 	dom, err := m.inventory.Read(ctx, snap.VPS)
 	if err != nil {
@@ -66,7 +92,7 @@ func (m *Merger) endTakeBack(
 	}
 	for _, i := range disks {
 		if err == nil {
-			err = m.takeBackDisk(ctx, r, snap, i, mark)
+			err = m.takeBackDisk(ctx, r, snap, i)
 		}
 	}
 	if owed, e := m.store.Owes(ctx, snap.VPS, store.DebtResume); e != nil || !owed {
@@ -83,9 +109,9 @@ const stillPoll = 5 * time.Millisecond
 
 // takeBackDisk pivots one disk past libvirt and records it.
 func (m *Merger) takeBackDisk(
-	ctx context.Context, r *operation.Run, snap vps.Snapshot, i int, mark Mark,
+	ctx context.Context, r *operation.Run, snap vps.Snapshot, i int,
 ) error {
-	if err := mark(snap.Disks[i]); err != nil {
+	if err := m.MarkPivot(ctx, r, snap.Disks[i], m.inventory.TimesResumed(snap.VPS), m.inventory.TimesLost()); err != nil {
 		return err
 	}
 	one := []int{i}
@@ -97,7 +123,7 @@ func (m *Merger) takeBackDisk(
 			return err
 		}
 		if !job.Found {
-			return m.RecordTakenBack(ctx, r, snap, one)
+			return m.recordTakenBack(ctx, r, snap, one)
 		}
 		select {
 		case <-late.Done():
@@ -107,8 +133,31 @@ func (m *Merger) takeBackDisk(
 	}
 }
 
-// RecordTakenBack makes durable that the bases are the authority again.
-func (m *Merger) RecordTakenBack(ctx context.Context, r *operation.Run, snap vps.Snapshot, disks []int) error {
+// TakeBackOff merges what was written to the overlays of a VPS that has gone off since.
+func (m *Merger) TakeBackOff(
+	ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot, rest []int,
+) error {
+	if err := m.CheckNotRunInPivot(ctx, r, dom, snap); err != nil {
+		return err
+	}
+	err := startlock.Hold(ctx, m.stateDir, dom.ID, func(ctx context.Context) error {
+		for _, i := range rest {
+			disk := snap.Disks[i]
+			what := hypervisor.OfflineMerge{Overlay: disk.Overlay, Base: disk.Base, BaseFormat: disk.BaseFormat}
+			if err := m.host.MergeOffline(ctx, what, r.Progress); err != nil {
+				return fmt.Errorf("overlay of disk %s not merged: %w", disk.Target, err)
+			}
+		}
+		return m.recordTakenBack(ctx, r, snap, rest)
+	})
+	if errors.Is(err, startlock.ErrStarting) {
+		return fmt.Errorf("%s is being started: %w", dom.Name, hypervisor.ErrBusy)
+	}
+	return err
+}
+
+// recordTakenBack makes durable that the bases are the authority again.
+func (m *Merger) recordTakenBack(ctx context.Context, r *operation.Run, snap vps.Snapshot, disks []int) error {
 	for _, i := range disks {
 		snap.Disks[i].Pivoted = true
 	}
@@ -116,9 +165,9 @@ func (m *Merger) RecordTakenBack(ctx context.Context, r *operation.Run, snap vps
 	return r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) })
 }
 
-// IsLost reports whether libvirt believes that a guest uses the base, or that a merge
+// isLost reports whether libvirt believes that a guest uses the base, or that a merge
 // goes on, and QEMU uses the overlay.
-func (m *Merger) IsLost(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) (bool, error) {
+func (m *Merger) isLost(ctx context.Context, dom hypervisor.Domain, disk vps.SnapshotDisk) (bool, error) {
 	now, ok := image.Live(dom, disk)
 	switch {
 	case dom.State == hypervisor.Off || disk.Pivoted || !ok:

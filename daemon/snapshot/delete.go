@@ -137,7 +137,7 @@ func (s deleter) queueMerge(ctx context.Context, r *operation.Run) (err error) {
 		return err
 	}
 	if snap.State == vps.SnapshotDeleting { // its merge may have been cut off
-		if err := s.mergeLost(ctx, r, dom, snap); err != nil {
+		if err := s.merger.MergeLost(ctx, r, dom, snap); err != nil {
 			return err
 		}
 	}
@@ -256,7 +256,7 @@ func (s deleter) mergeOverlays(ctx context.Context, r *operation.Run) (err error
 	if err != nil {
 		return err
 	}
-	if err := s.mergeLost(ctx, r, dom, snap); err != nil {
+	if err := s.merger.MergeLost(ctx, r, dom, snap); err != nil {
 		return err
 	}
 	// Of a merge while the VPS runs, one before it while it was off tells nothing. Left

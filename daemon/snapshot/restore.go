@@ -502,11 +502,7 @@ func (n restoreNotes) powerAfter() (start, paused bool) {
 	return n.Was != hypervisor.Off, paused
 }
 
-// agentPing is how long one question to the booting guest may take.
-const agentPing = 2 * time.Second
-
-// awaitGuest waits, for a bounded time, until the guest answers again, and
-// reports whether it did. A guest without agent is not waited for.
+// awaitGuest waits until the guest answers again, as long as a setting says.
 func (s restorer) awaitGuest(ctx context.Context, r *operation.Run) error {
 	_, notes, err := s.restoreState(ctx, r)
 	if err != nil {
@@ -515,25 +511,7 @@ func (s restorer) awaitGuest(ctx context.Context, r *operation.Run) error {
 	if start, paused := notes.powerAfter(); !start || paused {
 		return nil
 	}
-	within := s.policy().AgentWait
-	until := time.Now().Add(within)
-	// The answer is for people only: a guest that never answers does not fail a restore.
-	return s.inventory.Await(ctx, r.Op.VPS, time.Second, func() (bool, error) {
-		dom, err := s.inventory.Read(ctx, r.Op.VPS)
-		switch {
-		case err != nil:
-			return false, err
-		case dom.Agent == hypervisor.AgentNone || dom.State != hypervisor.Running:
-			return true, nil
-		case dom.Agent == hypervisor.AgentConnected && s.host.PingAgent(ctx, dom.ID, agentPing) == nil:
-			r.AddResult("the guest answers again")
-			return true, nil
-		case time.Now().After(until):
-			r.AddResult(fmt.Sprintf("the guest agent has not answered within %s", within))
-			return true, nil
-		}
-		return false, nil
-	})
+	return s.guests.AwaitAgent(ctx, r, s.policy().AgentWait)
 }
 
 // tidyRestore removes the undo of an earlier restore, which this one replaces.

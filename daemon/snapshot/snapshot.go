@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"vpssnapd/daemon/fault"
@@ -60,7 +59,6 @@ type Snapshots struct {
 	logger      *slog.Logger
 	onFrozen    func(time.Duration)
 	onDiscarded func()
-	pivots      sync.Map // by VPS, the pivotState of a pivot that this process has begun
 }
 
 // Parts are what Snapshots is made of.
@@ -138,9 +136,6 @@ func New(p Parts) *Snapshots {
 
 // ended follows a run up.
 func (s *Snapshots) ended(op vps.Operation) {
-	// The pivot marks of this process serve one operation only; what must outlive it is
-	// in the record.
-	s.pivots.Delete(op.VPS)
 	if op.Kind != vps.KindTake || op.Status != vps.StatusSucceeded {
 		return
 	}

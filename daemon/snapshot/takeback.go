@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"vpssnapd/daemon/fault"
+	"vpssnapd/daemon/image"
 	"vpssnapd/daemon/operation"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
@@ -168,4 +169,55 @@ func (s restorer) tellAsBefore(ctx context.Context, r *operation.Run, snap vps.S
 		s.logger.Warn("the definition still speaks of a restore", r.Op.LogAttr(), "error", err)
 	}
 	return nil
+}
+
+// takeBackSwitch gives a take up whose switch libvirt knows nothing of. From here on the
+// overlays are the authority, as of a snapshot that was taken, and each until it is merged.
+func (s taker) takeBackSwitch(ctx context.Context, r *operation.Run, dom hypervisor.Domain, snap vps.Snapshot) error {
+	var rest []int
+	for i, disk := range snap.Disks {
+		if !disk.Pivoted {
+			rest = append(rest, i)
+		}
+	}
+	if dom.MigratedAway {
+		return operation.Park(fault.Migrated(dom))
+	}
+	if snap.Consistency == "" {
+		snap.Consistency, snap.UpdatedAt = vps.ConsistencyCrash, s.store.Now()
+		if err := r.Record(ctx, func(tx *store.Tx) error { return tx.SaveSnapshot(ctx, snap) }); err != nil {
+			return err
+		}
+	}
+	var err error
+	switch {
+	case len(rest) == 0:
+	case dom.State == hypervisor.Off:
+		err = s.merger.TakeBackOff(ctx, r, dom, snap, rest)
+	default:
+		err = s.merger.TakeBack(ctx, r, dom, snap, rest)
+	}
+	switch {
+	case errors.Is(err, hypervisor.ErrReplaced), errors.Is(err, hypervisor.ErrUnsupported),
+		errors.Is(err, hypervisor.ErrDenied):
+		return errLostSwitch(dom, err)
+	case err != nil:
+		return err
+	}
+	if err := s.host.PointDisks(ctx, snap.VPS, image.BaseSources(dom, snap)); err != nil {
+		return err
+	}
+	return operation.RollBack(s.errInterrupted(r.Op))
+}
+
+// errLostSwitch leaves a VPS to an operator whose QEMU does with the overlays what libvirt
+// does not know, and what cannot be told for sure.
+func errLostSwitch(dom hypervisor.Domain, cause error) error {
+	return operation.Park(
+		vps.Errorf(vps.CodeVPSChanged, "%s may write to new overlays of which libvirt, which died in the take, does "+
+			"not know", dom.Name).
+			WithRemedy("shut %s down (virsh shutdown %s) and resume the operation: what it wrote is then merged",
+				dom.Name, dom.Name).
+			Because(cause),
+	)
 }

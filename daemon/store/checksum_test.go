@@ -79,7 +79,12 @@ func TestFlippedColumns(t *testing.T) {
 	must(t, err)
 	flips := 0
 	for _, table := range []string{"option", "snapshot", "snapshot_disk", "operation", "token"} {
-		columns, err := columnsOf(ctx, raw(t, path), table)
+		type column struct {
+			name string
+			blob bool
+		}
+		rows, err := raw(t, path).QueryContext(ctx, `SELECT name, type = 'BLOB' FROM pragma_table_info(?)`, table)
+		columns, err := collect(judgedRows{rows, asItIs}, err, func(row scanner) (c column, err error) { return c, row.Scan(&c.name, &c.blob) })
 		must(t, err)
 		for _, c := range columns {
 			copied := filepath.Join(t.TempDir(), FileName)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"vpssnapd/daemon/store/checksum"
 )
 
 // DamagedRow is one that was found not to be as it was written: a bit of it has flipped, or
@@ -48,17 +49,17 @@ func (t *Tx) ForgetDamagedState(ctx context.Context, vpsID string) error {
 // SetAside moves the open snapshots and operations of a VPS to its damaged rows: they
 // decide together, and are made again from the host.
 func (t *Tx) SetAside(ctx context.Context, vpsID string) error {
-	for _, g := range guardedTables {
-		if g.table != "snapshot" && g.table != "operation" {
+	for _, g := range checksum.Tables {
+		if g.Name != "snapshot" && g.Name != "operation" {
 			continue
 		}
-		rows, err := t.q.QueryContext(ctx, fmt.Sprintf(`SELECT id FROM %s WHERE vps = ? AND %s`, g.table, g.open), vpsID)
+		rows, err := t.q.QueryContext(ctx, fmt.Sprintf(`SELECT id FROM %s WHERE vps = ? AND %s`, g.Name, g.Open), vpsID)
 		ids, err := collect(rows, err, func(row scanner) (id string, err error) { return id, row.Scan(&id) })
 		if err != nil {
 			return err
 		}
 		for _, id := range ids {
-			if err := g.setAside(ctx, t.tx, DamagedRow{Kind: g.table, ID: id, VPS: vpsID, Open: true, At: t.now}); err != nil {
+			if err := setAside(ctx, t.tx, g, DamagedRow{Kind: g.Name, ID: id, VPS: vpsID, Open: true, At: t.now}); err != nil {
 				return err
 			}
 		}
@@ -73,7 +74,7 @@ func (s *Store) Verify(ctx context.Context) error {
 		return *failed
 	}
 	var found []DamagedRow
-	err := s.read(ctx, func(q queries) (err error) { found, err = findDamaged(ctx, q.q.on.(execer)); return err })
+	err := s.read(ctx, func(q queries) (err error) { found, err = findDamaged(ctx, q.q.on.(checksum.DB)); return err })
 	if err != nil || len(found) == 0 {
 		return s.judge(err)
 	}
@@ -81,14 +82,14 @@ func (s *Store) Verify(ctx context.Context) error {
 }
 
 // findDamaged returns the rows that do not fit their sum.
-func findDamaged(ctx context.Context, db execer) ([]DamagedRow, error) {
+func findDamaged(ctx context.Context, db checksum.DB) ([]DamagedRow, error) {
 	var all []DamagedRow
-	for _, g := range guardedTables {
-		sum, err := g.sumOf(ctx, db, "r")
+	for _, g := range checksum.Tables {
+		sum, err := g.Sum(ctx, db, "r")
 		if err != nil {
 			return nil, err
 		}
-		own := of("r", g.vps)
+		own := checksum.Of("r", g.VPS)
 		// A row whose VPS is another now is told to both, and one without its row, or without
 		// its sum, too.
 		rows, err := db.QueryContext(ctx, fmt.Sprintf(`
@@ -98,13 +99,13 @@ func findDamaged(ctx context.Context, db execer) ([]DamagedRow, error) {
 			WHERE c.sum IS NOT %[4]s OR c.vps IS NOT %[2]s
 			UNION SELECT c.id, c.vps, c.open FROM checksum c
 			WHERE c.kind = '%[1]s' AND NOT EXISTS (SELECT 1 FROM %[1]s r WHERE r.id = c.id)`,
-			g.table, own, of("r", g.open), sum))
+			g.Name, own, checksum.Of("r", g.Open), sum))
 		found, err := collect(judgedRows{rows, asItIs}, err, func(row scanner) (DamagedRow, error) {
-			d := DamagedRow{Kind: g.table}
+			d := DamagedRow{Kind: g.Name}
 			return d, row.Scan(&d.ID, &d.VPS, &d.Open)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("cannot verify the table %s: %w", g.table, err)
+			return nil, fmt.Errorf("cannot verify the table %s: %w", g.Name, err)
 		}
 		all = append(all, found...)
 	}
@@ -143,11 +144,11 @@ func setKindsAside(ctx context.Context, conn *sql.Conn, now time.Time, wanted fu
 		return err
 	}
 	for _, d := range found {
-		for _, g := range guardedTables {
-			if d.At = now; g.table != d.Kind || !wanted(d) {
+		for _, g := range checksum.Tables {
+			if d.At = now; g.Name != d.Kind || !wanted(d) {
 				continue
 			}
-			if err := g.setAside(ctx, tx, d); err != nil {
+			if err := setAside(ctx, tx, g, d); err != nil {
 				return fmt.Errorf("cannot set aside the damaged %s %s: %w", d.Kind, d.ID, err)
 			}
 		}
@@ -156,33 +157,33 @@ func setKindsAside(ctx context.Context, conn *sql.Conn, now time.Time, wanted fu
 }
 
 // setAside moves one row, as it is, with its parts. It may be there no more.
-func (g guarded) setAside(ctx context.Context, tx execer, d DamagedRow) error {
-	content, err := contentOf(ctx, tx, g.table, "r")
+func setAside(ctx context.Context, tx checksum.DB, g checksum.Table, d DamagedRow) error {
+	content, err := checksum.Content(ctx, tx, g.Name, "r")
 	if err != nil {
 		return err
 	}
 	statements := []string{
 		fmt.Sprintf(`INSERT OR REPLACE INTO damaged VALUES (?1, ?2, ?3, ?4, ?5,
 			coalesce((SELECT content FROM damaged WHERE kind = ?1 AND id = ?2), (SELECT %s FROM %s r WHERE id = ?2), ''))`,
-			content, g.table),
+			content, g.Name),
 	}
-	if g.parts != "" {
-		part, err := contentOf(ctx, tx, g.parts, "p")
+	if g.Parts != "" {
+		part, err := checksum.Content(ctx, tx, g.Parts, "p")
 		if err != nil {
 			return err
 		}
 		statements = append(statements,
 			fmt.Sprintf(`UPDATE damaged SET content = content || coalesce((SELECT group_concat(%s, '') FROM %s p WHERE %s = ?2), '')
-				WHERE kind = ?1 AND id = ?2 AND vps = ?3`, part, g.parts, g.table),
-			fmt.Sprintf(`DELETE FROM %s WHERE %s = ?2`, g.parts, g.table))
+				WHERE kind = ?1 AND id = ?2 AND vps = ?3`, part, g.Parts, g.Name),
+			fmt.Sprintf(`DELETE FROM %s WHERE %s = ?2`, g.Parts, g.Name))
 	}
-	if g.table == "option" {
+	if g.Name == "option" {
 		statements = append(statements, `DELETE FROM reminder WHERE option = ?2`)
 	}
 	statements = append(statements,
-		fmt.Sprintf(`DELETE FROM %s WHERE id = ?2`, g.table),
+		fmt.Sprintf(`DELETE FROM %s WHERE id = ?2`, g.Name),
 		`DELETE FROM checksum WHERE kind = ?1 AND id = ?2`)
-	if g.table == "token" { // before a migration no trigger does it for those that it has made
+	if g.Name == "token" { // before a migration no trigger does it for those that it has made
 		statements = append(statements, `DELETE FROM checksum WHERE kind = ?1 AND id NOT IN (SELECT id FROM token)`)
 	}
 	for _, statement := range statements {

@@ -16,6 +16,7 @@ import (
 
 	"modernc.org/sqlite"
 
+	"vpssnapd/daemon/store/checksum"
 	"vpssnapd/daemon/vps"
 )
 
@@ -244,7 +245,7 @@ var (
 
 // readsHistory tells what is wrong with a line of a plan.
 func readsHistory(query, line string) string {
-	if strings.Contains(query, sumFunction) { // which is to look at every row
+	if strings.Contains(query, checksum.Function) { // which is to look at every row
 		return ""
 	}
 	if strings.Contains(line, "AUTOMATIC") {

@@ -26,6 +26,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"vpssnapd/daemon/failpoint"
+	"vpssnapd/daemon/store/checksum"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/daemon/work"
 	"vpssnapd/hypervisor/durable"
@@ -266,15 +267,15 @@ func prepare(ctx context.Context, db *sql.DB, path string) error {
 	if _, err = provider.Up(ctx); err != nil || sealed && have == known {
 		return err
 	}
-	return sealFor(ctx, db, known)
+	return checksum.SealFor(ctx, db, known)
 }
 
 // verifyFor sets aside what is damaged, if there are sums for this version of the schema.
 func verifyFor(ctx context.Context, db *sql.DB, version int64) (sealed bool, err error) {
-	if there, err := sealedAtAll(ctx, db); err != nil || !there {
+	if there, err := checksum.IsSealed(ctx, db); err != nil || !there {
 		return false, err
 	}
-	if have, err := sealedFor(ctx, db); err != nil || have != version {
+	if have, err := checksum.SealedFor(ctx, db); err != nil || have != version {
 		return false, err
 	}
 	found, err := findDamaged(ctx, db)
@@ -312,8 +313,8 @@ func integrity(ctx context.Context, db *sql.DB, path string) error {
 }
 
 // structure checks the file, and the constraints of tables whose rows have no checksum: a
-// single damaged row of the others stops nothing (see checksum.go).
-func structure(ctx context.Context, db execer) (answer string, err error) {
+// single damaged row of the others stops nothing (see daemon/store/checksum).
+func structure(ctx context.Context, db checksum.DB) (answer string, err error) {
 	rows, err := db.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%CHECK (%'`)
 	tables, err := collect(judgedRows{rows, asItIs}, err, func(row scanner) (name string, err error) {
 		return name, row.Scan(&name)
@@ -332,7 +333,7 @@ func structure(ctx context.Context, db execer) (answer string, err error) {
 		if err != nil || answer != "ok" {
 			return answer, err
 		}
-		if !slices.ContainsFunc(guardedTables, func(g guarded) bool { return g.table == table }) {
+		if !slices.ContainsFunc(checksum.Tables, func(g checksum.Table) bool { return g.Name == table }) {
 			err = db.QueryRowContext(ctx, `PRAGMA integrity_check("`+table+`")`).Scan(&answer)
 		}
 	}
@@ -342,7 +343,7 @@ func structure(ctx context.Context, db execer) (answer string, err error) {
 // indexAgain makes the indexes again, if that is all that is wrong: the rows have checksums
 // of their own. A file that is damaged otherwise is not changed.
 func indexAgain(ctx context.Context, db *sql.DB, wrong string) (answer string, err error) {
-	if sealed, err := sealedAtAll(ctx, db); err != nil || !sealed {
+	if sealed, err := checksum.IsSealed(ctx, db); err != nil || !sealed {
 		return wrong, nil // without checksums an index is the only witness
 	}
 	tx, err := db.BeginTx(ctx, nil)
@@ -475,7 +476,7 @@ func (s *Store) write(ctx context.Context, do func(*Tx) error) error {
 		return plain(err)
 	}
 	defer tx.Rollback()
-	if err := guard(ctx, tx); err != nil {
+	if err := checksum.Guard(ctx, tx); err != nil {
 		return plain(err)
 	}
 	t := &Tx{queries: queries{querier{tx, asItIs}}, tx: tx, now: s.Now()}

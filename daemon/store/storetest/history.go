@@ -8,8 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"time"
-
-	"vpssnapd/daemon/store"
+	"vpssnapd/daemon/store/checksum"
 )
 
 // dayTable has the days, oldest first, each with its time.
@@ -66,7 +65,7 @@ func AddHistory(ctx context.Context, path string, vpses []VPS, days int) (err er
 			return fmt.Errorf("cannot write the history: %w", err)
 		}
 	}
-	if err := store.Seal(ctx, tx); err != nil {
+	if err := checksum.Seal(ctx, tx); err != nil {
 		return fmt.Errorf("cannot write the history: %w", err)
 	}
 	return tx.Commit()
