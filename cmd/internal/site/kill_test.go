@@ -161,13 +161,13 @@ func TestLibvirtdKilled(t *testing.T) {
 		{"switch/commit/before", "tidy/SetMetadata/before", "resume/Resume/before"},
 		{"verify/commit/before", "tidy/SetMetadata/after", "unlink/SetMetadata/before"},
 	} {
-		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'a', 16<<20))
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'a', 4<<20))
 		take := func() (api.Operation, error) { return h.Client.Take(ctx, "web1", api.TakeRequest{}) }
 		if disturbed("take/"+points.take, take).Status == "failed" {
 			h.clean("web1")
 			h.take("web1", api.TakeRequest{})
 		}
-		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 16<<20))
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'b', 4<<20))
 		snapshot, err := h.Client.Snapshot(ctx, "web1")
 		h.must(err)
 		pattern := byte('a')
@@ -177,13 +177,13 @@ func TestLibvirtdKilled(t *testing.T) {
 		if disturbed("restore/"+points.restore, restore).Status == "failed" {
 			pattern = 'b'
 		}
-		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, pattern, 16<<20))
-		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
+		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, pattern, 4<<20))
+		h.must(h.Lab.WriteDisk(ctx, "web1", "vda", 0, 'c', 16<<20))
 		disturbed("delete/"+points.delete, func() (api.Operation, error) { return h.Client.Delete(ctx, "web1") })
 		if h.has("web1") {
 			h.delete("web1")
 		}
-		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, 'c', 48<<20))
+		h.must(h.Lab.CheckDisk(ctx, "web1", "vda", 0, 'c', 16<<20))
 		if got := h.state("web1"); got != "running" {
 			t.Errorf("the VPS is %s", got)
 		}
