@@ -65,6 +65,16 @@ func (e *StorageError) Error() string {
 // Unwrap makes it an ErrUnavailable.
 func (e *StorageError) Unwrap() []error { return []error{ErrUnavailable, e.Err} }
 
+// AstrayError: libvirt is wrong about a domain (Domain.Astray), so nothing is done with it.
+type AstrayError struct{ Domain Domain }
+
+func (e *AstrayError) Error() string {
+	if pid := e.Domain.Astray.PID; pid != 0 {
+		return fmt.Sprintf("libvirt takes %s for off, but its QEMU runs (process %d)", e.Domain.Name, pid)
+	}
+	return fmt.Sprintf("libvirt takes %s for being started, but no QEMU of it runs", e.Domain.Name)
+}
+
 // Told is an error with what libvirt, QEMU or one of its tools said, in its own words.
 type Told struct {
 	Words string

@@ -131,7 +131,7 @@ type Domains interface {
 	PowerOff(ctx context.Context, id string) error
 	// Start boots the domain, ignoring and removing any managed save image; active already is
 	// no error. With paused its processors stay stopped. ErrBusy when another
-	// process holds an image of the domain.
+	// process holds an image of the domain; AstrayError.
 	Start(ctx context.Context, id string, paused bool) error
 	// CheckStart makes sure, as far as can be told without a start, that the domain could be
 	// started from its persistent definition: ErrNoStart, with what is missing, when not.
@@ -258,6 +258,8 @@ type Domain struct {
 	// MigratedAway reports whether it is off because it was migrated to another host; only
 	// the definition stayed. Known until libvirt restarts.
 	MigratedAway bool
+	// Astray is set when libvirt is wrong about the domain; State is Unknown then.
+	Astray *Astray
 	// Disks is what the domain uses: the live definition when active, else the persistent one.
 	Disks []Disk
 	// PersistentDisks is what the next boot will use. Empty for a transient domain.
@@ -276,6 +278,20 @@ type Domain struct {
 	Checkpoints int
 	// Metadata is our XML element as stored in the persistent definition; "" when there is none.
 	Metadata string
+}
+
+// Astray is a domain of which libvirt, which died within a call, cannot read its own note
+// any more. Nothing may be done with its disks, and nothing can be done through libvirt.
+type Astray struct {
+	// PID is the process of its QEMU, which runs although libvirt takes the domain for
+	// off; 0: none runs, although libvirt takes the domain for being started.
+	PID int
+	// Status is the file with libvirt's note of the domain; "" when it is gone. On another
+	// host than libvirt's it may have another name.
+	Status string
+	// Jobless reports whether the note names a merge without saying that it is one, and
+	// can be read again once that is said.
+	Jobless bool
 }
 
 // Disk is one disk of a domain, as the definition says.

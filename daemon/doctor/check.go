@@ -220,7 +220,9 @@ func (i *inspection) run(ctx context.Context) error {
 	}
 	// Without a snapshot the list is enough; asking for each of hundreds of VPSes again
 	// would keep libvirt busy for nothing.
-	if i.listed != nil && i.rec.Snapshot == nil {
+	if i.listed != nil && i.listed.Astray != nil {
+		i.checkAstray(*i.listed)
+	} else if i.listed != nil && i.rec.Snapshot == nil {
 		i.dom, i.name, i.answered, i.present = *i.listed, i.listed.Name, true, true
 	} else if !i.silent {
 		i.read(ctx)
@@ -263,7 +265,10 @@ func (i *inspection) read(ctx context.Context) {
 	defer cancel()
 	dom, err := i.d.inventory.Read(ctx, i.id)
 	i.answered, i.present = err == nil || errors.Is(err, hypervisor.ErrNotFound), err == nil
+	astray, isAstray := errors.AsType[*hypervisor.AstrayError](err)
 	switch {
+	case isAstray:
+		i.checkAstray(astray.Domain)
 	case i.present:
 		i.dom, i.name = dom, dom.Name
 	case !i.answered:

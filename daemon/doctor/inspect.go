@@ -368,6 +368,12 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	i.findings[len(i.findings)-1].Snapshot = s.ID
 }
 
+// checkAstray tells of a VPS that libvirt is wrong about: what its disks hold is not known.
+func (i *inspection) checkAstray(dom hypervisor.Domain) {
+	i.name = dom.Name
+	i.add(vps.CheckUnreachable, "", "", (&hypervisor.AstrayError{Domain: dom}).Error(), remedyAstray(*dom.Astray))
+}
+
 // gone reports whether libvirt answered, and does not know the VPS.
 func (i *inspection) gone() bool { return i.answered && !i.present }
 

@@ -59,6 +59,8 @@ var hostErrors = []struct {
 		"look at the VPS's disks on its host (virsh domblklist)"},
 }
 
+const astrayRemedy = "have libvirt know the VPS again, as doctor says (vpssnap doctor), then resume the operation or ask again"
+
 const waitForLibvirt = "wait until libvirt is back, then try again"
 
 // Explain says that what could not be done, and why, as far as err tells: in our words,
@@ -72,6 +74,10 @@ func Explain(what string, err error) *vps.Error {
 			WithRemedy("bring that mount of the host back (its server, network or array); " +
 				"the work goes on by itself, and what was refused can be asked for again").
 			Because(err)
+	}
+	if astray, ok := errors.AsType[*hypervisor.AstrayError](err); ok {
+		return vps.Errorf(vps.CodeVPSChanged, "%s: %s", what, astray).
+			WithRemedy(astrayRemedy).Because(err)
 	}
 	reason := reasonOf(err)
 	for _, h := range hostErrors {

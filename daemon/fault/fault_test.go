@@ -19,6 +19,9 @@ func TestTheHostsReasonIsTold(t *testing.T) {
 		return fmt.Errorf("step: %w", &hypervisor.Told{Words: words, Err: fmt.Errorf("%w: libvirt", kind)})
 	}
 	unknown := errors.New("a kind of its own")
+	astray := func(pid int) error {
+		return &hypervisor.AstrayError{Domain: hypervisor.Domain{Name: "web1", Astray: &hypervisor.Astray{PID: pid}}}
+	}
 	for _, c := range []struct {
 		err  error
 		want string
@@ -28,6 +31,8 @@ func TestTheHostsReasonIsTold(t *testing.T) {
 		{said("Failed to get \"write\" lock", hypervisor.ErrBusy), "Failed to get \"write\" lock"},
 		{said("unsupported configuration: no such bus", hypervisor.ErrUnsupported), "no such bus"},
 		{fmt.Errorf("cannot read x: %w", syscall.EIO), "the host refused: input/output error"},
+		{astray(4711), "libvirt takes web1 for off, but its QEMU runs (process 4711)"},
+		{astray(0), "libvirt takes web1 for being started, but no QEMU of it runs"},
 		{fmt.Errorf("%w: %w", hypervisor.ErrPersistence, syscall.EROFS), "read-only file system"},
 	} {
 		e := fault.Explain("cannot delete the snapshot of web1", c.err)

@@ -132,7 +132,7 @@ func (v *Inventory) Read(ctx context.Context, id string) (hypervisor.Domain, err
 	if v.keep(number, id, d, err) {
 		v.Saw(d)
 	}
-	return d, err
+	return d, unlessAstray(d, err)
 }
 
 // ReadFull reads one domain again with the sizes, which its QEMU must answer. Where only
@@ -144,7 +144,16 @@ func (v *Inventory) ReadFull(ctx context.Context, id string) (hypervisor.Domain,
 		v.Saw(d)
 		v.answered(id)
 	}
-	return d, err
+	return d, unlessAstray(d, err)
+}
+
+// unlessAstray fails for a domain that libvirt is wrong about: who reads one is about to
+// act on it, or to promise something.
+func unlessAstray(d hypervisor.Domain, err error) error {
+	if err == nil && d.Astray != nil {
+		return &hypervisor.AstrayError{Domain: d}
+	}
+	return err
 }
 
 // answered notes that the QEMU of a domain does.

@@ -32,8 +32,10 @@ type domain struct {
 	Open  map[string]uint64
 	Jobs  map[string]job
 	Stray map[string]stray // disks of which libvirt has lost track
-	Guest Guest
-	Mind  AgentMind
+	// Forgotten: libvirt takes it for off, and it runs.
+	Forgotten bool
+	Guest     Guest
+	Mind      AgentMind
 	// Freezing: the agent accepted a freeze late and will do it at the next chance.
 	Freezing bool
 
@@ -119,7 +121,7 @@ func (d *domain) hasOpen(path string) bool {
 func (d *domain) off() {
 	d.State, d.PauseReason = hypervisor.Off, ""
 	d.Disks, d.Open, d.Jobs, d.Stray = nil, nil, nil, nil
-	d.Guest.Frozen, d.Freezing = false, false
+	d.Guest.Frozen, d.Freezing, d.Forgotten = false, false, false
 	// A transient domain ends with its QEMU.
 	d.gone = !d.Persistent
 	d.tell(hypervisor.EventChanged)
@@ -266,7 +268,12 @@ func (h *Host) look(id string, see func(d *domain) error) error {
 func (h *Host) call(ctx context.Context, call, id string, change func(d *domain) error) error {
 	err := h.reach(ctx, call+".before", id)
 	if err == nil {
-		err = h.update(id, change)
+		err = h.update(id, func(d *domain) error {
+			if d.Forgotten {
+				return d.refuse(call)
+			}
+			return change(d)
+		})
 	}
 	if err == nil {
 		err = h.reach(ctx, call+".after", id)
@@ -404,6 +411,9 @@ func (h *Host) Named(ctx context.Context, name string) (id string, err error) {
 // get.
 func (d *domain) shown() hypervisor.Domain {
 	s := d.Domain
+	if d.Forgotten {
+		s = forgotten(s)
+	}
 	if !d.active() {
 		// Off, libvirt shows the persistent definition for both.
 		s.Disks = s.PersistentDisks

@@ -71,6 +71,13 @@ func (f *fixture) Undefine(t testing.TB, id string)    { t.Helper(); must(t, f.h
 func (f *fixture) KillGuest(t testing.TB, id string)   { t.Helper(); must(t, f.host.KillGuest(id)) }
 func (f *fixture) ManagedSave(t testing.TB, id string) { t.Helper(); must(t, f.host.ManagedSave(id)) }
 
+func (f *fixture) Forget(t testing.TB, id string) (remember func()) {
+	t.Helper()
+	must(t, f.host.Forget(id))
+	f.RestartHypervisor(t)
+	return func() { t.Helper(); must(t, f.host.Remember(id)); f.RestartHypervisor(t) }
+}
+
 func (f *fixture) HangDirectory(_ testing.TB, dir string) (answer func()) {
 	return f.host.HangDirectory(dir)
 }

@@ -35,6 +35,49 @@ func (h *Host) ForgetSwitch(id string) error {
 	})
 }
 
+// Forget makes libvirt take a running domain for off, as when it cannot read its own note
+// of it; Remember makes it know the domain again.
+func (h *Host) Forget(id string) error {
+	return h.update(id, func(d *domain) error {
+		if !d.active() {
+			return hypervisor.ErrOff
+		}
+		d.Forgotten = true
+		d.tell(hypervisor.EventChanged)
+		return nil
+	})
+}
+
+// Remember ends Forget.
+func (h *Host) Remember(id string) error {
+	return h.update(id, func(d *domain) error {
+		d.Forgotten = false
+		d.tell(hypervisor.EventChanged)
+		return nil
+	})
+}
+
+// forgottenPID stands for the process of a fake guest.
+const forgottenPID = 4711
+
+// forgotten is a domain as libvirt tells it that has forgotten that it runs.
+func forgotten(d hypervisor.Domain) hypervisor.Domain {
+	d.State, d.PauseReason, d.Disks = hypervisor.Unknown, "", d.PersistentDisks
+	d.Astray = &hypervisor.Astray{PID: forgottenPID, Status: "/run/libvirt/qemu/" + d.Name + ".xml", Jobless: true}
+	return d
+}
+
+// refuse is how a call ends for such a domain.
+func (d *domain) refuse(call string) error {
+	switch call {
+	case "Start":
+		return &hypervisor.AstrayError{Domain: forgotten(d.Domain)}
+	case "PowerOff":
+		return nil // it is off already
+	}
+	return hypervisor.ErrOff
+}
+
 // TakeBackSwitch takes back a switch of which libvirt knows nothing. A merge is ready at
 // the next call.
 func (h *Host) TakeBackSwitch(

@@ -41,6 +41,9 @@ type Fixture interface {
 	KillGuest(t testing.TB, id string)
 	// RestartHypervisor kills libvirtd and starts it again; guests live on.
 	RestartHypervisor(t testing.TB)
+	// Forget is RestartHypervisor after which libvirt has forgotten that the domain runs, as
+	// when it died in a pivot; remember is one after which it knows the domain again.
+	Forget(t testing.TB, id string) (remember func())
 	// AddPool defines a storage pool of a directory, which ends with the test.
 	AddPool(t testing.TB, dir string)
 	// HangDirectory makes a directory of images not answer, as a mount whose server is

@@ -1,7 +1,9 @@
 package hypervisortest
 
 import (
+	"errors"
 	"os"
+	"slices"
 
 	"vpssnapd/hypervisor"
 )
@@ -14,6 +16,7 @@ var power = []test{
 	{"Start without an image fails", startWithoutImage},
 	{"CheckStart tells what a start would miss", checkStart},
 	{"Start is refused while another guest reads the image", startBusy},
+	{"A domain that runs and is off for libvirt is told and not started", forgottenDomain},
 	{"A transient domain is gone when it ends", transientEnds},
 }
 
@@ -138,6 +141,48 @@ func startBusy(s *suite) {
 	g.off()
 	golden.start()
 	golden.check()
+}
+
+// forgottenDomain (FAULTS.md row 44): it is neither off nor may be started, whether or not its
+// images are locked; and it is as it was when libvirt knows it again.
+func forgottenDomain(s *suite) {
+	for _, remains := range []bool{true, false} {
+		g := s.written("qcow2")
+		g.start()
+		before := g.domain()
+		mark := s.mark()
+		remember := s.fixture.Forget(s, g.id)
+		s.await(mark, hypervisor.EventConnected, "")
+		list, err := s.host().List(s.ctx)
+		s.must(err)
+		glance, err := s.host().Glance(s.ctx, g.id)
+		s.must(err)
+		for _, d := range append(list, glance, g.domain()) {
+			if d.ID == g.id && (d.State != hypervisor.Unknown || d.Astray == nil || d.Astray.PID == 0 || !d.Astray.Jobless) {
+				s.Errorf("it is %s, %+v", d.State, d.Astray)
+			}
+		}
+		if astray, ok := errors.AsType[*hypervisor.AstrayError](s.host().Start(s.ctx, g.id, false)); !ok || astray.Domain.ID != g.id {
+			s.Errorf("to start it is refused as %v", astray)
+		}
+		if !remains { // by its own shutdown, say
+			s.fixture.KillGuest(s, g.id)
+			g.inState(hypervisor.Off)
+			g.start()
+			g.check()
+			continue
+		}
+		mark = s.mark()
+		remember()
+		s.await(mark, hypervisor.EventConnected, "")
+		if after := g.domain(); after.State != hypervisor.Running || after.Astray != nil ||
+			!slices.EqualFunc(after.Disks, before.Disks, func(a, b hypervisor.Disk) bool { return a.Path == b.Path }) {
+			s.Errorf("it was %+v and is %+v", before, after)
+		}
+		g.check()
+		g.off()
+		g.inState(hypervisor.Off)
+	}
 }
 
 // transientEnds: defining it would make it persistent behind its owner's back, so calls

@@ -94,6 +94,38 @@ func (s *Strike) Close() error {
 	return nil
 }
 
+// StatusFile is where the owner of the lab finds what libvirtd has written down of a running
+// domain; inside it is in /run/libvirt/qemu.
+func (l *Lab) StatusFile(name string) string {
+	return l.inside(filepath.Join("/run/libvirt/qemu", name+".xml"))
+}
+
+// inside names a file of the lab for its owner.
+func (l *Lab) inside(path string) string {
+	return filepath.Join("/proc", strconv.Itoa(l.init.Process.Pid), "root", path)
+}
+
+// statusMirror is what libvirt 9.0 writes when a merge has ended, and cannot read.
+const statusMirror = `<mirror type='file' job=''><format type='raw'/><source file='/none' index='9'/></mirror>`
+
+// ForgetDomain makes libvirtd forget that a domain runs: it is killed, and comes again to a
+// status file as one is that it has left in the middle of a pivot. With remember the domain
+// is known again.
+func (l *Lab) ForgetDomain(ctx context.Context, name string) (remember func() error, err error) {
+	edit := func(from, to string) error {
+		if err := l.KillLibvirtd(); err != nil {
+			return err
+		}
+		text, err := os.ReadFile(l.StatusFile(name))
+		if err == nil {
+			err = os.WriteFile(l.StatusFile(name), []byte(strings.Replace(string(text), from, to, 1)), 0o600)
+		}
+		return errors.Join(err, l.StartLibvirtd(ctx))
+	}
+	const after = "<target dev="
+	return func() error { return edit(statusMirror, "") }, edit(after, statusMirror+after)
+}
+
 // threadOf finds a thread of a process by its name, of which Linux keeps 15 characters.
 func threadOf(pid int, name string) (int, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", pid))

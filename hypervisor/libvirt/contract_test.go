@@ -112,6 +112,13 @@ func (f *fixture) Redefine(t testing.TB, id string) {
 	must(t, f.DefineXML(t.Context(), f.guests[id].xml))
 }
 
+func (f *fixture) Forget(t testing.TB, id string) (remember func()) {
+	t.Helper()
+	again, err := f.ForgetDomain(t.Context(), f.guests[id].name)
+	must(t, err)
+	return func() { t.Helper(); must(t, again()) }
+}
+
 func (f *fixture) Undefine(t testing.TB, id string) {
 	t.Helper()
 	// Also called when the test is over and its context with it.

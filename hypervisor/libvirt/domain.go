@@ -63,8 +63,8 @@ func (h *Host) domain(
 ) (hypervisor.Domain, error) {
 	// On the ordinary line: reading waits behind a call that may be changing the domain.
 	domain, err := on(ctx, h, ordinary, id, func(d *libvirt.Domain) (hypervisor.Domain, error) {
-		domain, err := readDomain(d)
-		if err == nil {
+		domain, err := h.readDomain(d)
+		if err == nil && domain.Astray == nil {
 			err = more(d, &domain)
 		}
 		return domain, err
@@ -76,14 +76,14 @@ func (h *Host) domain(
 }
 
 // readDomain reads one domain with its facts, for a call about that domain alone.
-func readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
+func (h *Host) readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	f, err := readFacts(d)
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	domain, err := describe(d, f)
-	if err != nil {
-		return hypervisor.Domain{}, err
+	domain, err := h.describe(d, f)
+	if err != nil || domain.Astray != nil {
+		return domain, err // its QEMU cannot be asked
 	}
 	// For libvirt both are I/O errors; to the customer one is over when there is room
 	// again.
@@ -200,7 +200,7 @@ func countMetadata(d *libvirt.Domain, f *facts) error {
 // List returns every domain, without sizes. A host has hundreds: what can be
 // asked for all of them at once is, and each domain is asked only for its XML.
 func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
-	list, err := call(ctx, h, reading, "", listDomains)
+	list, err := call(ctx, h, reading, "", h.listDomains)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the domains: %w", err)
 	}
@@ -237,7 +237,7 @@ func (h *Host) findStarved(ctx context.Context, list []hypervisor.Domain) {
 
 // listDomains reads all domains. What libvirt can tell of all at once is asked once, not
 // for each domain.
-func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
+func (h *Host) listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	domains, err := c.ListAllDomains(0)
 	if err != nil {
 		return nil, err
@@ -249,7 +249,7 @@ func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	}
 	var list []hypervisor.Domain
 	for i := range domains {
-		domain, err := have.describe(&domains[i])
+		domain, err := h.describeOf(&domains[i], have)
 		// One that was undefined since the list was made is left out, and is no error.
 		if err == nil {
 			list = append(list, domain)
@@ -299,8 +299,8 @@ func readGroups(c *libvirt.Connect) (groups, error) {
 	return g, nil
 }
 
-// describe puts together what is known of one domain of the list.
-func (g groups) describe(d *libvirt.Domain) (hypervisor.Domain, error) {
+// describeOf puts together what is known of one domain of the list.
+func (h *Host) describeOf(d *libvirt.Domain, g groups) (hypervisor.Domain, error) {
 	name, err := d.GetName()
 	if err != nil {
 		return hypervisor.Domain{}, err
@@ -321,12 +321,16 @@ func (g groups) describe(d *libvirt.Domain) (hypervisor.Domain, error) {
 			return hypervisor.Domain{}, err
 		}
 	}
-	return describe(d, f)
+	return h.describe(d, f)
 }
 
 // describe adds to the facts what the XML says.
-func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
+func (h *Host) describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	live, next, err := readDefinitions(d, &f)
+	if err != nil {
+		return hypervisor.Domain{}, err
+	}
+	astray, err := h.isAstray(d, f)
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
@@ -335,8 +339,8 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 		Autostart: f.autostart, ManagedSave: f.managedSave,
 		ForeignSnapshots: len(f.snapshots), SnapshotNames: f.snapshots, Checkpoints: f.checkpoints,
 	}
-	// A state of a newer libvirt: nothing is allowed to such a domain.
-	if domain.State == "" {
+	// Nothing is allowed to such a domain, nor to one in a state of a newer libvirt.
+	if domain.Astray = astray; domain.State == "" || astray != nil {
 		domain.State = hypervisor.Unknown
 	}
 	domain.MigratedAway = domain.State == hypervisor.Off &&

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"libvirt.org/go/libvirt"
+
+	"vpssnapd/hypervisor"
 )
 
 // Suspend stops the guest's processors. It has places of its own, as has Resume: what
@@ -56,7 +58,16 @@ func (h *Host) Start(ctx context.Context, id string, paused bool) error {
 		flags |= libvirt.DOMAIN_START_PAUSED
 	}
 	return do(ctx, h, ordinary, "start", id, func(d *libvirt.Domain) error {
-		err := d.CreateWithFlags(flags)
+		// A start that fails takes away what libvirt could know the running QEMU by again,
+		// and one that does not makes a second QEMU: not all storage has locks.
+		domain, err := h.readDomain(d)
+		if err == nil && domain.Astray != nil {
+			err = &hypervisor.AstrayError{Domain: domain}
+		}
+		if err != nil {
+			return err
+		}
+		err = d.CreateWithFlags(flags)
 		if active, e := d.IsActive(); hasCode(err, libvirt.ERR_OPERATION_INVALID) && e == nil && active {
 			return nil
 		}
