@@ -11,6 +11,7 @@ import (
 
 	"vpssnapd/daemon/hook"
 	"vpssnapd/daemon/vps"
+	"vpssnapd/hypervisor/libvirt"
 )
 
 // hookLimit bounds how long a VPS's start may wait for us. libvirt waits for its hooks
@@ -43,6 +44,11 @@ func runHook(c config, args []string, stdin io.Reader) error {
 	// It runs as root, on text that a customer's panel may have written.
 	if err := xml.NewDecoder(io.LimitReader(stdin, maxDomainXML)).Decode(&d); err != nil {
 		return fmt.Errorf("the definition of %s cannot be read: %w", args[0], err)
+	}
+	// Not all storage has locks that keep a second QEMU from its images (FAULTS.md row 44).
+	if pid := libvirt.QEMUOf(d.UUID); pid != 0 {
+		return fmt.Errorf("refusing to start: %s runs, and libvirt has lost track of its QEMU (process %d). "+
+			"What to do is told by vpssnap doctor", d.Name, pid)
 	}
 	var images []string
 	for _, disk := range d.Disks {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,6 +59,39 @@ func FuzzHook(f *testing.F) {
 			t.Errorf("the end of a VPS was held up: %v", err)
 		}
 	})
+}
+
+// TestHookWhileItsQEMURuns (FAULTS.md row 44): libvirt asks for a start of what runs already only
+// when it has lost track of it.
+func TestHookWhileItsQEMURuns(t *testing.T) {
+	const id = "6dd6f2b1-5b5f-4f1c-8f5e-0d6ac2f3a001"
+	definition := "<domain><uuid>" + id + "</uuid><name>web1</name></domain>"
+	asked := func() error {
+		return runHook(config{StateDir: t.TempDir()}, []string{"web1", "prepare", "begin", "-"}, strings.NewReader(definition))
+	}
+	qemu := exec.Command("sh", "-c", "echo; read end", "guest", "-uuid", id)
+	stdin, err := qemu.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := qemu.StdoutPipe()
+	if err == nil {
+		err = qemu.Start()
+	}
+	if err == nil {
+		_, err = stdout.Read(make([]byte, 1)) // it runs by now under its own name
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := asked(); err == nil || !strings.Contains(err.Error(), "lost track of its QEMU (process "+strconv.Itoa(qemu.Process.Pid)) {
+		t.Errorf("a second QEMU is answered with %v", err)
+	}
+	stdin.Close()
+	_ = qemu.Wait()
+	if err := asked(); err != nil {
+		t.Errorf("when it is gone: %v", err)
+	}
 }
 
 // TestHookOnABrokenRecord: a record that cannot be read keeps no VPS of the host down.

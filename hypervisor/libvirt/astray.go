@@ -110,6 +110,9 @@ func pidsOf(process string) string {
 	return name
 }
 
+// QEMUOf finds the process that runs a domain on this host, whatever libvirt says; 0: none.
+func QEMUOf(id string) int { return place{}.qemu(id) }
+
 // qemu finds the process that runs a domain: libvirt names the domain's id to it. It is 0
 // when there is none.
 func (p place) qemu(id string) int {
