@@ -31,9 +31,13 @@ const (
 // everyWindow strikes before each command; it takes an hour (make windows).
 var everyWindow = flag.Bool("every-window", false, "kill libvirtd before each command to QEMU, not before every tenth")
 
-// windows calls do for each moment, until there are no more.
-func windows(do func(at string, nth int) (struck bool)) {
-	for nth, struck := 1, true; struck && nth <= mostWrites; nth++ {
+// windows calls do for each moment, until there are no more. The suite strikes before so many
+// writes: those that follow are another call's.
+func windows(writes int, do func(at string, nth int) (struck bool)) {
+	if *everyWindow {
+		writes = mostWrites
+	}
+	for nth, struck := 1, true; struck && nth <= writes; nth++ {
 		struck = do(lab.AtStatus, nth)
 	}
 	step := sampled * perCommand
@@ -133,7 +137,7 @@ func TestLibvirtdDiesInTheTake(t *testing.T) {
 	pid, err := h.Lab.QEMUPID("web1")
 	h.must(err)
 	pattern := byte('a')
-	windows(func(at string, nth int) bool {
+	windows(mostWrites, func(at string, nth int) bool {
 		pattern = 'a' + (pattern-'a'+1)%26
 		h.fill("web1", pattern)
 		take := func() (api.Operation, error) { return h.Client.Take(t.Context(), "web1", api.TakeRequest{}) }
@@ -159,10 +163,13 @@ func TestLibvirtdDiesInTheTake(t *testing.T) {
 // merge and that pivot, and within the one that starts the VPS again after a restore.
 func TestLibvirtdDiesInTheDelete(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ point, domain string }{
-		{"delete/merge/StartMerge/before", "web1"},
-		{"delete/pivot/Pivot/before", "web1"},
-		{"restore/start/Start/before", ""}, // its QEMU, and the thread for it, are yet to come
+	for _, c := range []struct {
+		point, domain string
+		writes        int
+	}{
+		{"delete/merge/StartMerge/before", "web1", 2}, // one for each disk
+		{"delete/pivot/Pivot/before", "web1", mostWrites},
+		{"restore/start/Start/before", "", mostWrites}, // its QEMU, and the thread for it, are yet to come
 	} {
 		t.Run(c.point, func(t *testing.T) {
 			t.Parallel()
@@ -170,7 +177,7 @@ func TestLibvirtdDiesInTheDelete(t *testing.T) {
 			ctx := t.Context()
 			h.define(twoDisks("web1"), "running")
 			before := h.look("web1")
-			windows(func(at string, nth int) bool {
+			windows(c.writes, func(at string, nth int) bool {
 				h.bring("web1", "running")
 				pid, err := h.Lab.QEMUPID("web1")
 				h.must(err)
