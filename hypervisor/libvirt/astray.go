@@ -1,7 +1,6 @@
 package libvirt
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -35,11 +34,12 @@ const (
 	dying = time.Second
 )
 
-// isAstray finds out whether libvirt is wrong about a domain of which it says this.
-func (h *Host) isAstray(d *libvirt.Domain, f facts) (*hypervisor.Astray, error) {
+// isAstray finds out whether libvirt is wrong about a domain of which it says this, with the
+// QEMUs that were seen before it was asked.
+func (h *Host) isAstray(d *libvirt.Domain, f facts, seen qemus) (*hypervisor.Astray, error) {
 	starting := f.state == libvirt.DOMAIN_PAUSED &&
 		libvirt.DomainPausedReason(f.reason) == libvirt.DOMAIN_PAUSED_STARTING_UP
-	if f.state != libvirt.DOMAIN_SHUTOFF && !starting {
+	if !starting && (f.state != libvirt.DOMAIN_SHUTOFF || len(seen[f.id]) == 0) {
 		return nil, nil
 	}
 	p, err := findPlace(h.uri)
@@ -113,29 +113,41 @@ func pidsOf(process string) string {
 // QEMUOf finds the process that runs a domain on this host, whatever libvirt says; 0: none.
 func QEMUOf(id string) int { return place{}.qemu(id) }
 
-// qemu finds the process that runs a domain: libvirt names the domain's id to it. It is 0
-// when there is none.
+// qemu is the process of a domain of that libvirtd.
 func (p place) qemu(id string) int {
+	for _, pid := range findQEMUs()[id] {
+		if p.pids == "" || pidsOf(filepath.Join("/proc", strconv.Itoa(pid))) == p.pids {
+			return pid
+		}
+	}
+	return 0
+}
+
+// qemus are the processes that run domains, by the domains' ids.
+type qemus map[string][]int
+
+// findQEMUs finds them all: libvirt names the domain's id to each.
+func findQEMUs() qemus {
+	found := qemus{}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0
+		return found
 	}
-	named := []byte("\x00-uuid\x00" + id + "\x00")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		process := filepath.Join("/proc", e.Name())
-		line, err := os.ReadFile(filepath.Join(process, "cmdline"))
-		if err != nil || !bytes.Contains(line, named) {
-			continue
+		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil {
+			continue // it has ended
 		}
-		if p.pids == "" || pidsOf(process) == p.pids {
-			return pid
+		if _, after, named := strings.Cut(string(line), "\x00-uuid\x00"); named {
+			id, _, _ := strings.Cut(after, "\x00")
+			found[id] = append(found[id], pid)
 		}
 	}
-	return 0
+	return found
 }
 
 // forgotten is what can be told of a domain that runs and is off for libvirt.

@@ -81,7 +81,11 @@ func (h *Host) readDomain(d *libvirt.Domain) (hypervisor.Domain, error) {
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	domain, err := h.describe(d, f)
+	var running qemus
+	if f.state == libvirt.DOMAIN_SHUTOFF {
+		running = findQEMUs()
+	}
+	domain, err := h.describe(d, f, running)
 	if err != nil || domain.Astray != nil {
 		return domain, err // its QEMU cannot be asked
 	}
@@ -247,9 +251,10 @@ func (h *Host) listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	if err != nil {
 		return nil, err
 	}
+	running := findQEMUs() // once for all
 	var list []hypervisor.Domain
 	for i := range domains {
-		domain, err := h.describeOf(&domains[i], have)
+		domain, err := h.describeOf(&domains[i], have, running)
 		// One that was undefined since the list was made is left out, and is no error.
 		if err == nil {
 			list = append(list, domain)
@@ -300,7 +305,7 @@ func readGroups(c *libvirt.Connect) (groups, error) {
 }
 
 // describeOf puts together what is known of one domain of the list.
-func (h *Host) describeOf(d *libvirt.Domain, g groups) (hypervisor.Domain, error) {
+func (h *Host) describeOf(d *libvirt.Domain, g groups, running qemus) (hypervisor.Domain, error) {
 	name, err := d.GetName()
 	if err != nil {
 		return hypervisor.Domain{}, err
@@ -321,16 +326,16 @@ func (h *Host) describeOf(d *libvirt.Domain, g groups) (hypervisor.Domain, error
 			return hypervisor.Domain{}, err
 		}
 	}
-	return h.describe(d, f)
+	return h.describe(d, f, running)
 }
 
 // describe adds to the facts what the XML says.
-func (h *Host) describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
+func (h *Host) describe(d *libvirt.Domain, f facts, running qemus) (hypervisor.Domain, error) {
 	live, next, err := readDefinitions(d, &f)
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	astray, err := h.isAstray(d, f)
+	astray, err := h.isAstray(d, f, running)
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
