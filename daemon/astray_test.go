@@ -1,11 +1,13 @@
 package daemon_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
+	"vpssnapd/hypervisor/fake"
 )
 
 // TestForgottenVPSIsLeftAlone (FAULTS row 44): of a VPS that runs and is off for libvirt no
@@ -59,5 +61,30 @@ func TestForgottenVPSIsLeftAlone(t *testing.T) {
 	if got := w.state(id); got != hypervisor.Running {
 		t.Errorf("the guest is %s", got)
 	}
+	w.clean(id)
+}
+
+// TestRebuildOfAForgottenVPS (FAULTS row 44): what its disks hold cannot be told, and a record
+// that is made again must not say so.
+func TestRebuildOfAForgottenVPS(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Running)
+	w.take(id, vps.TakeRequest{})
+	w.must(w.host.Forget(id))
+	w.loseRecord()
+	_, err := w.rebuild()
+	if err == nil || !strings.Contains(err.Error(), "its QEMU runs (process ") {
+		t.Errorf("rebuilt: %v", err)
+	}
+	host, err := fake.Open(w.hostDir)
+	w.must(err)
+	w.must(errors.Join(host.Remember(id), host.Close()))
+	done, err := w.rebuild()
+	w.must(err)
+	if len(done.Snapshots) != 1 || !done.Snapshots[0].Recorded {
+		t.Errorf("rebuilt is %+v", done.Snapshots)
+	}
+	w.open()
+	w.delete(id)
 	w.clean(id)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vpssnapd/daemon/adoption"
+	"vpssnapd/daemon/fault"
 	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
@@ -107,6 +108,9 @@ func readDomains(ctx context.Context, host hypervisor.Host) ([]hypervisor.Domain
 		dom, err := host.Domain(ctx, l.ID)
 		if errors.Is(err, hypervisor.ErrNotFound) {
 			continue
+		}
+		if err == nil && dom.Astray != nil { // what its disks hold would be recorded wrongly
+			err = fault.Explain("cannot rebuild", &hypervisor.AstrayError{Domain: dom})
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot rebuild: %w", err)

@@ -8,6 +8,7 @@ import (
 
 	"vpssnapd/api"
 	"vpssnapd/api/client"
+	"vpssnapd/cmd/internal/site"
 )
 
 // settleWithin is how long an operation may take to end after the last kill.
@@ -182,10 +183,17 @@ func (c *campaign) settleOperation(ctx context.Context, w *work) error {
 	return fmt.Errorf("it ended with %+v", w.op.Error)
 }
 
-// attend does what the remedy of a parked take says, where libvirtd had died
-// between QEMU's switch and its own note of it: nobody but an operator may power
-// a customer's VPS off. It is false for everything else.
+// attend does what the remedy of a parked operation says where libvirtd had died within a
+// call, and nobody but an operator may help: it restarts libvirtd with a note put right, or
+// powers a customer's VPS off. It is false for everything else.
 func (c *campaign) attend(ctx context.Context, w *work) bool {
+	if site.IsAstray(w.op) {
+		if err := c.insist(ctx, func() error { return c.site.CureAstray(ctx, w.victim.name) }); err != nil {
+			c.note("(the cure of a VPS that libvirt lost: " + err.Error() + ")")
+			return false
+		}
+		return c.resume(ctx, w)
+	}
 	if w.op.Status != "needs_attention" || w.operation() != take || w.op.Step != "switch" ||
 		w.op.Error.Code != api.CodeVPSChanged {
 		return false
@@ -194,6 +202,11 @@ func (c *campaign) attend(ctx context.Context, w *work) bool {
 		return false
 	}
 	w.killed = true
+	return c.resume(ctx, w)
+}
+
+// resume has a parked operation go on.
+func (c *campaign) resume(ctx context.Context, w *work) bool {
 	err := c.insist(ctx, func() (err error) {
 		w.op, err = c.site.Client.ResumeOperation(ctx, w.op.ID)
 		return err

@@ -1,15 +1,14 @@
 package site_test
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"vpssnapd/api"
+	"vpssnapd/cmd/internal/site"
 	"vpssnapd/hypervisor/lab"
 )
 
@@ -90,39 +89,15 @@ func (h halting) endedOrCured(op api.Operation) (_ api.Operation, cured bool) {
 	h.t.Helper()
 	op, err := h.Client.WaitOperation(h.t.Context(), op.ID, time.Minute)
 	h.must(err)
-	if op.Status != "needs_attention" || !strings.Contains(op.Error.Detail, "libvirt takes "+op.VPSName+" for ") {
+	if !site.IsAstray(op) {
 		return h.ended(op), false
 	}
 	h.t.Logf("%s: %s", op.Error.Detail, op.Error.Remedy)
-	var report api.Report
-	out, errs, _ := h.CLI(h.t.Context(), "doctor", "-o", "json")
-	if err := json.Unmarshal([]byte(out), &report); err != nil {
-		h.t.Fatalf("doctor printed %q and %q: %v", out, errs, err)
-	}
-	for _, f := range report.Findings {
-		if f.Code != api.CheckCodeUnreachable {
-			continue
-		}
-		for _, line := range f.Remedies[0].Commands {
-			h.inLab(op.VPSName, line)
-		}
-	}
+	h.must(h.CureAstray(h.t.Context(), op.VPSName))
+	h.reconnected()
 	op, err = h.Client.ResumeOperation(h.t.Context(), op.ID)
 	h.must(err)
 	return h.ended(op), true
-}
-
-// inLab does a command of doctor's on the lab, which is a host of its own.
-func (h halting) inLab(name, line string) {
-	h.t.Helper()
-	if strings.HasPrefix(line, "systemctl try-restart ") {
-		h.must(h.Lab.EndLibvirtd(h.t.Context()))
-		h.must(h.Lab.StartLibvirtd(h.t.Context()))
-		h.reconnected()
-		return
-	}
-	line = strings.ReplaceAll(line, "/run/libvirt/qemu/"+name+".xml", h.Lab.StatusFile(name))
-	h.paste(api.Remedy{Commands: []string{line}})
 }
 
 // TestLibvirtdDiesInTheTake (FAULTS row 44 a, b) kills libvirtd at each moment within the
