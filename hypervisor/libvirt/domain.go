@@ -200,7 +200,7 @@ func countMetadata(d *libvirt.Domain, f *facts) error {
 // List returns every domain, without sizes. A host has hundreds: what can be
 // asked for all of them at once is, and each domain is asked only for its XML.
 func (h *Host) List(ctx context.Context) ([]hypervisor.Domain, error) {
-	list, err := call(ctx, h, reading, "", listDomains)
+	list, err := call(ctx, h, reading, "", h.listDomains)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the domains: %w", err)
 	}
@@ -237,7 +237,7 @@ func (h *Host) findStarved(ctx context.Context, list []hypervisor.Domain) {
 
 // listDomains reads all domains. What libvirt can tell of all at once is asked once, not
 // for each domain.
-func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
+func (h *Host) listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	domains, err := c.ListAllDomains(0)
 	if err != nil {
 		return nil, err
@@ -249,7 +249,7 @@ func listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	}
 	var list []hypervisor.Domain
 	for i := range domains {
-		domain, err := have.describe(&domains[i])
+		domain, err := h.listed(&domains[i], have)
 		// One that was undefined since the list was made is left out, and is no error.
 		if err == nil {
 			list = append(list, domain)
@@ -299,29 +299,22 @@ func readGroups(c *libvirt.Connect) (groups, error) {
 	return g, nil
 }
 
-// describe puts together what is known of one domain of the list.
-func (g groups) describe(d *libvirt.Domain) (hypervisor.Domain, error) {
-	name, err := d.GetName()
-	if err != nil {
-		return hypervisor.Domain{}, err
+// facts puts together what is known of one domain of the list.
+func (g groups) facts(d *libvirt.Domain) (f facts, err error) {
+	if f.name, err = d.GetName(); err != nil {
+		return f, err
 	}
-	id, err := d.GetUUIDString()
-	if err != nil {
-		return hypervisor.Domain{}, err
+	if f.id, err = d.GetUUIDString(); err != nil {
+		return f, err
 	}
-	f := facts{
-		id: id, name: name,
-		persistent: g.persistent[id], autostart: g.autostart[id], managedSave: g.managedSave[id],
-	}
+	f.persistent, f.autostart, f.managedSave = g.persistent[f.id], g.autostart[f.id], g.managedSave[f.id]
 	if f.state, f.reason, err = d.GetState(); err != nil {
-		return hypervisor.Domain{}, err
+		return f, err
 	}
-	if g.snapshots[id] || g.checkpoints[id] {
-		if err := countMetadata(d, &f); err != nil {
-			return hypervisor.Domain{}, err
-		}
+	if g.snapshots[f.id] || g.checkpoints[f.id] {
+		err = countMetadata(d, &f)
 	}
-	return describe(d, f)
+	return f, err
 }
 
 // describe adds to the facts what the XML says.
@@ -330,7 +323,12 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	domain := hypervisor.Domain{
+	return f.with(live, next)
+}
+
+// with adds to the facts what the definitions say.
+func (f *facts) with(live, next *definition) (domain hypervisor.Domain, err error) {
+	domain = hypervisor.Domain{
 		ID: f.id, Name: f.name, State: states[f.state], Persistent: f.persistent,
 		Autostart: f.autostart, ManagedSave: f.managedSave,
 		ForeignSnapshots: len(f.snapshots), SnapshotNames: f.snapshots, Checkpoints: f.checkpoints,
@@ -356,6 +354,9 @@ func describe(d *libvirt.Domain, f facts) (hypervisor.Domain, error) {
 	present := live
 	if present == nil {
 		present = next
+	}
+	if present == nil {
+		return domain, nil
 	}
 	domain.Disks = present.disks()
 	domain.Agent = present.agent()
