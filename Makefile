@@ -4,6 +4,7 @@
 # make test-client   a client in Perl, generated from the API's document, does the main job
 # make bench-api     calls and listeners of a daemon with 500 VPSes and a year of history (VPSES= DAYS=)
 # make test-hosts    the package on Debian 12 and 13, booted in containers, until it is purged (SUITES=)
+# make test-trixie   the tests on real libvirt and QEMU, with Debian 13's (RUN=)
 # make histories     calls of many at once, with kills, against a model (MINUTES= SEED=)
 # make powercut      the power is cut at the device's writes (CUTS=60 SEED=)
 # make mutants       the product is broken on purpose, and must be found out
@@ -74,9 +75,10 @@ CUTS ?= 60
 powercut: build
 	build/vpssnap-powercut -bin build -cuts $(CUTS) -seed $(SEED)
 
-# One safety rule after the other is broken; RUN= chooses some by their name.
+# RUN= chooses some mutants, or some tests of test-trixie, by their name.
 RUN ?= .
 
+# One safety rule after the other is broken.
 .PHONY: mutants
 mutants: build
 	build/vpssnap-mutants -run '$(RUN)' -seed $(if $(filter 0,$(SEED)),1,$(SEED))
@@ -154,6 +156,11 @@ SUITES ?= bookworm,trixie
 test-hosts: deps
 	$(GO) build -o build/ ./cmd/vpssnap-hosts
 	timeout 40m build/vpssnap-hosts -suites $(SUITES)
+
+# In a root of its own, which the first run bootstraps. It needs debootstrap, not systemd.
+.PHONY: test-trixie
+test-trixie:
+	packaging/test-on trixie go test -count=1 -timeout 60m -run '$(RUN)' ./hypervisor/... ./cmd/internal/site
 
 .PHONY: packages
 packages: deps

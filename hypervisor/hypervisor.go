@@ -34,7 +34,8 @@ type Host interface {
 type Domains interface {
 	// Info tells versions. ErrUnavailable when not connected.
 	Info(ctx context.Context) (Info, error)
-	// List returns every domain, persistent or not. Sizes may be missing.
+	// List returns every domain, persistent or not. Sizes may be missing. It waits for no
+	// QEMU that hangs; see Domain.Silent.
 	List(ctx context.Context) ([]Domain, error)
 	// Domain reads one domain again from its live and its inactive definition.
 	Domain(ctx context.Context, id string) (Domain, error)
@@ -247,9 +248,12 @@ const (
 
 // Domain is one libvirt domain.
 type Domain struct {
-	ID          string // UUID, lower case
-	Name        string
-	State       State
+	ID    string // UUID, lower case
+	Name  string
+	State State
+	// Silent reports whether its QEMU hangs in a call, so that List could tell no more than
+	// the saved definition of the next boot. State is Unknown then.
+	Silent      bool
 	PauseReason PauseReason // when Paused
 	Persistent  bool
 	Autostart   bool

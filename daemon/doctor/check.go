@@ -75,6 +75,7 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 		report.Findings = append(report.Findings, unreachableHost(err))
 	}
 	d.inventory.Saw(domains...)
+	d.recall(domains)
 	recorded, err := d.recorded(ctx)
 	if err != nil {
 		return report, err
@@ -110,6 +111,20 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 		return cmp.Or(strings.Compare(a.VPSName, b.VPSName), strings.Compare(a.VPS, b.VPS))
 	})
 	return report, ctx.Err()
+}
+
+// recall puts what is known of domains whose QEMU hangs in the place of what a list could
+// tell of them: a file that one of them uses must not be told as one that nobody needs.
+func (d *Doctor) recall(listed []hypervisor.Domain) {
+	for i := range listed {
+		if !listed[i].Silent {
+			continue
+		}
+		if known, ok := d.inventory.Find(listed[i].ID); ok {
+			listed[i] = known
+			listed[i].Silent = true
+		}
+	}
 }
 
 // checksAtOnce is how many VPSes are compared side by side: one that hangs costs
@@ -222,7 +237,7 @@ func (i *inspection) run(ctx context.Context) error {
 	// would keep libvirt busy for nothing.
 	if i.listed != nil && i.listed.Astray != nil {
 		i.checkAstray(*i.listed)
-	} else if i.listed != nil && i.rec.Snapshot == nil {
+	} else if i.listed != nil && !i.listed.Silent && i.rec.Snapshot == nil {
 		i.dom, i.name, i.answered, i.present = *i.listed, i.listed.Name, true, true
 	} else if !i.silent {
 		i.read(ctx)

@@ -175,6 +175,45 @@ func TestReadingOfAllKeepsWhatIsNewer(t *testing.T) {
 	}
 }
 
+// TestAListWithSilentVPSs: of a VPS whose QEMU hangs the list has only its next boot. It is
+// shown as unknown, with what was known of it, until it is read by itself.
+func TestAListWithSilentVPSs(t *testing.T) {
+	nextBoot := func(id string) hypervisor.Domain {
+		disks := []hypervisor.Disk{{Target: "vda", Path: "/i/next"}}
+		return hypervisor.Domain{ID: id, State: hypervisor.Unknown, Silent: true, Disks: disks, PersistentDisks: disks}
+	}
+	running := func(id string) hypervisor.Domain {
+		disks := []hypervisor.Disk{{Target: "vda", Path: "/i/live", SizeBytes: 1}}
+		return hypervisor.Domain{ID: id, State: hypervisor.Running, Disks: disks}
+	}
+	h := &listingHost{list: []hypervisor.Domain{nextBoot("known"), nextBoot("new"), nextBoot("answers")}}
+	v := newInventory(h, nil)
+	v.keep(v.beginReading(), "known", running("known"), nil)
+	h.meanwhile = func() { v.keep(v.beginReading(), "answers", running("answers"), nil) }
+	shown := func(id string, state hypervisor.State, path string) {
+		t.Helper()
+		if d, _ := v.Find(id); d.State != state || len(d.Disks) != 1 || d.Disks[0].Path != path {
+			t.Errorf("%s is shown as %+v, instead of %s with %s", id, d, state, path)
+		}
+	}
+	if err := v.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	shown("known", hypervisor.Unknown, "/i/live")
+	shown("new", hypervisor.Unknown, "/i/next")
+	shown("answers", hypervisor.Running, "/i/live")
+	if v.wellKnown("known") || v.wellKnown("new") || !v.wellKnown("answers") {
+		t.Error("a silent VPS need not be asked again, or another must")
+	}
+	h.meanwhile, h.list = func() {}, []hypervisor.Domain{running("known"), running("new"), running("answers")}
+	if err := v.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"known", "new", "answers"} {
+		shown(id, hypervisor.Running, "/i/live")
+	}
+}
+
 type listingHost struct {
 	hypervisor.Host
 	list      []hypervisor.Domain

@@ -32,18 +32,22 @@ func (v *Inventory) Reload(ctx context.Context) error {
 	if v.losses != losses {
 		return fmt.Errorf("%w: the connection was lost meanwhile", hypervisor.ErrUnavailable)
 	}
+	silent := v.rememberedLocked(domains)
 	// A domain that was read by itself after the list had begun is newer than the list.
 	for id, newer := range v.kept {
 		if newer < number {
 			delete(v.kept, id)
-		} else if d, known := v.domains[id]; known {
+			continue
+		}
+		delete(silent, id)
+		if d, known := v.domains[id]; known {
 			domains[id] = d
 		} else {
 			delete(domains, id)
 		}
 	}
 	v.domains, v.newest, v.connected, v.read = domains, number, true, true
-	clear(v.silent)
+	v.silent = silent
 	v.wakeAllLocked()
 	for id := range v.resumed {
 		if _, known := domains[id]; !known {
@@ -51,6 +55,22 @@ func (v *Inventory) Reload(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// rememberedLocked tells which domains of a list did not answer, and puts what is known of
+// them in the place of what the list could tell.
+func (v *Inventory) rememberedLocked(domains map[string]hypervisor.Domain) (silent map[string]bool) {
+	silent = map[string]bool{}
+	for id, d := range domains {
+		if !d.Silent {
+			continue
+		}
+		silent[id] = true
+		if known, before := v.domains[id]; before {
+			domains[id] = known
+		}
+	}
+	return silent
 }
 
 // TimesLost counts how often the connection was lost: what was read before may have

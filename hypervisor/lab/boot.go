@@ -36,7 +36,8 @@ const cacheVariable = "VPSSNAP_LAB_CACHE"
 var guestFiles embed.FS
 
 // modules are what the guest needs to see its disks and its agent's channel, in
-// the order in which they load. All else is built into Debian's cloud kernel.
+// the order in which they load. All else is built into Debian's cloud kernel, and
+// in Debian 13 most of these are, too.
 var modules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
 	"virtio_blk", "virtio_console",
@@ -242,7 +243,7 @@ func initramfs(ctx context.Context, root string) ([]byte, error) {
 	if err := a.programs(ctx, root); err != nil {
 		return nil, err
 	}
-	if err := a.modules(root); err != nil {
+	if err := a.modules(ctx, root); err != nil {
 		return nil, err
 	}
 	return a.end(), nil
@@ -251,7 +252,11 @@ func initramfs(ctx context.Context, root string) ([]byte, error) {
 // programs adds busybox, the agent and the agent's libraries.
 func (a *archive) programs(ctx context.Context, root string) error {
 	agent := filepath.Join(root, "usr/sbin/qemu-ga")
-	from := map[string]string{"bin/busybox": filepath.Join(root, "bin/busybox"), "bin/qemu-ga": agent}
+	busybox, err := busyboxIn(root)
+	if err != nil {
+		return err
+	}
+	from := map[string]string{"bin/busybox": busybox, "bin/qemu-ga": agent}
 	libraries, err := libraries(ctx, agent)
 	if err != nil {
 		return err
@@ -272,6 +277,17 @@ func (a *archive) programs(ctx context.Context, root string) error {
 	return nil
 }
 
+// busyboxIn is where the package has it: since Debian 13 below /usr.
+func busyboxIn(root string) (string, error) {
+	for _, dir := range []string{"bin", "usr/bin"} {
+		path := filepath.Join(root, dir, "busybox")
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return path, err
+		}
+	}
+	return "", errors.New("the package busybox-static has no busybox")
+}
+
 // parents adds the directories above name that are not in made yet.
 func (a *archive) parents(name string, made map[string]bool) {
 	dir := filepath.Dir(name)
@@ -284,22 +300,18 @@ func (a *archive) parents(name string, made map[string]bool) {
 }
 
 // modules adds the kernel modules, and the order in which to load them.
-func (a *archive) modules(root string) error {
-	paths := map[string]string{}
-	err := filepath.WalkDir(filepath.Join(root, "lib/modules"), func(path string, _ fs.DirEntry, err error) error {
-		paths[filepath.Base(path)] = path
-		return err
-	})
+func (a *archive) modules(ctx context.Context, root string) error {
+	paths, builtIn, err := modulesIn(root)
 	if err != nil {
 		return err
 	}
 	var order strings.Builder
 	for _, module := range modules {
 		name := module + ".ko"
-		if paths[name] == "" {
-			return fmt.Errorf("the kernel has no module %s", module)
+		if builtIn[name] {
+			continue
 		}
-		data, err := os.ReadFile(paths[name])
+		data, err := readModule(ctx, root, paths, name)
 		if err != nil {
 			return err
 		}
@@ -308,6 +320,43 @@ func (a *archive) modules(root string) error {
 	}
 	a.file("modules/order", 0o644, []byte(order.String()))
 	return nil
+}
+
+// modulesIn finds the files of the modules, and which are built into the kernel.
+func modulesIn(root string) (paths map[string]string, builtIn map[string]bool, err error) {
+	paths, builtIn = map[string]string{}, map[string]bool{}
+	err = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		paths[filepath.Base(path)] = path
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := os.ReadFile(paths["modules.builtin"])
+	if err != nil {
+		return nil, nil, fmt.Errorf("the kernel does not tell what is built into it: %w", err)
+	}
+	for line := range strings.FieldsSeq(string(list)) {
+		builtIn[filepath.Base(line)] = true
+	}
+	return paths, builtIn, nil
+}
+
+// readModule reads a module, which Debian 13 compresses. busybox can read that.
+func readModule(ctx context.Context, root string, paths map[string]string, name string) ([]byte, error) {
+	if plain := paths[name]; plain != "" {
+		return os.ReadFile(plain)
+	}
+	packed := paths[name+".xz"]
+	if packed == "" {
+		return nil, fmt.Errorf("the kernel has no module %s", name)
+	}
+	busybox, err := busyboxIn(root)
+	if err != nil {
+		return nil, err
+	}
+	text, err := run(ctx, busybox, "xzcat", packed)
+	return []byte(text), err
 }
 
 var libraryPath = regexp.MustCompile(`(/\S+) \(0x`)

@@ -15,8 +15,8 @@ import (
 	"vpssnapd/hypervisor/libvirt"
 )
 
-// richDisks is a disk for each child and attribute of <disk> that libvirt 9.0 and 11.3 know
-// and QEMU starts with a plain file. %s is its image.
+// richDisks is a disk for each child and attribute of <disk> that libvirt 9.0 knows and QEMU
+// starts with a plain file. %s is its image.
 var richDisks = map[string]string{
 	"vda": `<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='writeback' io='threads' error_policy='stop'
 		rerror_policy='report' discard='unmap' detect_zeroes='unmap' copy_on_read='off' iothread='1' queues='1' queue_size='128'
@@ -46,15 +46,64 @@ var richDisks = map[string]string{
 		<backingStore/></backingStore><target dev='vdd' bus='virtio'/></disk>`,
 }
 
+// laterDisks are the ones with what libvirt 9.0 does not know yet and 11.3 does.
+var laterDisks = map[string]string{
+	"vde": `<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap' discard_no_unref='on' queues='2'>
+		<metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache>
+		<iothreads><iothread id='1'><queue id='0'/></iothread><iothread id='2'><queue id='1'/></iothread></iothreads></driver>
+		<source file='%s'/><target dev='vde' bus='virtio'/><blockio discard_granularity='4096'/></disk>`,
+	"vdf": `<disk type='file' device='disk'><driver name='qemu' type='raw' queues='2'>
+		<iothreads><iothread id='2'/><iothread id='1'/></iothreads></driver>
+		<source file='%s'/><target dev='vdf' bus='virtio'/></disk>`,
+	"vdg": `<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>
+		<target dev='vdg' bus='virtio'/>
+		<throttlefilters><throttlefilter group='slow'/><throttlefilter group='slower'/></throttlefilters></disk>`,
+	"vdh": `<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/>
+		<target dev='vdh' bus='virtio'/><throttlefilters><throttlefilter group='slow'/></throttlefilters></disk>`,
+	"hdb": `<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>
+		<target dev='hdb' bus='ide'/><product>A product of 40 letters, as of libvirt 9</product></disk>`,
+}
+
+// laterWords are in a dump of them, if libvirt has kept everything that is new in them.
+var laterWords = map[string][]string{
+	"vde": {"discard_no_unref", "discard_granularity", "<queue id=\"1\"/>"},
+	"vdf": {"<iothread id=\"2\"/>"},
+	"vdg": {"group=\"slow\"", "group=\"slower\""},
+	"vdh": {"group=\"slow\""},
+	"hdb": {"of 40 letters"},
+}
+
+// throttleGroups are what their filters name.
+const throttleGroups = `<throttlegroups>
+	<throttlegroup><group_name>slow</group_name><total_bytes_sec>90000000</total_bytes_sec></throttlegroup>
+	<throttlegroup><group_name>slower</group_name><total_iops_sec>50000</total_iops_sec></throttlegroup></throttlegroups>`
+
+// withLater adds the later disks to a domain where libvirt knows them.
+func withLater(t *testing.T, l *lab.Lab, spec *lab.Spec) map[string]string {
+	t.Helper()
+	disks := maps.Clone(richDisks)
+	var major, minor int
+	_, version, _ := strings.Cut(virsh(t, l, "version"), "Using library: libvirt ")
+	if _, err := fmt.Sscanf(version, "%d.%d.", &major, &minor); err != nil {
+		t.Fatalf("virsh tells no version: %v", err)
+	}
+	if major > 11 || major == 11 && minor >= 3 {
+		maps.Copy(disks, laterDisks)
+		spec.Extra += throttleGroups
+	}
+	return disks
+}
+
 func defineRich(t *testing.T, l *lab.Lab, name string) string {
 	t.Helper()
 	spec := lab.Spec{Name: name, Extra: "<iothreads>2</iothreads>", Devices: "<controller type='scsi' model='virtio-scsi'/>"}
+	rich := withLater(t, l, &spec)
 	template := filepath.Join(l.ImageDir(), name+"-template.qcow2")
 	var disks []string
 	made := lab.Spec{Name: name + "-images", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: mib, Path: template}}}
-	for _, target := range slices.Sorted(maps.Keys(richDisks)) {
+	for _, target := range slices.Sorted(maps.Keys(rich)) {
 		format := "qcow2"
-		if strings.Contains(richDisks[target], "type='raw'") {
+		if strings.Contains(rich[target], "type='raw'") {
 			format = "raw"
 		}
 		path := filepath.Join(l.ImageDir(), name+"-"+target)
@@ -63,7 +112,7 @@ func defineRich(t *testing.T, l *lab.Lab, name string) string {
 			d.Backing, d.BackingFormat = template, "qcow2"
 		}
 		made.Disks = append(made.Disks, d)
-		disks = append(disks, strings.ReplaceAll(fmt.Sprintf(richDisks[target], path), "BACKING", template))
+		disks = append(disks, strings.ReplaceAll(fmt.Sprintf(rich[target], path), "BACKING", template))
 	}
 	made.Disks[0].Target = "vdz"
 	_, err := l.DefineDomain(t.Context(), made)
@@ -109,6 +158,7 @@ func TestADiskKeepsWhatIsSaidOfIt(t *testing.T) {
 			r := &rich{T: t, Lab: l, h: h, id: defineRich(t, l, name)}
 			r.power("on")
 			r.live, r.next = disksOf(t, l, r.id), disksOf(t, l, r.id, "--inactive")
+			r.knowsLater()
 			r.power(c.take)
 			bases := r.take(".one")
 			if c.replace != "" {
@@ -134,6 +184,18 @@ type rich struct {
 	h          *libvirt.Host
 	id         string
 	live, next map[string]string
+}
+
+// knowsLater checks that the test compares what it was made to compare.
+func (r *rich) knowsLater() {
+	r.Helper()
+	for target, words := range laterWords {
+		for _, word := range words {
+			if text, there := r.live[target]; there && !strings.Contains(text, word) {
+				r.Errorf("libvirt does not keep %s of disk %s:\n%s", word, target, text)
+			}
+		}
+	}
 }
 
 func (r *rich) power(want string) {

@@ -254,7 +254,7 @@ func (h *Host) listDomains(c *libvirt.Connect) ([]hypervisor.Domain, error) {
 	running := findQEMUs() // once for all
 	var list []hypervisor.Domain
 	for i := range domains {
-		domain, err := h.describeOf(&domains[i], have, running)
+		domain, err := h.listed(&domains[i], have, running)
 		// One that was undefined since the list was made is left out, and is no error.
 		if err == nil {
 			list = append(list, domain)
@@ -304,29 +304,22 @@ func readGroups(c *libvirt.Connect) (groups, error) {
 	return g, nil
 }
 
-// describeOf puts together what is known of one domain of the list.
-func (h *Host) describeOf(d *libvirt.Domain, g groups, running qemus) (hypervisor.Domain, error) {
-	name, err := d.GetName()
-	if err != nil {
-		return hypervisor.Domain{}, err
+// facts puts together what is known of one domain of the list.
+func (g groups) facts(d *libvirt.Domain) (f facts, err error) {
+	if f.name, err = d.GetName(); err != nil {
+		return f, err
 	}
-	id, err := d.GetUUIDString()
-	if err != nil {
-		return hypervisor.Domain{}, err
+	if f.id, err = d.GetUUIDString(); err != nil {
+		return f, err
 	}
-	f := facts{
-		id: id, name: name,
-		persistent: g.persistent[id], autostart: g.autostart[id], managedSave: g.managedSave[id],
-	}
+	f.persistent, f.autostart, f.managedSave = g.persistent[f.id], g.autostart[f.id], g.managedSave[f.id]
 	if f.state, f.reason, err = d.GetState(); err != nil {
-		return hypervisor.Domain{}, err
+		return f, err
 	}
-	if g.snapshots[id] || g.checkpoints[id] {
-		if err := countMetadata(d, &f); err != nil {
-			return hypervisor.Domain{}, err
-		}
+	if g.snapshots[f.id] || g.checkpoints[f.id] {
+		err = countMetadata(d, &f)
 	}
-	return h.describe(d, f, running)
+	return f, err
 }
 
 // describe adds to the facts what the XML says.
@@ -335,17 +328,28 @@ func (h *Host) describe(d *libvirt.Domain, f facts, running qemus) (hypervisor.D
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	astray, err := h.isAstray(d, f, running)
+	domain, err := f.with(live, next)
 	if err != nil {
 		return hypervisor.Domain{}, err
 	}
-	domain := hypervisor.Domain{
+	if domain.Astray, err = h.isAstray(d, f, running); err != nil {
+		return hypervisor.Domain{}, err
+	}
+	if domain.Astray != nil { // nothing is allowed to it
+		domain.State, domain.PauseReason, domain.MigratedAway = hypervisor.Unknown, "", false
+	}
+	return domain, nil
+}
+
+// with adds to the facts what the definitions say.
+func (f *facts) with(live, next *definition) (domain hypervisor.Domain, err error) {
+	domain = hypervisor.Domain{
 		ID: f.id, Name: f.name, State: states[f.state], Persistent: f.persistent,
 		Autostart: f.autostart, ManagedSave: f.managedSave,
 		ForeignSnapshots: len(f.snapshots), SnapshotNames: f.snapshots, Checkpoints: f.checkpoints,
 	}
-	// Nothing is allowed to such a domain, nor to one in a state of a newer libvirt.
-	if domain.Astray = astray; domain.State == "" || astray != nil {
+	// A state of a newer libvirt: nothing is allowed to such a domain.
+	if domain.State == "" {
 		domain.State = hypervisor.Unknown
 	}
 	domain.MigratedAway = domain.State == hypervisor.Off &&
@@ -365,6 +369,9 @@ func (h *Host) describe(d *libvirt.Domain, f facts, running qemus) (hypervisor.D
 	present := live
 	if present == nil {
 		present = next
+	}
+	if present == nil {
+		return domain, nil
 	}
 	domain.Disks = present.disks()
 	domain.Agent = present.agent()

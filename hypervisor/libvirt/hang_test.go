@@ -58,6 +58,12 @@ func TestHangingQEMUsHoldNobodyUp(t *testing.T) {
 	if len(list) != 1+len(names) {
 		t.Errorf("the list has %d domains", len(list))
 	}
+	for _, d := range list {
+		hangs := d.ID != well
+		if d.Silent != hangs || (d.State == hypervisor.Running) == hangs || len(d.Disks) != 1 || len(d.PersistentDisks) != 1 {
+			t.Errorf("%s is listed as %+v", d.Name, d)
+		}
+	}
 	path, base := overlay(t, l, h, well, "over")
 	must(t, h.SwitchToOverlays(ctx, well, []hypervisor.DiskSwitch{{Target: "vda", Overlay: path}}))
 	must(t, h.StartMerge(ctx, well, hypervisor.Merge{Target: "vda", Top: path, Base: base.Path, Active: true}))
