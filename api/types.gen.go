@@ -511,7 +511,6 @@ const (
 	RemedyKindRepair                 RemedyKind = "repair"
 	RemedyKindReplaceSnapshot        RemedyKind = "replace_snapshot"
 	RemedyKindRescueDisk             RemedyKind = "rescue_disk"
-	RemedyKindRestartDaemon          RemedyKind = "restart_daemon"
 	RemedyKindResumeOperation        RemedyKind = "resume_operation"
 	RemedyKindRevokeToken            RemedyKind = "revoke_token"
 	RemedyKindRewriteHeader          RemedyKind = "rewrite_header"
@@ -579,8 +578,6 @@ func (e RemedyKind) Valid() bool {
 	case RemedyKindReplaceSnapshot:
 		return true
 	case RemedyKindRescueDisk:
-		return true
-	case RemedyKindRestartDaemon:
 		return true
 	case RemedyKindResumeOperation:
 		return true

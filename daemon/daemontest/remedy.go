@@ -19,8 +19,7 @@ import (
 func RemediesOnFake() []vps.RemedyKind {
 	return []vps.RemedyKind{
 		vps.RemedyRepair, vps.RemedyThaw, vps.RemedyResumeOperation, vps.RemedyCancelOperation, vps.RemedyGiveUp,
-		vps.RemedyFinishDeletion, vps.RemedyDeleteOldLayer, vps.RemedyRestartDaemon, vps.RemedyOrderOption,
-		vps.RemedyRevokeToken,
+		vps.RemedyFinishDeletion, vps.RemedyDeleteOldLayer, vps.RemedyOrderOption, vps.RemedyRevokeToken,
 	}
 }
 

@@ -361,8 +361,9 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	default:
 		i.add(
 			vps.CheckUnfinished, "", "", fmt.Sprintf("the snapshot is recorded as %s and nothing works on it", s.State),
-			remedyLog(),
+			repairBy("have the record of the VPS made again from its definition and its files"),
 		)
+		i.repairable()
 	}
 	// add named the current snapshot; this finding is about s.
 	i.findings[len(i.findings)-1].Snapshot = s.ID

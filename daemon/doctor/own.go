@@ -82,18 +82,23 @@ func (d *Doctor) recordAgain(ctx context.Context, f vps.Finding, actor vps.Actor
 			return tx.ForgetDamagedOver(ctx, f.VPS)
 		})
 	}
-	dom, err := d.inventory.Read(ctx, f.VPS)
+	return d.adoptAgain(ctx, f.VPS, actor)
+}
+
+// adoptAgain makes what is recorded of a VPS's snapshot and operation again from the host.
+func (d *Doctor) adoptAgain(ctx context.Context, id string, actor vps.Actor) (string, error) {
+	dom, err := d.inventory.Read(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.SetAside(ctx, f.VPS) }); err != nil {
+	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.SetAside(ctx, id) }); err != nil {
 		return "", err
 	}
 	done := "the host tells of no snapshot, so none is recorded"
 	if adoption.Speaks(dom) {
-		if done, err = d.adopter.Adopt(ctx, f.VPS, actor); err != nil {
+		if done, err = d.adopter.Adopt(ctx, id, actor); err != nil {
 			return "", err
 		}
 	}
-	return done, d.store.Write(ctx, func(tx *store.Tx) error { return tx.ForgetDamagedState(ctx, f.VPS) })
+	return done, d.store.Write(ctx, func(tx *store.Tx) error { return tx.ForgetDamagedState(ctx, id) })
 }

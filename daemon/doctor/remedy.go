@@ -128,14 +128,6 @@ func remedyDelete(id string) vps.Remedy {
 	return remedy(vps.RemedyFinishDeletion, "finish the deletion", argv("vpssnap", "delete", id))
 }
 
-// remedyLog is for what only a restart, or a person with the log, can cure.
-func remedyLog() vps.Remedy {
-	return remedy(
-		vps.RemedyRestartDaemon, "restart the daemon, which takes up what it finds, and read its log", argv("systemctl", "restart", "vpssnapd"),
-		argv("journalctl", "-u", "vpssnapd"),
-	)
-}
-
 // remedyRenew is for a snapshot that is whole but no longer covers the VPS as it is. It is
 // an offer only: the old snapshot may be the one that the customer wants back.
 func remedyRenew(id string) vps.Remedy {

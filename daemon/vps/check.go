@@ -100,7 +100,6 @@ const (
 	// With commands, in the order of what they touch: nothing, the record, a definition, files.
 
 	RemedySeeLibvirt      RemedyKind = "see_libvirt"
-	RemedyRestartDaemon   RemedyKind = "restart_daemon"
 	RemedyFindFile        RemedyKind = "find_file"
 	RemedyLeaveFile       RemedyKind = "leave_file"
 	RemedyLookAtLayers    RemedyKind = "look_at_layers"
