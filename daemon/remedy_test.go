@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -249,4 +250,91 @@ func oldLayer(w *world, id string) func() {
 	})
 	w.host.MergeReadyAfter(0)
 	return nil
+}
+
+// kinds are those of all remedies that doctor prints, with their commands.
+func (w *world) kinds() map[vps.RemedyKind]string {
+	w.t.Helper()
+	kinds := map[vps.RemedyKind]string{}
+	for _, f := range mustCheck(w) {
+		for _, r := range f.Remedies {
+			kinds[r.Kind] += fmt.Sprint(r.Commands)
+		}
+	}
+	return kinds
+}
+
+// TestRemedyNamesTheDiskAsItIsNow (FAULTS row 38): a panel gave the disk another name, and
+// the old name to another disk.
+func TestRemedyNamesTheDiskAsItIsNow(t *testing.T) {
+	for kind, make := range map[vps.RemedyKind]func(w *world, d vps.SnapshotDisk){
+		vps.RemedyRescueDisk:  func(w *world, d vps.SnapshotDisk) { w.must(os.Remove(d.Overlay)) },
+		vps.RemedyMergeByHand: func(w *world, d vps.SnapshotDisk) { w.touched(d.Base) },
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			w := newWorld(t, nil)
+			id := w.vps("web1", hypervisor.Running, twoOfEach...)
+			w.take(id, vps.TakeRequest{})
+			d := w.disk(id)
+			w.must(w.host.Edit(id, func(dom *hypervisor.Domain) {
+				for _, disks := range [][]hypervisor.Disk{dom.Disks, dom.PersistentDisks} {
+					disks[0].Target, disks[1].Target = "vdb", "vda"
+				}
+			}))
+			make(w, d)
+			if got := w.kinds()[kind]; !strings.Contains(got, id+" vdb ") || strings.Contains(got, id+" vda ") {
+				t.Errorf("%s uses vdb now, and told is %s", d.Overlay, got)
+			}
+		})
+	}
+}
+
+// TestNoRemedyTouchesWhatAnotherUses (FAULTS row 33): another VPS uses a file that would be
+// merged into, moved or removed, by its name or by another.
+func TestNoRemedyTouchesWhatAnotherUses(t *testing.T) {
+	for what, name := range map[string]func(w *world, path string) string{
+		"by its name": func(_ *world, path string) string { return path },
+		"by a link": func(w *world, path string) string {
+			w.must(os.Link(path, path+".link"))
+			return path + ".link"
+		},
+	} {
+		for without, make := range map[vps.RemedyKind]func(w *world, d vps.SnapshotDisk) (used string){
+			vps.RemedyMergeByHand: func(w *world, d vps.SnapshotDisk) string { w.touched(d.Base); return d.Base },
+			vps.RemedyPutBack: func(w *world, d vps.SnapshotDisk) string {
+				w.must(os.Rename(d.Base, d.Base+".x"))
+				return d.Base + ".x"
+			},
+		} {
+			t.Run(string(without)+" "+what, func(t *testing.T) {
+				w := newWorld(t, nil)
+				id := w.vps("web1", hypervisor.Running)
+				w.take(id, vps.TakeRequest{})
+				used := make(w, w.disk(id))
+				if w.kinds()[without] == "" {
+					t.Fatal("it is not offered where nobody uses it")
+				}
+				other := w.vps("web2", hypervisor.Off)
+				path := name(w, used)
+				w.must(w.host.Edit(other, func(d *hypervisor.Domain) { d.PersistentDisks[0].Path = path }))
+				w.eventually("it is not offered", func() bool { return w.kinds()[without] == "" })
+			})
+		}
+	}
+}
+
+// TestNoRemovalWhileLibvirtIsSilent: a file that no record names may be the disk of a VPS
+// that libvirt does not tell of now. It was told to be removed.
+func TestNoRemovalWhileLibvirtIsSilent(t *testing.T) {
+	w := newWorld(t, nil)
+	w.take(w.vps("web1", hypervisor.Running), vps.TakeRequest{})
+	w.must(os.WriteFile(filepath.Join(w.host.ImageDir(), "web9.qcow2.vpssnap-0123456789ab.vda.qcow2"), nil, 0o600))
+	if w.kinds()[vps.RemedyRemoveFile] == "" {
+		t.Error("with libvirt there it is not offered")
+	}
+	w.host.Disconnect()
+	if got := w.kinds()[vps.RemedyRemoveFile]; got != "" {
+		t.Errorf("offered is %s", got)
+	}
+	w.noRemoval()
 }
