@@ -338,3 +338,23 @@ func TestNoRemovalWhileLibvirtIsSilent(t *testing.T) {
 	}
 	w.noRemoval()
 }
+
+// TestCopiedDefinition (FAULTS row 33): a VPS was defined with the disks of another. The
+// repair that was offered could only refuse, and nothing may be merged for it.
+func TestCopiedDefinition(t *testing.T) {
+	w := newWorld(t, nil)
+	id := w.vps("web1", hypervisor.Off)
+	w.take(id, vps.TakeRequest{})
+	dom, err := w.host.Domain(ctx, id)
+	w.must(err)
+	clone := w.vps("clone", hypervisor.Off)
+	w.must(w.host.Edit(clone, func(d *hypervisor.Domain) { d.PersistentDisks, d.Metadata = dom.PersistentDisks, dom.Metadata }))
+	w.eventually("it is told", func() bool {
+		for _, f := range mustCheck(w) {
+			if f.VPS == clone && f.Code == vps.CheckUnrecordedSnapshot {
+				return !f.Repairable && strings.Contains(f.Detail, id) && f.Remedies[0].Kind == vps.RemedyRead
+			}
+		}
+		return false
+	})
+}

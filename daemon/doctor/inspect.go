@@ -421,9 +421,16 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 		i.add(vps.CheckUnreachable, "", "", "the files of a snapshot of which there is no record cannot be looked at: "+err.Error())
 		return
 	}
-	if known, err := i.d.store.Snapshot(ctx, r.Snap.ID); err == nil && adoption.MovedAway(known) &&
-		i.dom.State == hypervisor.Off {
+	switch known, err := i.d.store.Snapshot(ctx, r.Snap.ID); {
+	case err == nil && adoption.MovedAway(known) && i.dom.State == hypervisor.Off:
 		return // what a migration has left behind
+	case err == nil && known.VPS != i.id && len(adoption.OurImages(i.dom)) > 0:
+		// A repair was offered, which can only refuse: the snapshot is the other's.
+		other := i.d.inventory.Name(known.VPS)
+		i.add(vps.CheckUnrecordedSnapshot, "", "", "the VPS's definition was copied from the VPS "+other+" ("+known.VPS+
+			"), and names the files of its snapshot "+known.ID, remedy(vps.RemedyRead,
+			"never start both: give this one disks of its own, or undefine it without removing its storage"))
+		return
 	}
 	detail := "the VPS has the snapshot " + r.Snap.ID + ", of which there is no record"
 	switch {
