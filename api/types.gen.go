@@ -483,6 +483,129 @@ func (e Period) Valid() bool {
 	}
 }
 
+// Defines values for RemedyKind.
+const (
+	RemedyKindAttachDisk             RemedyKind = "attach_disk"
+	RemedyKindCancelOperation        RemedyKind = "cancel_operation"
+	RemedyKindCancelOption           RemedyKind = "cancel_option"
+	RemedyKindDefineAgain            RemedyKind = "define_again"
+	RemedyKindDefineGone             RemedyKind = "define_gone"
+	RemedyKindDeleteOldLayer         RemedyKind = "delete_old_layer"
+	RemedyKindEndJob                 RemedyKind = "end_job"
+	RemedyKindFindFile               RemedyKind = "find_file"
+	RemedyKindFinishDeletion         RemedyKind = "finish_deletion"
+	RemedyKindForgetLibvirtSnapshots RemedyKind = "forget_libvirt_snapshots"
+	RemedyKindGiveUp                 RemedyKind = "give_up"
+	RemedyKindGiveUpGone             RemedyKind = "give_up_gone"
+	RemedyKindLeaveFile              RemedyKind = "leave_file"
+	RemedyKindLookAtLayers           RemedyKind = "look_at_layers"
+	RemedyKindMergeAndGiveUp         RemedyKind = "merge_and_give_up"
+	RemedyKindMergeByHand            RemedyKind = "merge_by_hand"
+	RemedyKindMergeForeignOverlay    RemedyKind = "merge_foreign_overlay"
+	RemedyKindOrderOption            RemedyKind = "order_option"
+	RemedyKindPutAside               RemedyKind = "put_aside"
+	RemedyKindPutBack                RemedyKind = "put_back"
+	RemedyKindRead                   RemedyKind = "read"
+	RemedyKindRemoveFile             RemedyKind = "remove_file"
+	RemedyKindRemoveMetadata         RemedyKind = "remove_metadata"
+	RemedyKindRepair                 RemedyKind = "repair"
+	RemedyKindReplaceSnapshot        RemedyKind = "replace_snapshot"
+	RemedyKindRescueDisk             RemedyKind = "rescue_disk"
+	RemedyKindResumeOperation        RemedyKind = "resume_operation"
+	RemedyKindRevokeToken            RemedyKind = "revoke_token"
+	RemedyKindRewriteHeader          RemedyKind = "rewrite_header"
+	RemedyKindSeeLibvirt             RemedyKind = "see_libvirt"
+	RemedyKindSetRights              RemedyKind = "set_rights"
+	RemedyKindShutDown               RemedyKind = "shut_down"
+	RemedyKindTakeRightsAway         RemedyKind = "take_rights_away"
+	RemedyKindThaw                   RemedyKind = "thaw"
+	RemedyKindUseBase                RemedyKind = "use_base"
+	RemedyKindUseOverlay             RemedyKind = "use_overlay"
+	RemedyKindVouch                  RemedyKind = "vouch"
+)
+
+// Valid indicates whether the value is a known member of the RemedyKind enum.
+func (e RemedyKind) Valid() bool {
+	switch e {
+	case RemedyKindAttachDisk:
+		return true
+	case RemedyKindCancelOperation:
+		return true
+	case RemedyKindCancelOption:
+		return true
+	case RemedyKindDefineAgain:
+		return true
+	case RemedyKindDefineGone:
+		return true
+	case RemedyKindDeleteOldLayer:
+		return true
+	case RemedyKindEndJob:
+		return true
+	case RemedyKindFindFile:
+		return true
+	case RemedyKindFinishDeletion:
+		return true
+	case RemedyKindForgetLibvirtSnapshots:
+		return true
+	case RemedyKindGiveUp:
+		return true
+	case RemedyKindGiveUpGone:
+		return true
+	case RemedyKindLeaveFile:
+		return true
+	case RemedyKindLookAtLayers:
+		return true
+	case RemedyKindMergeAndGiveUp:
+		return true
+	case RemedyKindMergeByHand:
+		return true
+	case RemedyKindMergeForeignOverlay:
+		return true
+	case RemedyKindOrderOption:
+		return true
+	case RemedyKindPutAside:
+		return true
+	case RemedyKindPutBack:
+		return true
+	case RemedyKindRead:
+		return true
+	case RemedyKindRemoveFile:
+		return true
+	case RemedyKindRemoveMetadata:
+		return true
+	case RemedyKindRepair:
+		return true
+	case RemedyKindReplaceSnapshot:
+		return true
+	case RemedyKindRescueDisk:
+		return true
+	case RemedyKindResumeOperation:
+		return true
+	case RemedyKindRevokeToken:
+		return true
+	case RemedyKindRewriteHeader:
+		return true
+	case RemedyKindSeeLibvirt:
+		return true
+	case RemedyKindSetRights:
+		return true
+	case RemedyKindShutDown:
+		return true
+	case RemedyKindTakeRightsAway:
+		return true
+	case RemedyKindThaw:
+		return true
+	case RemedyKindUseBase:
+		return true
+	case RemedyKindUseOverlay:
+		return true
+	case RemedyKindVouch:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RestoreRequestPowerAfter.
 const (
 	RestoreRequestPowerAfterOff      RestoreRequestPowerAfter = "off"
@@ -1287,9 +1410,15 @@ type Remedy struct {
 	// Commands Lines for a shell on the host, quoted.
 	Commands []string `json:"commands"`
 
+	// Kind Which way it is. One with `read` has a text only.
+	Kind RemedyKind `json:"kind"`
+
 	// Text When this is the right way, and what it does.
 	Text string `json:"text"`
 }
+
+// RemedyKind Which way it is. One with `read` has a text only.
+type RemedyKind string
 
 // Repair defines model for Repair.
 type Repair struct {

@@ -55,7 +55,7 @@ func wireFinding(f vps.Finding) api.Finding {
 		Detail:      f.Detail,
 		Repairable:  f.Repairable,
 		Remedies: each(f.Remedies, func(r vps.Remedy) api.Remedy {
-			return api.Remedy{Text: r.Text, Commands: each(r.Commands, vps.Command.String)}
+			return api.Remedy{Kind: api.RemedyKind(r.Kind), Text: r.Text, Commands: each(r.Commands, vps.Command.String)}
 		}),
 	}
 }

@@ -96,7 +96,7 @@ func (d *Doctor) Checks(ctx context.Context) (vps.Report, error) {
 	if err := d.checkAll(ctx, inspections, &report); err != nil {
 		return report, err
 	}
-	orphans, err := d.checkFiles(ctx, domains)
+	orphans, err := d.checkFiles(ctx, domains, silent)
 	if err != nil {
 		return report, err
 	}

@@ -33,7 +33,7 @@ func (i *inspection) checkSnapshot(ctx context.Context, s vps.Snapshot) {
 	if s.State == vps.SnapshotBroken && s.Heals && strings.HasPrefix(s.Reason, adoption.HalfRestored) {
 		i.add(
 			vps.CheckSnapshotBroken, "", "", "the snapshot is broken: "+s.Reason,
-			remedy("it is available again when every disk has its right file: see the disk that has not"),
+			remedy(vps.RemedyRead, "it is available again when every disk has its right file: see the disk that has not"),
 		)
 	}
 	if i.present {
@@ -65,7 +65,7 @@ func (i *inspection) offerVouch(ctx context.Context, s vps.Snapshot) {
 // file looks at a recorded file and adds what is wrong with it. ok reports that it
 // is there and the one that was recorded.
 func (i *inspection) file(
-	ctx context.Context, disk, path string, inode uint64, what string, missing, replaced vps.CheckCode,
+	ctx context.Context, disk vps.SnapshotDisk, path string, inode uint64, what string, missing, replaced vps.CheckCode,
 ) (hypervisor.File, bool) {
 	// With inode 0 none is recorded, and only the presence is checked.
 	file, err := i.d.host.Stat(ctx, path)
@@ -73,19 +73,19 @@ func (i *inspection) file(
 	case errors.Is(err, fs.ErrNotExist):
 		i.add(
 			missing,
-			disk,
+			disk.Target,
 			path,
 			fmt.Sprintf("%s is missing: %s (inode %d)", what, path, inode),
 			i.remediesMissing(ctx, disk, path, inode)...)
 	case err != nil:
-		i.add(vps.CheckUnreachable, disk, path, fmt.Sprintf("%s cannot be looked at: %v", what, err))
+		i.add(vps.CheckUnreachable, disk.Target, path, fmt.Sprintf("%s cannot be looked at: %v", what, err))
 	case inode != 0 && file.Inode != inode:
 		i.add(
 			replaced,
-			disk,
+			disk.Target,
 			path,
 			fmt.Sprintf("%s was replaced: %s has inode %d, recorded is %d", what, path, file.Inode, inode),
-			i.remediesReplaced(ctx, path, inode)...)
+			i.remediesReplaced(ctx, disk, path, inode)...)
 	default:
 		return file, true
 	}
@@ -96,7 +96,7 @@ func (i *inspection) file(
 // to it after the moment of the snapshot: one byte in a base spoils the overlay above it.
 func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 	base, ok := i.file(
-		ctx, disk.Target, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase,
+		ctx, disk, disk.Base, disk.BaseInode, "the snapshot's data", vps.CheckMissingBase, vps.CheckReplacedBase,
 	)
 	// An earlier time proves nothing: a power cut may put it back.
 	if ok && !disk.BaseModified.IsZero() && base.Modified.After(disk.BaseModified) { // see damage
@@ -109,7 +109,7 @@ func (i *inspection) checkBase(ctx context.Context, disk vps.SnapshotDisk) {
 					"was taken",
 				base.Modified.UTC().Format(timeFormat), disk.BaseModified.UTC().Format(timeFormat),
 			),
-			i.remedyBaseWritten(disk),
+			i.remedyBaseWritten(ctx, disk),
 		)
 	}
 }
@@ -122,7 +122,7 @@ const timeFormat = "2006-01-02T15:04:05.000Z"
 // it is the one we made, who can use it, and that its header names the base.
 func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.SnapshotDisk) {
 	file, ok := i.file(
-		ctx, disk.Target, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay,
+		ctx, disk, disk.Overlay, disk.OverlayInode, "the disk's present data", vps.CheckMissingOverlay,
 		vps.CheckReplacedOverlay,
 	)
 	if !ok {
@@ -133,7 +133,7 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 		i.add(
 			vps.CheckReplacedOverlay, disk.Target, disk.Overlay,
 			fmt.Sprintf("the overlay was cut short (truncated) to %d bytes: %s", file.Size, disk.Overlay),
-			remedy("a part of what the VPS has written is lost: keep the VPS off, keep both files, and write the content "+
+			remedy(vps.RemedyRead, "a part of what the VPS has written is lost: keep the VPS off, keep both files, and write the content "+
 				"of the overlay back into that same file from your backup"),
 		)
 		return
@@ -151,7 +151,7 @@ func (i *inspection) checkOverlay(ctx context.Context, s vps.Snapshot, disk vps.
 			disk.Overlay,
 			fmt.Sprintf("the overlay lies on %s (%s) by its header, and on %s (%s) by the record",
 				image.OrNone(img.Backing), image.OrNone(img.BackingFormat), disk.Base, disk.BaseFormat),
-			remedyHeader(i.id, disk),
+			i.remedyHeader(ctx, disk),
 		)
 	case img.VirtualSize != disk.SizeBytes:
 		i.add(
@@ -171,7 +171,7 @@ func (i *inspection) checkUndo(ctx context.Context, disk vps.SnapshotDisk) {
 		return
 	}
 	const what = "the disk from before the last restore"
-	file, ok := i.file(ctx, disk.Target, disk.Undo, disk.UndoInode, what, vps.CheckMissingUndo, vps.CheckMissingUndo)
+	file, ok := i.file(ctx, disk, disk.Undo, disk.UndoInode, what, vps.CheckMissingUndo, vps.CheckMissingUndo)
 	if ok {
 		i.checkRights(ctx, disk, disk.Undo, what, file)
 	}
@@ -183,7 +183,7 @@ func (i *inspection) checkNVRAM(ctx context.Context, s vps.Snapshot) {
 	// Its inode is not recorded: a copy from a backup serves as well.
 	if s.NVRAMSaved != "" {
 		i.file(
-			ctx, "", s.NVRAMSaved, 0, "the snapshot's copy of the UEFI variables", vps.CheckMissingNVRAM,
+			ctx, vps.SnapshotDisk{}, s.NVRAMSaved, 0, "the snapshot's copy of the UEFI variables", vps.CheckMissingNVRAM,
 			vps.CheckMissingNVRAM,
 		)
 	}
@@ -263,7 +263,7 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 		}
 		i.add(
 			vps.CheckDiskSetChanged, disk.Target, disk.Overlay, "the disk was removed from the "+where,
-			remedyAttach(i.id, disk, unplugged, undefined),
+			i.remedyAttach(ctx, disk, unplugged, undefined),
 		)
 		return
 	// No operation of ours runs, or run would have left it alone: the job is foreign.
@@ -271,7 +271,7 @@ func (i *inspection) checkDisk(ctx context.Context, s vps.Snapshot, disk vps.Sna
 		i.add(
 			vps.CheckForeignJob, disk.Target, live.Path,
 			"a block job of somebody else runs on the disk; if it writes into "+disk.Base+", the snapshot is lost",
-			remedyJob(i.id, disk),
+			remedyJob(i.id, live.Target),
 		)
 	}
 	var uses []hypervisor.Disk
@@ -315,12 +315,12 @@ func (i *inspection) checkSource(
 			disk.Target,
 			disk.Base,
 			detail+"; base and overlay may both hold new data",
-			i.remediesOnBase(s, disk, live)...)
+			i.remediesOnBase(ctx, s, disk, live)...)
 	// Somebody took a snapshot with virsh. Nothing is lost, but the chain is not ours to
 	// merge or to exchange.
 	case i.liesOn(ctx, use, disk.Overlay):
 		i.add(vps.CheckForeignSnapshot, disk.Target, use.Path, when+" another overlay on top of ours: "+use.Path,
-			i.remedyForeignOverlay(disk, use, live))
+			i.remedyForeignOverlay(ctx, disk, use, live))
 	default:
 		i.add(
 			vps.CheckDiskMoved,
@@ -328,7 +328,7 @@ func (i *inspection) checkSource(
 			use.Path,
 			fmt.Sprintf("%s another image than its overlay: %s instead of %s", when, image.OrNone(use.Path),
 				disk.Overlay),
-			i.remediesMoved(s)...)
+			i.remediesMoved(ctx, s)...)
 	}
 }
 
@@ -361,8 +361,9 @@ func (i *inspection) checkUnfinished(s vps.Snapshot) {
 	default:
 		i.add(
 			vps.CheckUnfinished, "", "", fmt.Sprintf("the snapshot is recorded as %s and nothing works on it", s.State),
-			remedyLog(),
+			repairBy("have the record of the VPS made again from its definition and its files"),
 		)
+		i.repairable()
 	}
 	// add named the current snapshot; this finding is about s.
 	i.findings[len(i.findings)-1].Snapshot = s.ID
@@ -426,9 +427,16 @@ func (i *inspection) checkUnrecorded(ctx context.Context) {
 		i.add(vps.CheckUnreachable, "", "", "the files of a snapshot of which there is no record cannot be looked at: "+err.Error())
 		return
 	}
-	if known, err := i.d.store.Snapshot(ctx, r.Snap.ID); err == nil && adoption.MovedAway(known) &&
-		i.dom.State == hypervisor.Off {
+	switch known, err := i.d.store.Snapshot(ctx, r.Snap.ID); {
+	case err == nil && adoption.MovedAway(known) && i.dom.State == hypervisor.Off:
 		return // what a migration has left behind
+	case err == nil && known.VPS != i.id && len(adoption.OurImages(i.dom)) > 0:
+		// A repair was offered, which can only refuse: the snapshot is the other's.
+		other := i.d.inventory.Name(known.VPS)
+		i.add(vps.CheckUnrecordedSnapshot, "", "", "the VPS's definition was copied from the VPS "+other+" ("+known.VPS+
+			"), and names the files of its snapshot "+known.ID, remedy(vps.RemedyRead,
+			"never start both: give this one disks of its own, or undefine it without removing its storage"))
+		return
 	}
 	detail := "the VPS has the snapshot " + r.Snap.ID + ", of which there is no record"
 	switch {
@@ -469,11 +477,7 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 					path,
 					"the disk's definition names a file of a snapshot that is gone: "+path+
 						"; the present data is in "+disk.Base,
-					remedy(
-						"shut the VPS down, keep both files, and let its definition name "+disk.Base+
-							" ("+disk.BaseFormat+") again",
-						argv("virsh", "shutdown", i.id), argv("virsh", "edit", i.id),
-					),
+					i.remedyUseBase(disk),
 				)
 				return true
 			}
@@ -482,9 +486,20 @@ func (i *inspection) checkOutdated(ctx context.Context) bool {
 	return false
 }
 
+// remedyUseBase: the definition names what was merged away.
+func (i *inspection) remedyUseBase(disk vps.SnapshotDisk) vps.Remedy {
+	w := remedy(vps.RemedyUseBase, "keep both files, and let the definition name "+disk.Base+" ("+disk.BaseFormat+
+		") again; the VPS must be off for that, or it goes on with old data")
+	if i.on() {
+		w.Commands = append(w.Commands, argv("virsh", "shutdown", i.id))
+	}
+	w.Commands = append(w.Commands, argv("virsh", "edit", i.id))
+	return w
+}
+
 // remedyMetadata takes metadata away of which nobody can say what it is worth.
 func (i *inspection) remedyMetadata() vps.Remedy {
-	return remedy("if nobody needs what it says, take it away",
+	return remedy(vps.RemedyRemoveMetadata, "if nobody needs what it says, take it away",
 		argv("virsh", "metadata", i.id, hypervisor.MetadataURI, "--config"),
 		argv("virsh", "metadata", i.id, hypervisor.MetadataURI, "--config", "--remove"))
 }
@@ -494,7 +509,7 @@ func (i *inspection) remedyUnrecorded() vps.Remedy {
 	// Nothing destructive among the commands: which file is the newest is for a person
 	// to find out.
 	w := remedy(
-		"keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand "+
+		vps.RemedyLookAtLayers, "keep all files; look at what each disk uses and what lies below it, and merge it into its base by hand "+
 			"(virsh blockcommit, qemu-img commit)",
 		argv("virsh", "domblklist", "--details", i.id),
 	)

@@ -19,7 +19,7 @@ import (
 // checkFiles finds files that are named as ours and that no record names, in all
 // directories where disks lie. The directories are listed before the record is
 // read: a file is recorded before it is made, and its record goes after it.
-func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([]vps.Finding, error) {
+func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain, silent bool) ([]vps.Finding, error) {
 	// Read first: a snapshot that is recorded while the directories are listed brings at
 	// worst a file that is looked up again below.
 	before, err1 := d.store.Snapshots(ctx)
@@ -50,7 +50,7 @@ func (d *Doctor) checkFiles(ctx context.Context, domains []hypervisor.Domain) ([
 	if err != nil {
 		return findings, err
 	}
-	who := &users{d: d, domains: domains}
+	who := &users{d: d, domains: domains, silent: silent}
 	told := map[pathname.ID]bool{} // a directory may be listed by two names
 	for _, path := range slices.Sorted(maps.Keys(listed)) {
 		id := image.SnapshotOf(path)
@@ -197,7 +197,7 @@ func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, user
 	switch {
 	case user != nil:
 		f.Detail += "; an image of the VPS " + user.Name + " lies on it"
-		f.Remedies = []vps.Remedy{remedy("it is in use: leave it", argv("virsh", "domblklist", "--details", user.ID))}
+		f.Remedies = []vps.Remedy{remedy(vps.RemedyLeaveFile, "it is in use: leave it", argv("virsh", "domblklist", "--details", user.ID))}
 	case err == nil && adoption.MergedAway(recorded) && recordedInode(recorded, path) == inode:
 		f.Code = vps.CheckStaleOverlay
 		f.Detail = "the file is left from a snapshot that is gone by the record: " + path
@@ -211,8 +211,10 @@ func (d *Doctor) orphan(ctx context.Context, path, id string, inode uint64, user
 	case err == nil:
 		f.Detail += "; its snapshot was given up, so it may be the newest data of " + f.VPSName
 	}
-	if !sure {
+	if !sure && user == nil {
 		f.Detail += "; not every image of this host could be read, so one that lies on it may have been missed"
+		f.Remedies = []vps.Remedy{remedy(vps.RemedyRead, "leave it until every VPS and every image of this host can be "+
+			"read, then ask doctor again")}
 	}
 	return &f, nil
 }
@@ -234,6 +236,8 @@ func recordedInode(s vps.Snapshot, path string) uint64 {
 type users struct {
 	d       *Doctor
 	domains []hypervisor.Domain
+	// silent: libvirt did not answer, and any file may be in use.
+	silent bool
 	// stated are the files that definitions name; read when it is first needed.
 	stated map[pathname.ID]bool
 	// below is who lies on a file by the headers of images whose chain no
@@ -261,7 +265,7 @@ func (u *users) direct(path string) bool {
 // above finds a VPS with an image that lies on the file by its header.
 func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain, sure bool) {
 	if u.below == nil {
-		u.below, u.sure = map[pathname.ID]*hypervisor.Domain{}, true
+		u.below, u.sure = map[pathname.ID]*hypervisor.Domain{}, !u.silent
 		for i := range u.domains {
 			u.readHeaders(ctx, &u.domains[i])
 		}
@@ -271,7 +275,7 @@ func (u *users) above(ctx context.Context, path string) (user *hypervisor.Domain
 }
 
 // readHeaders follows the backing chain in the files where libvirt gave none. A chain that
-// cannot be read to its end makes us unsure, and then nothing is called an orphan.
+// cannot be read to its end makes us unsure, and then no removal is offered.
 func (u *users) readHeaders(ctx context.Context, dom *hypervisor.Domain) {
 	for _, disk := range slices.Concat(dom.Disks, dom.PersistentDisks) {
 		if disk.ChainKnown || disk.Type != "file" || disk.Path == "" || disk.Device != "disk" {

@@ -20,11 +20,11 @@ func (d *Doctor) checkOwn(ctx context.Context) []vps.Finding {
 	var findings []vps.Finding
 	for _, err := range d.judge(ctx) {
 		f := vps.Finding{Code: vps.CheckUnreachable, Detail: err.Error(), Remedies: []vps.Remedy{
-			remedy("put a regular file there that can be read at once; the daemon would not start with this one")}}
+			remedy(vps.RemedyRead, "put a regular file there that can be read at once; the daemon would not start with this one")}}
 		if unsafe, ok := errors.AsType[*hostfile.Unsafe](err); ok {
 			f.Code, f.Path = vps.CheckWrongModeOrOwner, unsafe.Path
 			f.Detail = unsafe.Path + " is not safe: " + unsafe.Why + "; the daemon would not start with it"
-			f.Remedies = []vps.Remedy{remedy("take the rights away from others", unsafe.Cure)}
+			f.Remedies = []vps.Remedy{remedy(vps.RemedyTakeRightsAway, "take the rights away from others", unsafe.Cure)}
 		}
 		findings = append(findings, f)
 	}
@@ -59,15 +59,15 @@ func (d *Doctor) checkRecord(ctx context.Context) ([]vps.Finding, error) {
 func remedyDamaged(row store.DamagedRow) []vps.Remedy {
 	switch {
 	case !row.Open:
-		return []vps.Remedy{remedy("nothing depends on it: it was over; have it forgotten", repairCommand)}
+		return []vps.Remedy{repairBy("nothing depends on it: it was over; have it forgotten")}
 	case row.Kind == "option":
-		return []vps.Remedy{remedy("order it again, as the order system does, with its reference and its end",
+		return []vps.Remedy{remedy(vps.RemedyOrderOption, "order it again, as the order system does, with its reference and its end",
 			argv("vpssnap", "option", "history", row.VPS), argv("vpssnap", "option", "order", row.VPS))}
 	case row.Kind == "token":
-		return []vps.Remedy{remedy("whoever uses it is refused: make another, and revoke this one",
+		return []vps.Remedy{remedy(vps.RemedyRevokeToken, "whoever uses it is refused: make another, and revoke this one",
 			argv("vpssnap", "token", "revoke", row.ID))}
 	}
-	return []vps.Remedy{remedy("have the record of the VPS made again from its definition and its files", repairCommand)}
+	return []vps.Remedy{repairBy("have the record of the VPS made again from its definition and its files")}
 }
 
 // recordAgain makes the record of a VPS from the host, as far as that tells of a snapshot,
@@ -82,18 +82,23 @@ func (d *Doctor) recordAgain(ctx context.Context, f vps.Finding, actor vps.Actor
 			return tx.ForgetDamagedOver(ctx, f.VPS)
 		})
 	}
-	dom, err := d.inventory.Read(ctx, f.VPS)
+	return d.adoptAgain(ctx, f.VPS, actor)
+}
+
+// adoptAgain makes what is recorded of a VPS's snapshot and operation again from the host.
+func (d *Doctor) adoptAgain(ctx context.Context, id string, actor vps.Actor) (string, error) {
+	dom, err := d.inventory.Read(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.SetAside(ctx, f.VPS) }); err != nil {
+	if err := d.store.Write(ctx, func(tx *store.Tx) error { return tx.SetAside(ctx, id) }); err != nil {
 		return "", err
 	}
 	done := "the host tells of no snapshot, so none is recorded"
 	if adoption.Speaks(dom) {
-		if done, err = d.adopter.Adopt(ctx, f.VPS, actor); err != nil {
+		if done, err = d.adopter.Adopt(ctx, id, actor); err != nil {
 			return "", err
 		}
 	}
-	return done, d.store.Write(ctx, func(tx *store.Tx) error { return tx.ForgetDamagedState(ctx, f.VPS) })
+	return done, d.store.Write(ctx, func(tx *store.Tx) error { return tx.ForgetDamagedState(ctx, id) })
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"vpssnapd/daemon/failpoint"
@@ -81,7 +82,10 @@ var sameMend = map[vps.CheckCode]string{
 	vps.CheckGuestOwed:           "guest",
 	vps.CheckUnrecordedSnapshot:  "record",
 	vps.CheckRecordDamaged:       "damaged record",
+	vps.CheckUnfinished:          "unfinished record",
 }
+
+var errBegun = errors.New("an operation has begun on the VPS")
 
 // mend looks at everything again under the VPS's lock before it changes anything.
 // RightDefinition takes the lock itself.
@@ -99,6 +103,12 @@ func (d *Doctor) mend(ctx context.Context, f vps.Finding, actor vps.Actor) (stri
 		return "the guest was let go", d.guests.KeepOwed(ctx, f.VPS)
 	case vps.CheckRecordDamaged:
 		return d.recordAgain(ctx, f, actor)
+	case vps.CheckUnfinished:
+		// It was nobody's when it was found; an operation that has begun since owns it.
+		if rec, err := d.store.Record(ctx, f.VPS); err != nil || rec.Operation != nil {
+			return "", errors.Join(err, errBegun)
+		}
+		return d.adoptAgain(ctx, f.VPS, actor)
 	case vps.CheckUnrecordedSnapshot:
 		return d.adopter.Adopt(ctx, f.VPS, actor)
 	}

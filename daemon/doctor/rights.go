@@ -80,7 +80,7 @@ func loginUser(uid uint32) bool { return uid >= 1000 && uid < 60000 }
 // remedyRights gives a file the rights of its base, but for what everybody may do. A list
 // goes first, and comes last: it gives the mode's middle digit another meaning.
 func remedyRights(disk vps.SnapshotDisk, path string, file, base hypervisor.File) vps.Remedy {
-	w := remedy("give it the rights of its base, and everybody else none")
+	w := remedy(vps.RemedySetRights, "give it the rights of its base, and everybody else none")
 	if file.ACL != "" && file.ACL != base.ACL {
 		w.Commands = append(w.Commands, argv("setfacl", "--remove-all", "--", path))
 	}

@@ -92,8 +92,57 @@ type Finding struct {
 	Remedies []Remedy
 }
 
+// RemedyKind names one way out. The set is part of the REST contract, and a test runs each
+// in its situation.
+type RemedyKind string
+
+const (
+	// With commands, in the order of what they touch: nothing, the record, a definition, files.
+
+	RemedySeeLibvirt      RemedyKind = "see_libvirt"
+	RemedyFindFile        RemedyKind = "find_file"
+	RemedyLeaveFile       RemedyKind = "leave_file"
+	RemedyLookAtLayers    RemedyKind = "look_at_layers"
+	RemedyShutDown        RemedyKind = "shut_down"
+	RemedyRepair          RemedyKind = "repair"
+	RemedyThaw            RemedyKind = "thaw"
+	RemedyResumeOperation RemedyKind = "resume_operation"
+	RemedyCancelOperation RemedyKind = "cancel_operation"
+	RemedyVouch           RemedyKind = "vouch"
+	RemedyGiveUp          RemedyKind = "give_up"
+	RemedyGiveUpGone      RemedyKind = "give_up_gone"
+	RemedyFinishDeletion  RemedyKind = "finish_deletion"
+	RemedyDeleteOldLayer  RemedyKind = "delete_old_layer"
+	RemedyReplaceSnapshot RemedyKind = "replace_snapshot"
+	RemedyDefineGone      RemedyKind = "define_gone"
+	RemedyCancelOption    RemedyKind = "cancel_option"
+	RemedyOrderOption     RemedyKind = "order_option"
+	RemedyRevokeToken     RemedyKind = "revoke_token"
+	RemedyDefineAgain     RemedyKind = "define_again"
+	RemedyUseOverlay      RemedyKind = "use_overlay"
+	RemedyUseBase         RemedyKind = "use_base"
+	RemedyAttachDisk      RemedyKind = "attach_disk"
+	RemedyRemoveMetadata  RemedyKind = "remove_metadata"
+	RemedyForgetSnapshots RemedyKind = "forget_libvirt_snapshots"
+	RemedyEndJob          RemedyKind = "end_job"
+	RemedyMergeByHand     RemedyKind = "merge_by_hand"
+	RemedyMergeAndGiveUp  RemedyKind = "merge_and_give_up"
+	RemedyMergeForeign    RemedyKind = "merge_foreign_overlay"
+	RemedyRescueDisk      RemedyKind = "rescue_disk"
+	RemedyPutBack         RemedyKind = "put_back"
+	RemedyPutAside        RemedyKind = "put_aside"
+	RemedyRewriteHeader   RemedyKind = "rewrite_header"
+	RemedySetRights       RemedyKind = "set_rights"
+	RemedyTakeRightsAway  RemedyKind = "take_rights_away"
+	RemedyRemoveFile      RemedyKind = "remove_file"
+
+	// RemedyRead has a text only: what is to be done cannot be typed.
+	RemedyRead RemedyKind = "read"
+)
+
 // Remedy is one way out: when it is the right one, and the commands for it.
 type Remedy struct {
+	Kind     RemedyKind
 	Text     string
 	Commands []Command
 }
