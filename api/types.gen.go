@@ -488,6 +488,7 @@ const (
 	RemedyKindAttachDisk             RemedyKind = "attach_disk"
 	RemedyKindCancelOperation        RemedyKind = "cancel_operation"
 	RemedyKindCancelOption           RemedyKind = "cancel_option"
+	RemedyKindCompleteNote           RemedyKind = "complete_note"
 	RemedyKindDefineAgain            RemedyKind = "define_again"
 	RemedyKindDefineGone             RemedyKind = "define_gone"
 	RemedyKindDeleteOldLayer         RemedyKind = "delete_old_layer"
@@ -505,6 +506,7 @@ const (
 	RemedyKindOrderOption            RemedyKind = "order_option"
 	RemedyKindPutAside               RemedyKind = "put_aside"
 	RemedyKindPutBack                RemedyKind = "put_back"
+	RemedyKindPutNoteAside           RemedyKind = "put_note_aside"
 	RemedyKindRead                   RemedyKind = "read"
 	RemedyKindRemoveFile             RemedyKind = "remove_file"
 	RemedyKindRemoveMetadata         RemedyKind = "remove_metadata"
@@ -532,6 +534,8 @@ func (e RemedyKind) Valid() bool {
 	case RemedyKindCancelOperation:
 		return true
 	case RemedyKindCancelOption:
+		return true
+	case RemedyKindCompleteNote:
 		return true
 	case RemedyKindDefineAgain:
 		return true
@@ -566,6 +570,8 @@ func (e RemedyKind) Valid() bool {
 	case RemedyKindPutAside:
 		return true
 	case RemedyKindPutBack:
+		return true
+	case RemedyKindPutNoteAside:
 		return true
 	case RemedyKindRead:
 		return true

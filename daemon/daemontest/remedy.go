@@ -23,6 +23,12 @@ func RemediesOnFake() []vps.RemedyKind {
 	}
 }
 
+// RemediesOfStrikes are those for a libvirtd that was killed at one moment: the tests that kill
+// it there, TestLibvirtdDies of cmd/internal/site, run them.
+func RemediesOfStrikes() []vps.RemedyKind {
+	return []vps.RemedyKind{vps.RemedyNoteAside, vps.RemedyCompleteNote}
+}
+
 // Remedies are all kinds that have commands, from the source: none can be forgotten.
 func Remedies(t *testing.T) (kinds []vps.RemedyKind) {
 	t.Helper()

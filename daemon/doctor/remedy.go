@@ -62,19 +62,21 @@ func remedyAstray(a hypervisor.Astray) vps.Remedy {
 	const dontStart = "do not start the VPS, and restart libvirt, which leaves guests alone"
 	switch {
 	case a.PID == 0:
-		return remedy("libvirt died when it had not started QEMU yet: put its note of that aside, and restart libvirt, "+
-			"which leaves guests alone; the VPS is off then", argv("mv", "-nT", "--", a.Status, a.Status+".put-aside"), restartLibvirt)
+		return remedy(vps.RemedyNoteAside, "libvirt died when it had not started QEMU yet: put its note of that aside, and "+
+			"restart libvirt, which leaves guests alone; the VPS is off then",
+			argv("mv", "-nT", "--", a.Status, a.Status+".put-aside"), restartLibvirt)
 	case a.Jobless:
 		// What QEMU does is asked of QEMU afterwards; the words only make the note readable.
-		return remedy("libvirt died when a merge had ended, and cannot read its note of the VPS: complete that, "+dontStart,
+		return remedy(vps.RemedyCompleteNote, "libvirt died when a merge had ended, and cannot read its note of the VPS: "+
+			"complete that, "+dontStart,
 			argv("sed", "-i", "s/<mirror type='file' job=''>/<mirror type='file' job='active-commit' ready='pivot'>/", a.Status),
 			restartLibvirt)
 	case a.Status != "":
-		return remedy("libvirt cannot read its note of the VPS, "+a.Status+", and says why when it starts: cure that, "+
-			dontStart, argv("journalctl", "-u", "libvirtd", "-u", "virtqemud"), restartLibvirt)
+		return remedy(vps.RemedyRead, "libvirt cannot read its note of the VPS, "+a.Status+", and says why when it starts "+
+			"(journalctl -u libvirtd -u virtqemud): cure that, "+dontStart)
 	}
-	return remedy(fmt.Sprintf("libvirt has no note of the VPS any more: have the guest shut itself down, or end its QEMU "+
-		"(process %d) when that is agreed with its owner; start it only when that process is gone", a.PID))
+	return remedy(vps.RemedyRead, fmt.Sprintf("libvirt has no note of the VPS any more: have the guest shut itself down, or "+
+		"end its QEMU (process %d) when that is agreed with its owner; start it only when that process is gone", a.PID))
 }
 
 // parkedDetail says where the operation stopped, why, and whether its VPS is still the one

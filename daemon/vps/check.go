@@ -135,6 +135,8 @@ const (
 	RemedySetRights       RemedyKind = "set_rights"
 	RemedyTakeRightsAway  RemedyKind = "take_rights_away"
 	RemedyRemoveFile      RemedyKind = "remove_file"
+	RemedyNoteAside       RemedyKind = "put_note_aside"
+	RemedyCompleteNote    RemedyKind = "complete_note"
 
 	// RemedyRead has a text only: what is to be done cannot be typed.
 	RemedyRead RemedyKind = "read"

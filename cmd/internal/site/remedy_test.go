@@ -133,7 +133,7 @@ func TestEveryRemedyIsRun(t *testing.T) {
 	for kind := range ofTheHost {
 		ran[kind] = true
 	}
-	for _, kind := range daemontest.RemediesOnFake() {
+	for _, kind := range slices.Concat(daemontest.RemediesOnFake(), daemontest.RemediesOfStrikes()) {
 		ran[api.RemedyKind(kind)] = true
 	}
 	for _, kind := range daemontest.Remedies(t) {
