@@ -29,7 +29,7 @@ MINUTES ?= 30
 SEED    ?= 0
 
 build: deps
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/ ./cmd/...
+	$(GO) build -ldflags '$(LDFLAGS)' -o build/ ./cmd/...
 	VERSION='$(VERSION)' GO='$(GO)' packaging/build-docs build/share
 
 demo: build

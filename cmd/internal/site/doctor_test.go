@@ -70,16 +70,12 @@ func TestDoctor(t *testing.T) {
 	h := newHost(t, "")
 	for name, test := range map[string]func(h *host, name string){
 		"on-top-running": func(h *host, name string) { h.foreignOnTop(name, "running") },
-		"on-top-off":     func(h *host, name string) { h.foreignOnTop(name, "shut off") },
 		"base-defined":   (*host).baseDefined,
 		"base-away":      (*host).baseAway,
 		"overlay-gone":   (*host).overlayGone,
 		"orphan":         (*host).orphan,
-		"undefined":      (*host).undefinedRunning,
-		"detached":       (*host).detached,
 		"resized":        (*host).resized,
 		"by-hand-merged": (*host).mergedByHand,
-		"mode":           (*host).mode,
 		"renamed":        (*host).renamed,
 		"given-away":     (*host).givenAway,
 		"copied-off":     func(h *host, name string) { h.copied(name, "shut off") },
@@ -281,28 +277,6 @@ func (h *host) orphan(name string) {
 	h.works(name)
 }
 
-// undefinedRunning: a running VPS is undefined, and defined again from what runs.
-func (h *host) undefinedRunning(name string) {
-	h.snapped(name, "running")
-	h.virsh("undefine", name)
-	f := h.finds("vps_gone")
-	h.paste(f.Remedies[0])
-	h.eventually("doctor is content", func() bool { _, _, code := h.CLI(h.t.Context(), "doctor"); return code == 0 })
-	h.works(name)
-}
-
-// detached: a disk is unplugged by hand.
-func (h *host) detached(name string) {
-	h.snapped(name, "running")
-	h.virsh("detach-disk", name, "vdb", "--config")
-	f := h.finds("disk_set_changed")
-	if f.Disk != "vdb" {
-		h.t.Errorf("found %+v", f)
-	}
-	h.paste(f.Remedies[0])
-	h.works(name)
-}
-
 func (h *host) resized(name string) {
 	h.snapped(name, "running")
 	h.virsh("blockresize", name, "vda", "24M")
@@ -338,14 +312,6 @@ func (h *host) mergedByHand(name string) {
 	h.clean(name)
 	h.take(name, api.TakeRequest{})
 	h.remove(name)
-}
-
-func (h *host) mode(name string) {
-	h.snapped(name, "running")
-	h.must(os.Chmod(h.path(name, "vda"), 0o644))
-	f := h.finds("wrong_mode_or_owner")
-	h.paste(f.Remedies[0])
-	h.works(name)
 }
 
 func (h *host) renamed(name string) {

@@ -19,7 +19,7 @@ func TestRounds(t *testing.T) {
 	h.define(lab.Spec{Name: "web1", Disks: []lab.DiskSpec{{Target: "vda", SizeBytes: 16 << 20}}}, "running")
 	before := h.look("web1")
 	var files, memory int
-	for round := range 50 {
+	for round := range 25 {
 		h.write(byte(round))
 		h.take("web1", api.TakeRequest{})
 		if n := len(h.chain(h.path("web1", "vda"))); n != 2 {
@@ -38,7 +38,7 @@ func TestRounds(t *testing.T) {
 			files, memory = h.openFiles(), h.memory()
 		}
 	}
-	h.must(h.Lab.CheckDisk(t.Context(), "web1", "vda", 0, 49, 64<<10))
+	h.must(h.Lab.CheckDisk(t.Context(), "web1", "vda", 0, 24, 64<<10))
 	if n := h.openFiles(); n > files+3 {
 		t.Errorf("the daemon has %d files open, it had %d after 10 rounds", n, files)
 	}
