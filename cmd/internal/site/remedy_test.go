@@ -163,7 +163,8 @@ func TestRemediesOfTheHost(t *testing.T) {
 // patient is a VPS with a snapshot in a situation.
 type patient struct {
 	*host
-	name, name2, id string
+	name, name2     string
+	own, id         string // the VPS's id, and that of the VPS which the finding is about
 	before, after   string // its definitions, without and with the snapshot
 	bases, overlays map[string]string
 	guest, snap     map[string]string // hashes of the disks
@@ -217,7 +218,8 @@ func (h *host) patient(what string, s situation) *patient {
 		d.Path = p.file(d.Target)
 		p.bases[d.Target] = d.Path
 	}
-	p.id = h.define(spec, s.state)
+	p.own = h.define(spec, s.state)
+	p.id = p.own
 	p.before = h.virsh("dumpxml", "--inactive", "--security-info", p.name)
 	h.fill(p.name, 'a')
 	p.snap = p.hashes()
@@ -347,6 +349,11 @@ func (p *patient) finish() {
 		_, err := p.Lab.Virsh(p.t.Context(), "destroy", name)
 		_, err2 := p.Lab.Virsh(p.t.Context(), "undefine", "--snapshots-metadata", name)
 		_ = errors.Join(err, err2) // as it may be off, or gone
+	}
+	for _, id := range []string{p.own, p.id} {
+		// Their codes are those of a VPS that is gone, and perhaps has neither.
+		p.CLI(p.t.Context(), "delete", id, "--yes")
+		p.CLI(p.t.Context(), "option", "cancel", id, "--now", "--yes")
 	}
 	files, err := os.ReadDir(p.Lab.ImageDir())
 	p.must(err)
