@@ -19,6 +19,7 @@ import (
 	"vpssnapd/daemon/merge"
 	"vpssnapd/daemon/notify"
 	"vpssnapd/daemon/snapshot"
+	"vpssnapd/daemon/store"
 	"vpssnapd/daemon/vps"
 	"vpssnapd/hypervisor"
 	"vpssnapd/hypervisor/fake"
@@ -43,6 +44,9 @@ var operator = vps.Actor{Name: "test", Way: vps.WayOperator}
 func newWorld(t *testing.T, config func(*daemon.Config)) *world {
 	t.Helper()
 	w := &world{t: t, hostDir: t.TempDir(), stateDir: t.TempDir(), log: &daemontest.Buffer{}, config: config}
+	empty, err := emptyDatabase()
+	w.must(err)
+	w.must(os.WriteFile(filepath.Join(w.stateDir, store.FileName), empty, 0o600))
 	w.open()
 	t.Cleanup(func() {
 		w.close()
@@ -52,6 +56,25 @@ func newWorld(t *testing.T, config func(*daemon.Config)) *world {
 	})
 	return w
 }
+
+// emptyDatabase is one that has just been made. To make it takes as long as what many
+// worlds then do with it.
+var emptyDatabase = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "empty-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, store.FileName)
+	db, err := store.Open(context.Background(), path, nil)
+	if err == nil {
+		err = db.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
 
 // open starts a daemon on a new connection to the host.
 func (w *world) open() {
