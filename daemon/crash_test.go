@@ -357,16 +357,18 @@ func begin(c crashCase, w *world, id string, struck <-chan struct{}, how death) 
 		op  vps.Operation
 		err error
 	}
-	answered := make(chan answer, 1)
+	asked, answered := make(chan struct{}), make(chan answer, 1)
 	go func() {
+		close(asked)
 		op, err := c.begin(w, id)
 		answered <- answer{op, err}
 	}()
 	select {
 	case a := <-answered:
 		return a.op, a.err
-	case <-struck:
+	case <-struck: // perhaps by something else that this daemon does
 	}
+	<-asked // of this daemon, and not of the one that follows
 	var late <-chan time.Time
 	if how != loseLibvirt {
 		late = time.After(200 * time.Millisecond)
