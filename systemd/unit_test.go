@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// exposureAtMost is in tenths, as systemd-analyze security --threshold= wants it.
-const exposureAtMost = "20"
+// exposureAtMost is in tenths, as systemd-analyze security --threshold= wants it. One tenth of
+// it is that the daemon sees which QEMUs run (FAULTS.md row 44).
+const exposureAtMost = "21"
 
 // TestSandbox holds the unit to its exposure, and to a reason for all that is left open.
 func TestSandbox(t *testing.T) {
