@@ -1,9 +1,6 @@
 package daemon_test
 
 import (
-	"database/sql"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -32,15 +29,9 @@ func TestDamagedRow(t *testing.T) {
 				w.write(one, "vda", 0, 'b')
 			}
 			snap := w.snapshot(id)
-			w.close()
-			db, err := sql.Open("sqlite", "file:"+filepath.Join(w.stateDir, "vpssnapd.db"))
-			w.must(err)
-			_, err = db.ExecContext(ctx, fmt.Sprintf(change, id))
-			w.must(err)
-			w.must(db.Close())
-			w.open()
+			damage(change)(w, id)
 
-			_, err = w.daemon.Snapshots.Snapshot(ctx, id)
+			_, err := w.daemon.Snapshots.Snapshot(ctx, id)
 			w.refuses(vps.CodeVPSChanged, err)
 			_, err = w.daemon.Snapshots.Restore(ctx, id, vps.RestoreRequest{Confirm: snap.ID}, operator)
 			w.refuses(vps.CodeVPSChanged, err)
